@@ -1,0 +1,1 @@
+//! Benchmarks: criterion for the pieces, two pinned processes for the whole.

@@ -1,0 +1,1 @@
+//! Owned shared memory and the descriptors that wake it, handed between Linux processes: messages without copies and without system calls.

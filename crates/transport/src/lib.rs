@@ -1,0 +1,1 @@
+//! Unix sockets that carry typed messages and descriptors: SCM_RIGHTS without loss, leak or surprise.
