@@ -1,0 +1,184 @@
+//! Mappings of memfds, with an optional mirror, and the word accesses on them.
+//!
+//! # Safety
+//!
+//! The pages here are outside of every allocation Rust knows of: their address comes from mmap(2), and other
+//! processes see them. What makes each access in this module sound:
+//!
+//! 1. **In bounds.** A [`Mapping`] owns `header + 2 * ring` (or `header`) bytes of address space until it is
+//!    dropped. Positions are masked with `capacity - 1`, so no value from a peer can leave it, and a range
+//!    of up to `capacity` bytes that starts inside the ring ends inside its mirror.
+//! 2. **No SIGBUS.** A peer's memory is mapped only by [`Remote::open`](crate::Remote::open) after the seals
+//!    SHRINK and FUTURE_WRITE were seen on it, so it can neither be truncated nor punched (memfd_create(2);
+//!    measured for all ways in). Own memory was allocated before it was mapped.
+//! 3. **One size per address.** Words are only ever accessed as 64-bit atomics, 8-aligned.
+//! 4. **Read-only pages.** A mapping of a peer's memory is `PROT_READ`; only `Relaxed` loads are done on it.
+//! 5. **Mirrors.** The ring's second image is the same memory at another address. Header words are always
+//!    accessed at their first image. Payload bytes of one record are accessed through one image; the same
+//!    bytes are reused through the other only a lap later, after the refresh that loaded the readers'
+//!    cursors and fenced, and addresses from mmap are opaque to the compiler.
+
+use std::{io, ptr, ptr::NonNull, sync::atomic::AtomicU64};
+
+use rustix::{
+    fd::BorrowedFd,
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+};
+
+use crate::copy::copy_out;
+
+/// The size of a page here, in bytes: lengths of regions are multiples of it.
+pub fn page_size() -> usize {
+    rustix::param::page_size()
+}
+
+/// A shared mapping of one memfd: `header` bytes, then `ring` bytes that are mapped twice in a row.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    header: usize,
+    ring: usize,
+    /// Where masked positions count from, and the mask; without a ring, both stay inside the header.
+    ring_at: usize,
+    mask: usize,
+}
+
+// SAFETY: the memory is shared between processes to begin with; every access through `&Mapping` is an atomic
+// load or store, or one of the unsafe methods, whose callers answer for it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `header + ring` bytes of `fd`, the ring twice. Both are multiples of the page size, `header` at
+    /// least one page, `ring` zero or a power of two.
+    ///
+    /// The descriptor is not needed afterwards: the mapping keeps the memory alive. The mapping is not
+    /// inherited over fork(2): a child's copy would veto the freezing of the region, and its writes would be
+    /// a second writer.
+    pub(crate) fn new(
+        fd: BorrowedFd<'_>,
+        header: usize,
+        ring: usize,
+        writable: bool,
+    ) -> io::Result<Mapping> {
+        debug_assert!(header >= page_size() && header % page_size() == 0);
+        debug_assert!(ring == 0 || (ring.is_power_of_two() && ring % page_size() == 0));
+        let total = ring
+            .checked_mul(2)
+            .and_then(|mirrored| mirrored.checked_add(header))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let prot = if writable {
+            ProtFlags::READ | ProtFlags::WRITE
+        } else {
+            ProtFlags::READ
+        };
+        // SAFETY: a fresh address range chosen by the kernel. With a mirror it reaches past the end of the
+        // file; that tail is replaced below before anything can touch it.
+        let base = unsafe { mmap(ptr::null_mut(), total, prot, MapFlags::SHARED, fd, 0)? };
+        let mapping = Mapping {
+            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            header,
+            ring,
+            ring_at: if ring > 0 { header } else { 0 },
+            mask: if ring > 0 { ring - 1 } else { 7 },
+        };
+        if ring > 0 {
+            // SAFETY: `header + ring .. header + 2 * ring` lies in the range mapped above, which is ours;
+            // MAP_FIXED replaces that part of it by the ring's second image.
+            unsafe {
+                mmap(
+                    base.byte_add(header + ring),
+                    ring,
+                    prot,
+                    MapFlags::SHARED | MapFlags::FIXED,
+                    fd,
+                    header as u64,
+                )?;
+            }
+        }
+        // SAFETY: the range is ours, and DONTFORK changes nothing for this process.
+        unsafe { madvise(base, total, Advice::LinuxDontFork)? };
+        Ok(mapping)
+    }
+
+    fn total(&self) -> usize {
+        self.header + 2 * self.ring
+    }
+
+    /// Makes every page present, and writable ones zeroed, so that no first touch costs a page fault later.
+    pub(crate) fn populate(&self, writable: bool) -> io::Result<()> {
+        let advice = if writable {
+            Advice::LinuxPopulateWrite
+        } else {
+            Advice::LinuxPopulateRead
+        };
+        // SAFETY: the range is ours; populating does not change contents.
+        unsafe { madvise(self.base.as_ptr().cast(), self.total(), advice)? };
+        Ok(())
+    }
+
+    /// The 64-bit word at byte `offset` of the header.
+    ///
+    /// # Panics
+    ///
+    /// If the offset is unaligned or outside of the header; offsets are constants of this workspace.
+    pub(crate) fn header_word(&self, offset: usize) -> &AtomicU64 {
+        assert!(
+            offset % 8 == 0 && offset + 8 <= self.header,
+            "no word at byte {offset} of the header"
+        );
+        // SAFETY: in bounds and aligned as asserted (a mapping starts at a page); rule 3 of the module.
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// Address of byte `position` of the ring, in its first image. In bounds for `ring` bytes from there.
+    #[inline(always)]
+    pub(crate) fn ring_ptr(&self, position: u64) -> *mut u8 {
+        // SAFETY: the masked offset is below `ring`, a power of two; without a ring it is below 8, and the
+        // header, at least a page, is what it counts from.
+        unsafe {
+            self.base
+                .as_ptr()
+                .add(self.ring_at + (position as usize & self.mask))
+        }
+    }
+
+    /// The 64-bit word at byte `position` (a multiple of 8) of the ring.
+    #[inline(always)]
+    pub(crate) fn ring_word(&self, position: u64) -> &AtomicU64 {
+        debug_assert!(position % 8 == 0);
+        // SAFETY: rules 1 and 3 of the module: masked, and 8-aligned once its low bits are cleared.
+        unsafe { AtomicU64::from_ptr(self.ring_ptr(position & !7).cast()) }
+    }
+
+    /// Copies bytes of the ring out; see [`Words::read`](crate::Words::read).
+    #[inline(always)]
+    pub(crate) fn read(&self, position: u64, offset: usize, dst: &mut [u8]) {
+        assert!(
+            offset.saturating_add(dst.len()) <= self.ring,
+            "{offset} + {} bytes are over a ring of {} bytes",
+            dst.len(),
+            self.ring
+        );
+        // SAFETY: `position & !7` is 8-aligned in a page-aligned ring; the range is at most the capacity, so
+        // it ends inside the mirror, and so do the words that hold its ends (rules 1 and 2).
+        unsafe { copy_out(self.ring_ptr(position & !7), offset, dst) }
+    }
+
+    pub(crate) fn ring_len(&self) -> usize {
+        self.ring
+    }
+
+    pub(crate) fn header_len(&self) -> usize {
+        self.header
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new` and is unmapped once; borrows of it ended with `self`.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.total()) };
+        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+    }
+}

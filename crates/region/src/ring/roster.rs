@@ -1,0 +1,127 @@
+use std::sync::Arc;
+
+use crossbeam_utils::CachePadded;
+
+use crate::primitive::{AtomicU64, Mutex, Ordering, asymmetric, fence_heavy, lock};
+
+/// A reader as the ring's writer sees it.
+pub trait Reader {
+    /// Loads the cursor that the reader exported: bytes released since it joined. `Relaxed`.
+    fn cursor(&self) -> u64;
+
+    /// Called once when the cursor made no sense (it went back, or beyond what was written). The writer has
+    /// dropped the reader already: it no longer holds anything up.
+    fn corrupt(&self, found: u64);
+}
+
+/// A reader of the ring, and where it began.
+#[derive(Debug)]
+pub struct Joined<R> {
+    /// Names this reader, and never another.
+    pub id: u64,
+    /// The position of the first record it gets.
+    pub start: u64,
+    /// The reader itself.
+    pub reader: Arc<R>,
+}
+
+impl<R> Clone for Joined<R> {
+    fn clone(&self) -> Joined<R> {
+        Joined {
+            id: self.id,
+            start: self.start,
+            reader: self.reader.clone(),
+        }
+    }
+}
+
+/// Who reads a ring. Shared between its writer and whoever accepts readers, in one process.
+#[derive(Debug)]
+pub struct Roster<R> {
+    /// The writer's position, stored at each commit, loaded by `join`.
+    position: CachePadded<AtomicU64>,
+    /// Changes with `joined`; the writer compares it with what it saw last.
+    epoch: CachePadded<AtomicU64>,
+    state: Mutex<State<R>>,
+    asymmetric: bool,
+}
+
+#[derive(Debug)]
+struct State<R> {
+    next_id: u64,
+    joined: Vec<Joined<R>>,
+}
+
+impl<R> Roster<R> {
+    pub(super) fn new() -> Roster<R> {
+        Roster {
+            position: CachePadded::new(AtomicU64::new(0)),
+            epoch: CachePadded::new(AtomicU64::new(0)),
+            state: Mutex::new(State {
+                next_id: 0,
+                joined: Vec::new(),
+            }),
+            asymmetric: asymmetric(),
+        }
+    }
+
+    /// Adds a reader whose cursor is 0, from the writer's next record on. It may run on any thread, at any
+    /// time; the writer waits for it at most as long as the few lines below take.
+    pub fn join(&self, reader: Arc<R>) -> Joined<R> {
+        let mut state = lock(&self.state);
+        let id = state.next_id;
+        state.next_id += 1;
+        self.epoch.fetch_add(1, Ordering::Release);
+        // Pairs with the fence after each commit and before each refresh in the writer: it sees the new epoch
+        // there (and then waits for the lock), or this thread sees the position that it had there.
+        fence_heavy(self.asymmetric);
+        let start = self.position.load(Ordering::Acquire);
+        let joined = Joined { id, start, reader };
+        state.joined.push(joined.clone());
+        joined
+    }
+
+    /// Removes a reader: from the writer's next look on, it holds nothing up. False if it was not there.
+    pub fn leave(&self, id: u64) -> bool {
+        let mut state = lock(&self.state);
+        let before = state.joined.len();
+        state.joined.retain(|joined| joined.id != id);
+        let left = state.joined.len() != before;
+        if left {
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+        left
+    }
+
+    /// How many readers there are.
+    pub fn len(&self) -> usize {
+        lock(&self.state).joined.len()
+    }
+
+    /// Whether nobody reads.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether [`join`](Roster::join) carries the expensive half of the barrier, see
+    /// [`RingWriter::fence`](super::RingWriter::fence).
+    pub(super) fn asymmetric(&self) -> bool {
+        self.asymmetric
+    }
+
+    #[inline(always)]
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    pub(super) fn set_position(&self, position: u64) {
+        self.position.store(position, Ordering::Release);
+    }
+
+    /// The readers now, and the epoch they belong to.
+    pub(super) fn snapshot(&self) -> (u64, Vec<Joined<R>>) {
+        let state = lock(&self.state);
+        (self.epoch.load(Ordering::Relaxed), state.joined.clone())
+    }
+}

@@ -1,0 +1,208 @@
+use std::sync::Arc;
+
+use super::{
+    layout::{self, HEADER},
+    roster::{Joined, Reader, Roster},
+};
+use crate::{
+    Shared,
+    primitive::{Ordering, fence, fence_light},
+    words::WordsMut,
+};
+
+/// Why a record cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// The slowest reader has not released enough yet.
+    Full,
+    /// It would not even fit an empty ring; `max` bytes do.
+    TooLarge {
+        /// The longest payload this ring takes, in bytes.
+        max: usize,
+    },
+}
+
+/// The one writer of a ring.
+///
+/// What it believes is private: its position, its limit and the readers. From shared memory it loads nothing
+/// but the readers' cursors, and checks those.
+#[derive(Debug)]
+pub struct RingWriter<M, R> {
+    memory: M,
+    capacity: u64,
+    position: u64,
+    /// Bytes before this position may be written: the slowest reader's cursor plus the capacity, when last
+    /// looked at.
+    limit: u64,
+    roster: Arc<Roster<R>>,
+    epoch: u64,
+    readers: Vec<Seen<R>>,
+}
+
+#[derive(Debug)]
+struct Seen<R> {
+    joined: Joined<R>,
+    /// Its position when last looked at. It never goes back.
+    position: u64,
+}
+
+impl<M: WordsMut, R: Reader> RingWriter<M, R> {
+    /// A writer over zeroed memory, without readers.
+    ///
+    /// # Panics
+    ///
+    /// If the capacity is below 64 bytes.
+    pub fn new(memory: M) -> RingWriter<M, R> {
+        let capacity = memory.capacity();
+        assert!(capacity >= 64, "a ring of {capacity} bytes holds nothing");
+        RingWriter {
+            memory,
+            capacity,
+            position: 0,
+            limit: capacity,
+            roster: Arc::new(Roster::new()),
+            epoch: 0,
+            readers: Vec::new(),
+        }
+    }
+
+    /// Where readers join and leave.
+    pub fn roster(&self) -> &Arc<Roster<R>> {
+        &self.roster
+    }
+
+    /// The memory below.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// The longest payload this ring takes, in bytes.
+    pub fn max_payload(&self) -> usize {
+        layout::max_payload(self.capacity)
+    }
+
+    /// Makes room for a payload of `len` bytes. Looks at the readers' cursors only if it does not fit below
+    /// the limit known already.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`]; nothing has changed then.
+    #[inline(always)]
+    pub fn reserve(&mut self, len: usize) -> Result<(), NoRoom> {
+        // Compared this way round, so that no length, however large, can overflow anything.
+        if len > layout::max_payload(self.capacity) {
+            return Err(NoRoom::TooLarge {
+                max: self.max_payload(),
+            });
+        }
+        if layout::end(self.position, len) + HEADER <= self.limit || self.refresh(len) {
+            Ok(())
+        } else {
+            Err(NoRoom::Full)
+        }
+    }
+
+    /// Copies `src` into the payload of the record being written, from byte `offset` (a multiple of 8) on.
+    ///
+    /// After a [`reserve`](RingWriter::reserve) of at least `offset + src.len()`.
+    #[inline(always)]
+    pub fn write(&mut self, offset: usize, src: &[u8]) {
+        self.memory
+            .write(self.position, HEADER as usize + offset, src);
+    }
+
+    /// Commits the record being written with `len` bytes of payload, at most what was reserved.
+    #[inline(always)]
+    pub fn commit(&mut self, len: usize) {
+        let end = layout::end(self.position, len);
+        debug_assert!(
+            end + HEADER <= self.limit,
+            "committed more than was reserved"
+        );
+        // The zero comes after the payload: it is often the first store to a line that readers had last, and
+        // stores retire in order, so it would hold up the ones behind it. The header comes after the zero, or a
+        // reader would go on into an older record.
+        self.memory.store(end, 0);
+        self.memory
+            .store_release(self.position, layout::header(len));
+        self.position = end;
+        self.roster.set_position(end);
+    }
+
+    /// The barrier between a commit and the look at whatever a reader says about itself: its presence in the
+    /// roster ([`sync`](RingWriter::sync)) or its armed flag.
+    ///
+    /// `full` is needed if any reader sleeps (one SeqCst fence, 5 ns); otherwise joining readers carry the
+    /// expensive half, and this costs nothing.
+    #[inline(always)]
+    pub fn fence(&self, full: bool) {
+        fence_light(self.roster.asymmetric() && !full);
+    }
+
+    /// Takes up what changed in the roster; true if anything did. One load otherwise.
+    #[inline(always)]
+    pub fn sync(&mut self) -> bool {
+        self.roster.epoch() != self.epoch && self.take_roster()
+    }
+
+    /// The readers, as of the last [`sync`](RingWriter::sync).
+    #[inline(always)]
+    pub fn readers(&self) -> impl Iterator<Item = &R> {
+        self.readers.iter().map(|seen| &*seen.joined.reader)
+    }
+
+    #[cold]
+    fn take_roster(&mut self) -> bool {
+        let (epoch, joined) = self.roster.snapshot();
+        self.epoch = epoch;
+        let before = std::mem::take(&mut self.readers);
+        self.readers = joined
+            .into_iter()
+            .map(|joined| {
+                let known = before.iter().find(|seen| seen.joined.id == joined.id);
+                Seen {
+                    position: known.map_or(joined.start, |seen| seen.position),
+                    joined,
+                }
+            })
+            .collect();
+        true
+    }
+
+    /// Looks at every reader's cursor and moves the limit. True if `len` bytes fit now.
+    #[cold]
+    #[inline(never)]
+    fn refresh(&mut self, len: usize) -> bool {
+        // Pairs with the fence in `Roster::join`.
+        fence(Ordering::SeqCst);
+        self.sync();
+        let mut slowest = self.position;
+        let mut at = 0;
+        while let Some(seen) = self.readers.get_mut(at) {
+            let cursor = seen.joined.reader.cursor();
+            let position = seen.joined.start.wrapping_add(cursor);
+            if position < seen.position || position > self.position {
+                let evicted = self.readers.swap_remove(at).joined;
+                self.roster.leave(evicted.id);
+                evicted.reader.corrupt(cursor);
+                continue;
+            }
+            seen.position = position;
+            slowest = slowest.min(position);
+            at += 1;
+        }
+        // Pairs with the readers' Release stores of their cursors: they are done with what lies before.
+        fence(Ordering::Acquire);
+        self.limit = slowest + self.capacity;
+        layout::end(self.position, len) + HEADER <= self.limit
+    }
+}
+
+impl<R: Reader> RingWriter<Shared, R> {
+    /// The payload of the record being written, in place: `len` bytes, after a
+    /// [`reserve`](RingWriter::reserve) of at least as many. They contain leftovers of older records.
+    #[inline(always)]
+    pub fn payload_mut(&mut self, len: usize) -> &mut [u8] {
+        self.memory.bytes_mut(self.position, HEADER as usize, len)
+    }
+}

@@ -1,0 +1,116 @@
+//! What a ring needs of its memory, and a heap-backed version of it for models and tests.
+
+use crate::primitive::{AtomicU64, Ordering};
+
+/// Memory of a ring as 64-bit words, by byte position: positions grow for ever and wrap at the capacity.
+///
+/// The ring is generic over this, so that one piece of code runs over mappings ([`Shared`](crate::Shared),
+/// [`Remote`](crate::Remote)) and over [`HeapWords`], which loom and Miri can watch.
+pub trait Words {
+    /// Bytes until positions wrap: a power of two.
+    fn capacity(&self) -> u64;
+
+    /// Loads the word at `position`, `Relaxed`. Ordering comes from fences: a read-only page allows no more.
+    fn load(&self, position: u64) -> u64;
+
+    /// Copies `dst.len()` bytes, from `position` (a multiple of 8) plus `offset` on, out of memory that may
+    /// change meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If `offset + dst.len()` is more than the capacity.
+    fn read(&self, position: u64, offset: usize, dst: &mut [u8]);
+}
+
+/// [`Words`] that this process may write.
+pub trait WordsMut: Words {
+    /// Stores the word at `position`, `Relaxed`.
+    fn store(&self, position: u64, value: u64);
+
+    /// Stores the word at `position`, `Release`: the commit of a record.
+    fn store_release(&self, position: u64, value: u64);
+
+    /// Copies `src` in, from `position` (a multiple of 8) plus `offset` (a multiple of 8) on.
+    ///
+    /// # Panics
+    ///
+    /// If `offset + src.len()` is more than the capacity.
+    fn write(&mut self, position: u64, offset: usize, src: &[u8]);
+}
+
+/// [`Words`] on the heap, for models and tests: every access is an atomic that loom or Miri sees.
+#[derive(Debug)]
+pub struct HeapWords {
+    words: std::sync::Arc<[AtomicU64]>,
+}
+
+impl HeapWords {
+    /// `capacity` bytes of zeroes.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is not a power of two of at least 8.
+    pub fn new(capacity: usize) -> HeapWords {
+        assert!(
+            capacity.is_power_of_two() && capacity >= 8,
+            "capacity {capacity} is not a power of two >= 8"
+        );
+        HeapWords {
+            words: (0..capacity / 8).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Another handle on the same words, as a second mapping would be.
+    pub fn map(&self) -> HeapWords {
+        HeapWords {
+            words: self.words.clone(),
+        }
+    }
+
+    fn word(&self, position: u64) -> &AtomicU64 {
+        &self.words[(position / 8) as usize % self.words.len()]
+    }
+}
+
+impl Words for HeapWords {
+    fn capacity(&self) -> u64 {
+        self.words.len() as u64 * 8
+    }
+
+    fn load(&self, position: u64) -> u64 {
+        self.word(position).load(Ordering::Relaxed)
+    }
+
+    fn read(&self, position: u64, offset: usize, dst: &mut [u8]) {
+        assert!(offset as u64 + dst.len() as u64 <= self.capacity());
+        let mut at = position + offset as u64;
+        let mut rest = dst;
+        while !rest.is_empty() {
+            let skip = (at % 8) as usize;
+            let word = self.load(at).to_ne_bytes();
+            let (head, tail) = rest.split_at_mut(rest.len().min(8 - skip));
+            head.copy_from_slice(&word[skip..skip + head.len()]);
+            at += head.len() as u64;
+            rest = tail;
+        }
+    }
+}
+
+impl WordsMut for HeapWords {
+    fn store(&self, position: u64, value: u64) {
+        self.word(position).store(value, Ordering::Relaxed);
+    }
+
+    fn store_release(&self, position: u64, value: u64) {
+        self.word(position).store(value, Ordering::Release);
+    }
+
+    fn write(&mut self, position: u64, offset: usize, src: &[u8]) {
+        assert!(offset as u64 + src.len() as u64 <= self.capacity());
+        for (i, chunk) in src.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.store(position + (offset + 8 * i) as u64, u64::from_ne_bytes(word));
+        }
+    }
+}
