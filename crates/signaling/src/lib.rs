@@ -1,1 +1,47 @@
 //! Doorbells and waiting: wake a sleeping process through a descriptor, and notice a dead one.
+//!
+//! Whoever may sleep makes a [`Doorbell`] and sends the other side its [`Ringer`]. Before sleeping it says so in
+//! an armed flag ([`Armed`]) in its own shared page; the other side looks at that flag after every commit and
+//! rings only if it is set. While nobody sleeps, nobody makes a system call.
+//!
+//! ```text
+//! sleeper                          ringer
+//!   arm (store flag)                 commit (store data)
+//!   fence(SeqCst)                    fence(SeqCst)
+//!   look again: data? -> disarm      load flag: armed? -> ring
+//!   wait on the doorbell
+//! ```
+//!
+//! Of the two fences one comes first; whichever it is, the other side's load sees the store before it. So
+//! either the sleeper sees the data or the ringer sees the flag, and no wake-up is lost.
+//!
+//! [`Waiter`] waits on a doorbell together with the death of the peer, which the kernel reports through the
+//! link's hang-up or its pidfd. [`Pacer`] decides how long to spin before that.
+//!
+//! # Whom to trust with what
+//!
+//! An eventfd is the cheapest doorbell, but whoever holds it can clear `O_NONBLOCK` (the flag is shared) and
+//! fill the counter, and then the *ringer's* write blocks for ever. So a ringer takes an eventfd only from a
+//! peer it trusts with its liveness, and from others the sending end of a socket pair, where
+//! `send(MSG_DONTWAIT)` never blocks, whatever the peer does. The receiving end never leaves the sleeper.
+//! Which one it is, is decided by the side that rings ([`Ringer::open`]), never by what the peer says.
+#![forbid(unsafe_code)]
+
+mod armed;
+mod doorbell;
+mod pacer;
+mod waiter;
+
+pub use armed::{Armed, Rung};
+pub use doorbell::{Backing, Doorbell, Ringer, WrongDoorbell};
+pub use pacer::{Pacer, WaitPolicy};
+pub use waiter::{Waiter, Woken, gone};
+
+#[doc(hidden)]
+pub mod primitive {
+    //! The switch between production and loom.
+    #[cfg(memlane_loom)]
+    pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+    #[cfg(not(memlane_loom))]
+    pub use std::sync::atomic::{AtomicU64, Ordering, fence};
+}

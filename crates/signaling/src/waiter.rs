@@ -1,0 +1,154 @@
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{
+        PollFd, PollFlags, Timespec,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+        poll,
+    },
+    io::Errno,
+};
+
+use crate::Doorbell;
+
+/// Why a [`Waiter`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The doorbell was rung, or had been before: look for data. Rings may be spurious.
+    Rung,
+    /// The peer is gone: its link hung up, or it died. What it had committed is still there.
+    Gone,
+    /// The deadline passed.
+    TimedOut,
+}
+
+const DOORBELL: u64 = 0;
+const PEER: u64 = 1;
+
+/// Waits on one doorbell and on the peer's death, in one system call.
+///
+/// The doorbell is watched edge-triggered, so that a wake-up costs no read; link and pidfd level-triggered:
+/// dead is dead. The descriptors stay the caller's, and the waiter must be dropped before they are closed.
+#[derive(Debug)]
+pub struct Waiter {
+    epoll: OwnedFd,
+}
+
+impl Waiter {
+    /// Watches `doorbell`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, when descriptors or memory are short.
+    pub fn new(doorbell: &Doorbell) -> io::Result<Waiter> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(
+            &epoll,
+            doorbell,
+            EventData::new_u64(DOORBELL),
+            EventFlags::IN | EventFlags::ET,
+        )?;
+        Ok(Waiter { epoll })
+    }
+
+    /// Watches a link for its hang-up too. Data on it is not waited for.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn watch_link(&self, link: impl AsFd) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            link,
+            EventData::new_u64(PEER),
+            EventFlags::RDHUP,
+        )?)
+    }
+
+    /// Watches a process for its death too: a helper that holds a copy of the link keeps that from hanging
+    /// up (pidfd_open(2): a pidfd is readable once the process has terminated, zombie or not).
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn watch_process(&self, pidfd: impl AsFd) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            pidfd,
+            EventData::new_u64(PEER),
+            EventFlags::IN,
+        )?)
+    }
+
+    /// Sleeps until the doorbell rings, the peer is gone, or the deadline has passed; `doorbell` is the one
+    /// this waiter was made with. A ring wins over a death, so that committed data is seen first.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; not EINTR, which goes on waiting.
+    pub fn wait(&self, doorbell: &mut Doorbell, deadline: Option<Instant>) -> io::Result<Woken> {
+        let mut events = [MaybeUninit::uninit(); 3];
+        loop {
+            let timeout = deadline.map(remaining);
+            let (ready, _) = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+                Err(Errno::INTR) => continue,
+                result => result?,
+            };
+            if ready.iter().any(|event| event.data.u64() == DOORBELL) {
+                doorbell.woken();
+                return Ok(Woken::Rung);
+            }
+            if !ready.is_empty() {
+                return Ok(Woken::Gone);
+            }
+            // Coarse clocks may wake a little early.
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(Woken::TimedOut);
+            }
+        }
+    }
+}
+
+/// Whether a peer is gone, by its link and its pidfd, now and without waiting.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn gone(link: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> io::Result<bool> {
+    let mut sources = [
+        PollFd::from_borrowed_fd(link, PollFlags::RDHUP),
+        PollFd::from_borrowed_fd(link, PollFlags::RDHUP),
+    ];
+    let count = match pidfd {
+        Some(pidfd) => {
+            sources[1] = PollFd::from_borrowed_fd(pidfd, PollFlags::IN);
+            2
+        }
+        None => 1,
+    };
+    match poll(
+        &mut sources[..count],
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    ) {
+        Err(Errno::INTR) => Ok(false),
+        result => Ok(result? > 0),
+    }
+}
+
+fn remaining(deadline: Instant) -> Timespec {
+    let left = deadline
+        .checked_duration_since(Instant::now())
+        .unwrap_or(Duration::ZERO);
+    Timespec {
+        tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
+    }
+}
