@@ -1,1 +1,84 @@
 //! Unix sockets that carry typed messages and descriptors: SCM_RIGHTS without loss, leak or surprise.
+//!
+//! A [`Link`] connects two processes. Any serde value goes over it, with up to [`MAX_DESCRIPTORS`] descriptors anywhere
+//! inside ([`Fd`], [`FdRef`]); a [`Listener`] makes links for those who know its [`Address`], and a [`Peer`] says who they
+//! are. The other end may be broken or hostile: it can end its link and nothing else. No panic, no descriptor leaked, no
+//! sleep in a file it serves, no memory or work beyond what its packet holds.
+//!
+//! ```
+//! use std::io::Write;
+//! use std::os::fd::OwnedFd;
+//! use std::os::unix::net::UnixStream;
+//!
+//! use memlane_transport::{Fd, Link};
+//!
+//! let (left, right) = Link::pair()?;
+//! let (reader, writer) = UnixStream::pair()?;
+//! left.send(&("log", Fd::from(OwnedFd::from(writer))))?;
+//!
+//! let (name, fd): (String, Fd) = right.recv()?;
+//! assert_eq!(name, "log");
+//! let mut writer = UnixStream::from(OwnedFd::from(fd));
+//! writer.write_all(b"hello")?;
+//! drop(writer);
+//! assert_eq!(std::io::read_to_string(reader)?, "hello");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! What it does not do: split messages (one message, one packet, at most [`MAX_BODY`] bytes: large data belongs in a
+//! region), queue in user space (a full link is [`Error::WouldBlock`]), check what kind of file a descriptor is, or run an
+//! event loop (everything waitable is [`AsFd`](std::os::fd::AsFd)).
+//!
+//! | module | |
+//! |---|---|
+//! | [`frame`] | the bytes of a packet |
+//! | [`codec`] | values to bytes and back, with limits |
+#![deny(unsafe_code)]
+
+mod address;
+pub mod codec;
+mod connect;
+#[allow(unsafe_code)]
+mod control;
+mod dispose;
+mod error;
+mod fd;
+pub mod frame;
+mod link;
+mod listener;
+mod peer;
+mod socket_file;
+#[allow(unsafe_code)]
+mod sys;
+mod wait;
+
+use std::time::Duration;
+
+pub use address::{Address, AddressError, MAX_NAME};
+pub use dispose::{MAX_DISPOSERS, dispose};
+pub use error::{Admitted, Error};
+pub use fd::{Fd, FdRef};
+pub use link::Link;
+pub use listener::Listener;
+pub use peer::{Access, Credentials, Peer};
+pub use socket_file::remove_stale;
+
+/// Bytes an encoded message may have.
+pub const MAX_BODY: usize = 16 << 10;
+
+/// Descriptors a message may carry: SCM_MAX_FD, the kernel's limit for a packet (unix(7)).
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// How long [`Link::connect`] waits for a place in a service's backlog.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Links and listeners are shared between threads; what they give out can move.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Link>();
+    shared::<Listener>();
+    shared::<Peer>();
+    shared::<Fd>();
+    shared::<FdRef<'static>>();
+    shared::<Error>();
+};

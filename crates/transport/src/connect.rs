@@ -1,0 +1,100 @@
+//! Connecting to an address in bounded time.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::{FileType, OFlags, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+
+use crate::address::Address;
+use crate::error::Error;
+use crate::link::Link;
+use crate::peer::Access;
+use crate::socket_file::{Found, LOCK_TIMEOUT, SocketFile, not_a_socket};
+use crate::wait::Patience;
+
+pub(crate) fn connect(address: &Address, access: Access, timeout: Duration) -> Result<Link, Error> {
+    let target = address.to_socket()?;
+    let patience = Patience::timeout(timeout);
+    for _ in 0..3 {
+        match attempt(address, &target, patience) {
+            Ok(fd) => {
+                access.admit_server(fd.as_fd())?;
+                return Ok(Link::new(fd));
+            }
+            Err(Attempt::Failed(error)) => return Err(error),
+            Err(Attempt::Refused(Errno::NOENT)) => break,
+            Err(Attempt::Refused(_)) => {}
+        }
+        // A file without a listener. The kernel refuses a connect to any file in the same way.
+        let Some(path) = address.as_path() else { break };
+        match SocketFile::lock(path, LOCK_TIMEOUT).and_then(|file| file.clear()) {
+            // A server has come up since, or was between bind and listen: then taking the lock has waited for it.
+            Ok(Found::Live) => {}
+            Ok(Found::Other(found)) if found != FileType::Symlink => {
+                return Err(not_a_socket(path, found));
+            }
+            // Whether the file can be removed (its directory may be read-only) changes nothing for the caller.
+            _ => break,
+        }
+    }
+    Err(Error::NotRunning {
+        address: address.clone(),
+    })
+}
+
+enum Attempt {
+    /// Nobody there: ENOENT or ECONNREFUSED.
+    Refused(Errno),
+    Failed(Error),
+}
+
+/// Without waiting first: two system calls when the backlog has room, as it nearly always has. A full one is waited for
+/// with the send timeout, which bounds a connect, too (unix_stream_connect uses sock_sndtimeo; socket(7)).
+fn attempt(
+    address: &Address,
+    target: &SocketAddrUnix,
+    patience: Patience,
+) -> Result<OwnedFd, Attempt> {
+    const LONG: Duration = Duration::from_secs(3600);
+    let failed = |doing, error| Attempt::Failed(Error::io(doing, error));
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(|error| failed("making a socket", error))?;
+    let mut waits = false;
+    loop {
+        match rustix::net::connect(&fd, target) {
+            Ok(()) => {
+                if waits {
+                    set_socket_timeout(&fd, Timeout::Send, None)
+                        .map_err(|error| failed("ending the bound of a connect", error))?;
+                }
+                return Ok(fd);
+            }
+            Err(error @ (Errno::NOENT | Errno::CONNREFUSED)) => {
+                return Err(Attempt::Refused(error));
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => {
+                return Err(Attempt::Failed(Error::io(
+                    format!("connecting to {address}"),
+                    error,
+                )));
+            }
+        }
+        // The kernel rounds up to its ticks; zero would mean no limit.
+        let left = patience
+            .left(LONG)
+            .map_err(Attempt::Failed)?
+            .max(Duration::from_millis(1));
+        set_socket_timeout(&fd, Timeout::Send, Some(left))
+            .map_err(|error| failed("bounding a connect", error))?;
+        if !waits {
+            fcntl_setfl(&fd, OFlags::empty())
+                .map_err(|error| failed("preparing to wait for a connect", error))?;
+            waits = true;
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The one error type of the crate.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::address::{Address, AddressError};
+use crate::codec::{DecodeError, EncodeError};
+
+/// What can go wrong on a link or a listener.
+///
+/// Four groups share the type: outcomes a caller expects ([`WouldBlock`], [`TimedOut`], [`Disconnected`]), mistakes of
+/// the sender found before anything was sent, packets that break the protocol (they end the link, see
+/// [`ends_link`](Error::ends_link)), and what happens around addresses. Everything else is [`Io`].
+///
+/// [`WouldBlock`]: Error::WouldBlock
+/// [`TimedOut`]: Error::TimedOut
+/// [`Disconnected`]: Error::Disconnected
+/// [`Io`]: Error::Io
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A `try_` call found nothing to receive, nobody to accept, or no room to send.
+    #[error("the call would have to wait")]
+    WouldBlock,
+    /// A `_timeout` call reached its deadline, or a connect its own.
+    #[error("the time allowed ran out")]
+    TimedOut,
+    /// The other end closed its socket, in order or by dying. Everything it had sent has been delivered.
+    #[error("the other end has disconnected")]
+    Disconnected,
+    /// The link was ended earlier, because the other end broke the protocol.
+    #[error("the link was ended: {why}")]
+    Ended {
+        /// The text of the error that ended it.
+        why: Arc<str>,
+    },
+
+    /// The encoded value is larger than a packet's body may be. Nothing was sent.
+    #[error("the message takes {size} bytes encoded, a packet's body holds {limit}")]
+    BodyTooLarge {
+        /// Bytes the value takes.
+        size: usize,
+        /// [`MAX_BODY`](crate::MAX_BODY).
+        limit: usize,
+    },
+    /// The value carries more descriptors than the kernel passes in one packet. Nothing was sent.
+    #[error("the message carries {count} descriptors, a packet takes {limit} (SCM_MAX_FD)")]
+    TooManyDescriptors {
+        /// Descriptors in the value.
+        count: usize,
+        /// [`MAX_DESCRIPTORS`](crate::MAX_DESCRIPTORS).
+        limit: usize,
+    },
+    /// The value refused to be encoded. Nothing was sent.
+    #[error("the message cannot be encoded")]
+    Encode(#[source] EncodeError),
+
+    /// A packet without bytes arrived with descriptors: it looks like a hang-up and installs descriptors.
+    #[error(
+        "an empty packet came with {descriptors} descriptors; a message has at least its header"
+    )]
+    EmptyPacket {
+        /// Descriptors that came, all closed.
+        descriptors: usize,
+    },
+    /// The kernel could not install every descriptor of a packet (MSG_CTRUNC).
+    #[error(
+        "only {received} descriptors of a message arrived (announced: {}): this process has no descriptor \
+         numbers left (RLIMIT_NOFILE), or a security module refused one",
+        or_unknown(.announced)
+    )]
+    DescriptorsTruncated {
+        /// What the header announced, if there was a header.
+        announced: Option<u16>,
+        /// Descriptors that came, all closed.
+        received: usize,
+    },
+    /// A packet was larger than any message may be (MSG_TRUNC).
+    #[error("a packet is larger than the {limit} bytes a message may take")]
+    PacketTooLarge {
+        /// Bytes a packet may have: header and [`MAX_BODY`](crate::MAX_BODY).
+        limit: usize,
+    },
+    /// A control message other than descriptors came along: someone set an option on this socket.
+    #[error(
+        "a control message of level {level}, type {kind} came where only descriptors (SCM_RIGHTS) may come"
+    )]
+    ForeignControl {
+        /// `cmsg_level`.
+        level: i32,
+        /// `cmsg_type`.
+        kind: i32,
+    },
+    /// The control buffer does not parse.
+    #[error("the control messages of a packet do not parse: {0}")]
+    MalformedControl(&'static str),
+    /// A packet is too short for a header.
+    #[error("a packet of {size} bytes is shorter than the {expected} bytes of a header")]
+    ShortPacket {
+        /// Bytes that came.
+        size: usize,
+        /// Bytes of a header.
+        expected: usize,
+    },
+    /// A packet does not start with memlane's mark: the other end speaks something else.
+    #[error(
+        "a packet starts with byte {found:#04x}, not with {expected:#04x}: the other end does not speak memlane"
+    )]
+    NotMemlane {
+        /// First byte that came.
+        found: u8,
+        /// The mark.
+        expected: u8,
+    },
+    /// The other end speaks another version of the protocol.
+    #[error("the other end speaks protocol version {found}, this end version {expected}")]
+    Version {
+        /// Version that came.
+        found: u8,
+        /// Version spoken here.
+        expected: u8,
+    },
+    /// A packet came with another number of descriptors than its header says.
+    #[error("a message announced {announced} descriptors and came with {received}")]
+    DescriptorCount {
+        /// What the header says.
+        announced: u16,
+        /// Descriptors that came, all closed.
+        received: usize,
+    },
+    /// The message is complete and more descriptors came than its type has places for.
+    #[error("a message came with {received} descriptors and its type takes {taken}")]
+    SurplusDescriptors {
+        /// Descriptors that came, all closed.
+        received: usize,
+        /// How many the type asked for.
+        taken: usize,
+    },
+    /// The body names a descriptor that did not come.
+    #[error("a message names descriptor {index} and came with {received}")]
+    MissingDescriptor {
+        /// Index in the body.
+        index: u16,
+        /// Descriptors that came, all closed.
+        received: usize,
+    },
+    /// The body names one descriptor in two places.
+    #[error("a message names descriptor {index} twice")]
+    DescriptorTwice {
+        /// Index in the body.
+        index: u16,
+    },
+    /// The body does not decode as the type asked for.
+    #[error("a message does not decode as {expected}")]
+    Decode {
+        /// Rust's name of the type asked for.
+        expected: &'static str,
+        /// What the decoder found.
+        source: DecodeError,
+    },
+
+    /// The address cannot be one.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// Nobody listens at the address. A name left behind by a dead process has been removed.
+    #[error("nobody listens at {address}")]
+    NotRunning {
+        /// Where.
+        address: Address,
+    },
+    /// Somebody is there already.
+    #[error("{address} is in use by a running process")]
+    AddressInUse {
+        /// Where.
+        address: Address,
+    },
+    /// The path is taken by something that is not a socket; it was left untouched.
+    #[error("{} exists and is a {found}, not a socket; it was left untouched", path.display())]
+    NotASocket {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// Another process keeps the directory of a path address locked.
+    #[error("directory {} stays locked (flock) by another process", directory.display())]
+    Locked {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The process at the other end runs as a user the access rule does not admit.
+    #[error("the other end runs as uid {uid}, {expected} is required")]
+    AccessDenied {
+        /// Its uid.
+        uid: u32,
+        /// Whom the rule admits.
+        expected: Admitted,
+    },
+    /// An inherited descriptor is not a connected (or listening) sequenced-packet Unix socket.
+    #[error("expected {expected}, found {found}")]
+    WrongSocket {
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// This process, or the system, has no descriptor numbers left; the connection stays in the backlog.
+    #[error("no descriptor numbers are left to accept a connection; it waits in the backlog")]
+    DescriptorLimit(#[source] io::Error),
+    /// Any other failure of the operating system.
+    #[error("{doing} failed")]
+    Io {
+        /// What was being done.
+        doing: Cow<'static, str>,
+        /// How the kernel answered.
+        source: io::Error,
+    },
+}
+
+/// Whom an access rule admits, for [`Error::AccessDenied`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Admitted {
+    /// This uid.
+    Uid(u32),
+    /// This uid, or root.
+    UidOrRoot(u32),
+}
+
+impl std::fmt::Display for Admitted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Admitted::Uid(uid) => write!(f, "uid {uid}"),
+            Admitted::UidOrRoot(uid) => write!(f, "uid {uid} or root"),
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn io(doing: impl Into<Cow<'static, str>>, source: impl Into<io::Error>) -> Error {
+        Error::Io {
+            doing: doing.into(),
+            source: source.into(),
+        }
+    }
+
+    /// Whether the other end is gone.
+    #[must_use]
+    pub fn is_disconnected(&self) -> bool {
+        matches!(self, Error::Disconnected)
+    }
+
+    /// Whether the same call may succeed later without anything being changed here: no room, nothing there yet, no
+    /// descriptor numbers free, a directory locked for a moment.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Error::WouldBlock | Error::TimedOut | Error::DescriptorLimit(_) | Error::Locked { .. }
+        )
+    }
+
+    /// Whether the error is a packet that broke the protocol: all it brought is closed, and the link is ended.
+    #[must_use]
+    pub fn ends_link(&self) -> bool {
+        matches!(
+            self,
+            Error::EmptyPacket { .. }
+                | Error::DescriptorsTruncated { .. }
+                | Error::PacketTooLarge { .. }
+                | Error::ForeignControl { .. }
+                | Error::MalformedControl(_)
+                | Error::ShortPacket { .. }
+                | Error::NotMemlane { .. }
+                | Error::Version { .. }
+                | Error::DescriptorCount { .. }
+                | Error::SurplusDescriptors { .. }
+                | Error::MissingDescriptor { .. }
+                | Error::DescriptorTwice { .. }
+                | Error::Decode { .. }
+        )
+    }
+}
+
+/// For callers that speak `io::Error`: the kind follows the variant, the error itself stays inside.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        let kind = match &error {
+            Error::WouldBlock | Error::Locked { .. } => io::ErrorKind::WouldBlock,
+            Error::TimedOut => io::ErrorKind::TimedOut,
+            Error::Disconnected | Error::Ended { .. } => io::ErrorKind::NotConnected,
+            Error::BodyTooLarge { .. }
+            | Error::TooManyDescriptors { .. }
+            | Error::Encode(_)
+            | Error::Address(_) => io::ErrorKind::InvalidInput,
+            Error::NotRunning { .. } => io::ErrorKind::ConnectionRefused,
+            Error::AddressInUse { .. } => io::ErrorKind::AddrInUse,
+            Error::NotASocket { .. } => io::ErrorKind::AlreadyExists,
+            Error::AccessDenied { .. } => io::ErrorKind::PermissionDenied,
+            Error::Io { source, .. } | Error::DescriptorLimit(source) => source.kind(),
+            _ => io::ErrorKind::InvalidData,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+fn or_unknown(announced: &Option<u16>) -> String {
+    announced.map_or_else(|| "unknown".to_owned(), |count| count.to_string())
+}

@@ -1,0 +1,290 @@
+//! A socket at an address, and the links that come in.
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::event::PollFlags;
+use rustix::fs::{Mode, OFlags, fchmod, fcntl_getfl, fcntl_setfl};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, getsockname, listen,
+};
+use rustix::net::{socket_with, sockopt};
+
+use crate::address::Address;
+use crate::dispose::dispose;
+use crate::error::Error;
+use crate::link::{Link, unix_seqpacket};
+use crate::peer::Access;
+use crate::socket_file::{Found, Identity, LOCK_TIMEOUT, SocketFile, not_a_socket};
+use crate::wait::{self, Patience};
+
+/// Connections that may wait to be accepted; the system's `net.core.somaxconn` lowers it.
+const BACKLOG: i32 = 128;
+
+/// Links come in here.
+///
+/// A path address is a socket file. It has mode 0600 from its first moment, whatever the umask; one left by a dead process
+/// is replaced; and it goes away with its listener, if it is still the listener's and the dropping process is the one that
+/// bound it (a forked child leaves it alone). After a SIGKILL it stays, until the next bind or connect at the address
+/// notices. Directories are locked with flock(2) for these steps, so put sockets in one that others cannot open:
+/// `$XDG_RUNTIME_DIR`, not `/tmp`.
+///
+/// ```
+/// use memlane_transport::{Address, Link, Listener};
+///
+/// let address = Address::abstract_name(format!("memlane-doc-{}", std::process::id()))?;
+/// let listener = Listener::bind(&address)?;
+///
+/// let client = Link::connect(&address)?;
+/// let server = listener.accept()?;
+/// client.send("hello")?;
+/// assert_eq!(server.recv::<String>()?, "hello");
+/// assert_eq!(server.credentials()?.pid, Some(std::process::id()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Listener {
+    fd: OwnedFd,
+    address: Address,
+    access: Access,
+    file: Option<OwnFile>,
+}
+
+/// A file to remove with the listener.
+#[derive(Debug)]
+struct OwnFile {
+    /// Absolute: the current directory may change.
+    path: PathBuf,
+    identity: Identity,
+    process: u32,
+}
+
+impl Listener {
+    /// Listens at `address` for [the same user](Access::SameUser).
+    ///
+    /// # Errors
+    /// [`Error::AddressInUse`] when a running process has it, [`Error::NotASocket`] when something else is there,
+    /// [`Error::Locked`] when another process keeps the directory locked, [`Error::Address`], [`Error::Io`].
+    pub fn bind(address: &Address) -> Result<Listener, Error> {
+        Listener::bind_with(address, Access::SameUser)
+    }
+
+    /// Listens at `address` for those whom `access` admits.
+    ///
+    /// # Errors
+    /// As [`bind`](Listener::bind).
+    pub fn bind_with(address: &Address, access: Access) -> Result<Listener, Error> {
+        let target = address.to_socket()?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(|error| Error::io("making a socket", error))?;
+        let file = match address {
+            Address::Path(path) => Some(bind_file(&fd, path, &target, access)?),
+            Address::Abstract(_) => {
+                bind(&fd, &target).map_err(|error| refused(address, error))?;
+                start(&fd)?;
+                None
+            }
+        };
+        Ok(Listener {
+            fd,
+            address: address.clone(),
+            access,
+            file,
+        })
+    }
+
+    /// Takes an inherited listening socket, for instance from systemd's socket activation, and sets close-on-exec and
+    /// O_NONBLOCK on it. The file of a path address stays when the listener goes: it belongs to whoever bound it.
+    ///
+    /// # Errors
+    /// [`Error::WrongSocket`] when it is anything but a listening SOCK_SEQPACKET Unix socket with a name; the descriptor is
+    /// then given to [`dispose`].
+    pub fn from_fd(fd: OwnedFd, access: Access) -> Result<Listener, Error> {
+        let address = match listening_address(&fd) {
+            Ok(address) => address,
+            Err(found) => {
+                dispose(fd);
+                return Err(Error::WrongSocket {
+                    expected: "a listening SOCK_SEQPACKET Unix socket",
+                    found,
+                });
+            }
+        };
+        fcntl_setfd(&fd, FdFlags::CLOEXEC)
+            .map_err(|error| Error::io("setting close-on-exec", error))?;
+        fcntl_getfl(&fd)
+            .and_then(|flags| fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
+            .map_err(|error| Error::io("preparing an inherited socket", error))?;
+        Ok(Listener {
+            fd,
+            address,
+            access,
+            file: None,
+        })
+    }
+
+    /// Waits for the next client and gives its link.
+    ///
+    /// # Errors
+    /// None of these ends the listener:
+    /// - [`Error::AccessDenied`]: a client came that the access rule does not admit; it has been hung up on. Accept again.
+    /// - [`Error::DescriptorLimit`]: this process or the system is out of descriptor numbers. The client waits in the
+    ///   backlog and the listener stays readable, so free some or wait before accepting again, or the loop spins. (The
+    ///   listener keeps no spare descriptor for this: hanging up on clients that could be served a moment later is the
+    ///   caller's decision.)
+    /// - [`Error::Io`].
+    pub fn accept(&self) -> Result<Link, Error> {
+        self.accept_within(Patience::Forever)
+    }
+
+    /// [`accept`](Listener::accept) without waiting.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] when nobody waits; else as [`accept`](Listener::accept).
+    pub fn try_accept(&self) -> Result<Link, Error> {
+        self.accept_within(Patience::None)
+    }
+
+    /// [`accept`](Listener::accept), waiting at most `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when nobody came in time; else as [`accept`](Listener::accept).
+    pub fn accept_timeout(&self, timeout: Duration) -> Result<Link, Error> {
+        self.accept_within(Patience::timeout(timeout))
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    fn accept_within(&self, patience: Patience) -> Result<Link, Error> {
+        loop {
+            match accept_with(&self.fd, SocketFlags::CLOEXEC) {
+                Ok(fd) => {
+                    self.access.admit_client(fd.as_fd())?;
+                    return Ok(Link::new(fd));
+                }
+                Err(Errno::AGAIN) => {
+                    wait::ready(self.as_fd(), PollFlags::IN, patience)?;
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                // The number is reserved before the connection leaves the backlog (do_accept, net/socket.c).
+                Err(error @ (Errno::MFILE | Errno::NFILE)) => {
+                    return Err(Error::DescriptorLimit(error.into()));
+                }
+                Err(error) => return Err(Error::io("accepting a connection", error)),
+            }
+        }
+    }
+}
+
+fn bind_file(
+    fd: &OwnedFd,
+    path: &PathBuf,
+    target: &SocketAddrUnix,
+    access: Access,
+) -> Result<OwnFile, Error> {
+    let address = || Address::Path(path.clone());
+    let absolute = std::path::absolute(path)
+        .map_err(|error| Error::io("finding the current directory", error))?;
+    // The file gets the socket's own mode & ~umask (unix_bind_bsd), so it is closed to others from its first moment.
+    fchmod(fd, Mode::RUSR | Mode::WUSR)
+        .map_err(|error| Error::io("setting a socket's mode", error))?;
+    let file = SocketFile::lock(path, LOCK_TIMEOUT)?;
+    match bind(fd, target) {
+        Err(Errno::ADDRINUSE) => {
+            match file.clear()? {
+                Found::Live => {
+                    return Err(Error::AddressInUse { address: address() });
+                }
+                Found::Other(found) => return Err(not_a_socket(path, found)),
+                Found::Stale(_) | Found::Nothing => {}
+            }
+            bind(fd, target)
+        }
+        other => other,
+    }
+    .map_err(|error| refused(&address(), error))?;
+    // Gone again only if someone outside the lock removed it.
+    let Some(identity) = file.identity()? else {
+        return Err(refused(&address(), Errno::NOENT));
+    };
+    let own = OwnFile {
+        path: absolute,
+        identity,
+        process: std::process::id(),
+    };
+    let ready = match access {
+        Access::SameUser => Ok(()),
+        Access::Anyone => file.open_to(Mode::from_raw_mode(0o666)),
+    };
+    if let Err(error) = ready.and_then(|()| start(fd)) {
+        let _ = file.remove(identity);
+        return Err(error);
+    }
+    Ok(own)
+}
+
+fn start(fd: &OwnedFd) -> Result<(), Error> {
+    listen(fd, BACKLOG).map_err(|error| Error::io("listening", error))
+}
+
+fn refused(address: &Address, error: Errno) -> Error {
+    match error {
+        Errno::ADDRINUSE => Error::AddressInUse {
+            address: address.clone(),
+        },
+        error => Error::io(format!("binding a socket to {address}"), error),
+    }
+}
+
+fn listening_address(fd: &OwnedFd) -> Result<Address, String> {
+    unix_seqpacket(fd)?;
+    if !sockopt::socket_acceptconn(fd).unwrap_or(false) {
+        return Err("one that does not listen".to_owned());
+    }
+    let name = getsockname(fd).map_err(|error| format!("one without a name ({error})"))?;
+    let name = SocketAddrUnix::try_from(name)
+        .map_err(|error| format!("one with a strange name ({error})"))?;
+    Address::from_socket(&name).map_err(|error| format!("one with a strange name ({error})"))
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // The socket is still open here, so to every other process the file is live until it is gone.
+        let Some(own) = self.file.take() else { return };
+        if own.process != std::process::id() {
+            return;
+        }
+        if let Ok(file) = SocketFile::lock(&own.path, Duration::from_millis(100)) {
+            let _ = file.remove(own.identity);
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener")
+            .field("fd", &self.fd.as_raw_fd())
+            .field("address", &self.address)
+            .field("access", &self.access)
+            .finish()
+    }
+}

@@ -1,0 +1,224 @@
+//! What the tests share: descriptors counted, children made of the test itself, a peer that speaks raw packets.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memlane_transport::Link;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+/// One test at a time in this process, and as many descriptors after it as before.
+pub fn alone() -> Alone {
+    static ONE: Mutex<()> = Mutex::new(());
+    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    Alone {
+        before: descriptors(),
+        _turn: turn,
+    }
+}
+
+pub struct Alone {
+    before: BTreeMap<i32, String>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Alone {
+    /// Descriptors refused by a link may be closed by another thread a little later.
+    pub fn settled(&self) {
+        until("as many descriptors as before", || {
+            descriptors() == self.before
+        });
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while descriptors() != self.before {
+            assert!(
+                Instant::now() < deadline,
+                "leaked: {:?}, before: {:?}",
+                descriptors(),
+                self.before
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Open descriptors and what they are.
+pub fn descriptors() -> BTreeMap<i32, String> {
+    let mut open = BTreeMap::new();
+    for entry in fs::read_dir("/proc/self/fd").unwrap() {
+        let entry = entry.unwrap();
+        let number: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
+        let target = fs::read_link(entry.path())
+            .map_or_else(|_| String::new(), |path| path.display().to_string());
+        // The directory being read.
+        if !target.ends_with("/fd") {
+            open.insert(number, target);
+        }
+    }
+    open
+}
+
+/// Waits for something that another thread or process does. Failing takes a minute, succeeding no longer than it must.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "still waiting for: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// This test's executable again, running only `test`, with `fd` as its standard input.
+pub fn child(test: &str, role: &str, fd: impl Into<OwnedFd>) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env("MEMLANE_TEST_ROLE", role);
+    command.stdin(Stdio::from(fd.into())).stdout(Stdio::null());
+    command
+}
+
+/// The role given to this process by [`child`], if it is one.
+pub fn role() -> Option<String> {
+    std::env::var("MEMLANE_TEST_ROLE").ok()
+}
+
+/// The link that [`child`] passed.
+pub fn parent() -> Link {
+    Link::from_fd(std::io::stdin().as_fd().try_clone_to_owned().unwrap()).unwrap()
+}
+
+/// A child that is killed with the test.
+pub struct Reaped(pub Child);
+
+impl Reaped {
+    pub fn spawn(command: &mut Command) -> Reaped {
+        Reaped(command.spawn().unwrap())
+    }
+
+    /// Spawns it as a user that has nothing, if this process may do that and that user may run the file.
+    pub fn spawn_as(user: u32, command: &mut Command) -> Option<Reaped> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can start a process of another user");
+            return None;
+        }
+        match command.uid(user).gid(user).spawn() {
+            Ok(process) => Some(Reaped(process)),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                eprintln!("skipped: uid {user} cannot run the test's executable, {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    pub fn succeed(&mut self) {
+        assert!(
+            self.0.wait().unwrap().success(),
+            "the child failed, see above"
+        );
+    }
+
+    pub fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Sends bytes and descriptors as they are.
+pub fn raw_send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    let sent = sendmsg(
+        socket,
+        &[std::io::IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .unwrap();
+    assert_eq!(sent, bytes.len());
+}
+
+/// A frame: mark, version, number of descriptors, body.
+pub fn frame(announced: u16, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![b'm', 1];
+    bytes.extend(announced.to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+/// A file of its own: no two calls give the same inode.
+pub fn memfd() -> OwnedFd {
+    rustix::fs::memfd_create("memlane-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap()
+}
+
+/// Which file it is.
+pub fn inode(fd: impl AsFd) -> (u64, u64) {
+    let stat = rustix::fs::fstat(fd).unwrap();
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Waits until every writing end of the pipe is closed.
+pub fn all_writers_closed(reader: impl AsFd) {
+    let mut fds = [PollFd::new(&reader, PollFlags::empty())];
+    let minute = Timespec {
+        tv_sec: 60,
+        tv_nsec: 0,
+    };
+    assert_eq!(poll(&mut fds, Some(&minute)).unwrap(), 1, "leaked");
+    assert!(fds[0].revents().contains(PollFlags::HUP));
+}
+
+/// A directory of its own, removed with the value.
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    pub fn new() -> Directory {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path =
+            std::env::temp_dir().join(format!("memlane-test-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Directory(path)
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// An abstract name of this process's own.
+pub fn abstract_name(name: &str) -> memlane_transport::Address {
+    memlane_transport::Address::abstract_name(format!("memlane-test-{}-{name}", std::process::id()))
+        .unwrap()
+}
