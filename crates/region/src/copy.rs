@@ -2,8 +2,8 @@
 //!
 //! A plain copy of such bytes would be a data race. Rust's atomics have no bytewise copy yet (RFC 3301), so
 //! short copies are `Relaxed` 64-bit loads, one per word, and long ones on x86-64 are an assembly loop, whose
-//! loads are outside of what the compiler may reason about. Either way every byte is loaded once and lands
-//! in memory only this process has, before anyone looks at it.
+//! loads are outside of what the compiler may reason about. Either way every byte lands in memory that only
+//! this process has before anyone looks at it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

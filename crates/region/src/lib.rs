@@ -41,6 +41,3 @@ pub use gate::{Refused, Remote};
 pub use mapping::page_size;
 pub use shared::Shared;
 pub use words::{HeapWords, Words, WordsMut};
-
-#[doc(hidden)]
-pub use primitive::{fence_heavy, fence_light};

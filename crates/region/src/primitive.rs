@@ -30,9 +30,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// itself, but together with [`fence_heavy`] on the other thread it is as good as two `SeqCst` fences.
 ///
 /// `heavy` is what [`fence_heavy`] needs (see [`asymmetric`]); without it this is a `SeqCst` fence.
-#[doc(hidden)]
 #[inline(always)]
-pub fn fence_light(asymmetric: bool) {
+pub(crate) fn fence_light(asymmetric: bool) {
     #[cfg(not(memlane_loom))]
     if asymmetric {
         return std::sync::atomic::compiler_fence(Ordering::SeqCst);
@@ -43,16 +42,19 @@ pub fn fence_light(asymmetric: bool) {
 
 /// The expensive half: membarrier(2) runs a full barrier on every running thread of this process, so each of
 /// them has one either before or after this call, wherever its `fence_light` stands.
-#[doc(hidden)]
-pub fn fence_heavy(asymmetric: bool) {
+///
+/// # Errors
+///
+/// The system call's, if it has been forbidden since `asymmetric` tried it.
+pub(crate) fn fence_heavy(asymmetric: bool) -> std::io::Result<()> {
     #[cfg(not(any(memlane_loom, miri)))]
     if asymmetric {
         use rustix::thread::{MembarrierCommand, membarrier};
-        // Registered in `asymmetric`, and a registration lasts as long as the process: this cannot fail.
-        membarrier(MembarrierCommand::PrivateExpedited).expect("membarrier was registered");
+        membarrier(MembarrierCommand::PrivateExpedited)?;
     }
     let _ = asymmetric;
     fence(Ordering::SeqCst);
+    Ok(())
 }
 
 /// Registers this process for `fence_heavy`; false where the kernel cannot (before Linux 4.14, or under a

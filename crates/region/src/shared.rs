@@ -152,6 +152,23 @@ impl Shared {
 }
 
 impl Shared {
+    /// `len` bytes of the ring, `offset` bytes after `position` (a multiple of 8).
+    ///
+    /// # Panics
+    ///
+    /// If `offset + len` is more than the ring's capacity.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    pub fn bytes(&self, position: u64, offset: usize, len: usize) -> &[u8] {
+        assert!(
+            offset.saturating_add(len) <= self.mapping.ring_len(),
+            "{offset} + {len} bytes are over the ring"
+        );
+        // SAFETY: a range of at most the capacity that starts inside the ring ends inside its mirror (rule 1
+        // of `mapping`). Nobody else can write there (seals), and this process only through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.mapping.ring_ptr(position).add(offset), len) }
+    }
+
     /// `len` bytes of the ring, `offset` bytes after `position` (a multiple of 8), to be written in place.
     ///
     /// They contain what was written there before. A `&mut` is right here, where it would not be over a
@@ -190,14 +207,14 @@ impl Words for Shared {
 
 impl WordsMut for Shared {
     #[inline(always)]
-    fn store(&self, position: u64, value: u64) {
+    fn store(&mut self, position: u64, value: u64) {
         self.mapping
             .ring_word(position)
             .store(value, Ordering::Relaxed);
     }
 
     #[inline(always)]
-    fn store_release(&self, position: u64, value: u64) {
+    fn store_release(&mut self, position: u64, value: u64) {
         self.mapping
             .ring_word(position)
             .store(value, Ordering::Release);

@@ -25,10 +25,10 @@ pub trait Words {
 /// [`Words`] that this process may write.
 pub trait WordsMut: Words {
     /// Stores the word at `position`, `Relaxed`.
-    fn store(&self, position: u64, value: u64);
+    fn store(&mut self, position: u64, value: u64);
 
     /// Stores the word at `position`, `Release`: the commit of a record.
-    fn store_release(&self, position: u64, value: u64);
+    fn store_release(&mut self, position: u64, value: u64);
 
     /// Copies `src` in, from `position` (a multiple of 8) plus `offset` (a multiple of 8) on.
     ///
@@ -83,25 +83,25 @@ impl Words for HeapWords {
 
     fn read(&self, position: u64, offset: usize, dst: &mut [u8]) {
         assert!(offset as u64 + dst.len() as u64 <= self.capacity());
-        let mut at = position + offset as u64;
+        let mut at = position.wrapping_add(offset as u64);
         let mut rest = dst;
         while !rest.is_empty() {
             let skip = (at % 8) as usize;
             let word = self.load(at).to_ne_bytes();
             let (head, tail) = rest.split_at_mut(rest.len().min(8 - skip));
             head.copy_from_slice(&word[skip..skip + head.len()]);
-            at += head.len() as u64;
+            at = at.wrapping_add(head.len() as u64);
             rest = tail;
         }
     }
 }
 
 impl WordsMut for HeapWords {
-    fn store(&self, position: u64, value: u64) {
+    fn store(&mut self, position: u64, value: u64) {
         self.word(position).store(value, Ordering::Relaxed);
     }
 
-    fn store_release(&self, position: u64, value: u64) {
+    fn store_release(&mut self, position: u64, value: u64) {
         self.word(position).store(value, Ordering::Release);
     }
 

@@ -15,7 +15,7 @@ use rustix::{
 
 #[test]
 fn every_other_way_to_write_is_closed() {
-    let (mine, fd) = Shared::create("single-writer", 1, 4096).unwrap();
+    let (mut mine, fd) = Shared::create("single-writer", 1, 4096).unwrap();
 
     // SAFETY: a mapping nobody uses; it is refused.
     let mapped = unsafe {

@@ -22,8 +22,12 @@
 //!
 //! The ring is lossless. A reader keeps its position to itself and exports it, as the bytes released since it
 //! joined, to the cursor in its own control page: every eighth of the ring, whenever it finds the ring
-//! empty, and at once when the writer waits. The writer caches the slowest cursor plus the capacity as its
-//! limit, and looks again only when a record does not fit below it.
+//! empty, and when that gives a waiting writer what it waits for. The writer caches the slowest cursor plus
+//! the capacity as its limit, and looks again only when a record does not fit below it.
+//!
+//! A writer that is about to sleep stores what it waits for in a word of its own page
+//! ([`RingWriter::want`]): the position that the slowest reader must get to. Each reader that passes it
+//! wakes the writer once; readers ahead of it never do.
 //!
 //! # Joining
 //!
@@ -40,6 +44,7 @@
 //! | header, `Release` (writer) | header, `Relaxed`, then `fence(Acquire)` (reader) | the payload, and the zero of the next header |
 //! | cursor, `Release` (reader) | cursor, `Relaxed`, then `fence(Acquire)` (writer) | the reader is done with the bytes before it |
 //! | position, `Release` (writer) | position, `Acquire` (join) | headers before the start need not be looked at |
+//! | what the writer wants / cursor around `SeqCst` fences | the other of the two | either the writer sees the cursor, or the reader sees that it must wake it |
 //! | epoch / position around `SeqCst` fences | the other of the two | either the writer sees the reader, or the reader's start is late enough |
 //!
 //! Loads from a peer's memory are `Relaxed` and followed by a fence because that memory is mapped read-only,

@@ -1,4 +1,7 @@
-use std::sync::Arc;
+use std::{
+    io,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use crossbeam_utils::CachePadded;
 
@@ -43,7 +46,8 @@ pub struct Roster<R> {
     /// Changes with `joined`; the writer compares it with what it saw last.
     epoch: CachePadded<AtomicU64>,
     state: Mutex<State<R>>,
-    asymmetric: bool,
+    /// Private to this process, and only a choice between two correct fences: not modelled.
+    asymmetric: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -61,24 +65,34 @@ impl<R> Roster<R> {
                 next_id: 0,
                 joined: Vec::new(),
             }),
-            asymmetric: asymmetric(),
+            asymmetric: AtomicBool::new(asymmetric()),
         }
     }
 
     /// Adds a reader whose cursor is 0, from the writer's next record on. It may run on any thread, at any
-    /// time; the writer waits for it at most as long as the few lines below take.
-    pub fn join(&self, reader: Arc<R>) -> Joined<R> {
+    /// time. A writer that notices at that very moment waits until this is through: a microsecond, unless this
+    /// thread is preempted.
+    ///
+    /// # Errors
+    ///
+    /// membarrier(2) is gone since the ring was made (a seccomp filter was installed). The reader is not added;
+    /// from then on `join` and the writer do without it.
+    pub fn join(&self, reader: Arc<R>) -> io::Result<Joined<R>> {
         let mut state = lock(&self.state);
         let id = state.next_id;
         state.next_id += 1;
         self.epoch.fetch_add(1, Ordering::Release);
         // Pairs with the fence after each commit and before each refresh in the writer: it sees the new epoch
         // there (and then waits for the lock), or this thread sees the position that it had there.
-        fence_heavy(self.asymmetric);
+        if let Err(error) = fence_heavy(self.asymmetric()) {
+            self.asymmetric
+                .store(false, std::sync::atomic::Ordering::Relaxed);
+            return Err(error);
+        }
         let start = self.position.load(Ordering::Acquire);
         let joined = Joined { id, start, reader };
         state.joined.push(joined.clone());
-        joined
+        Ok(joined)
     }
 
     /// Removes a reader: from the writer's next look on, it holds nothing up. False if it was not there.
@@ -105,8 +119,9 @@ impl<R> Roster<R> {
 
     /// Whether [`join`](Roster::join) carries the expensive half of the barrier, see
     /// [`RingWriter::fence`](super::RingWriter::fence).
+    #[inline(always)]
     pub(super) fn asymmetric(&self) -> bool {
-        self.asymmetric
+        self.asymmetric.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     #[inline(always)]

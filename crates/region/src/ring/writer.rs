@@ -51,10 +51,13 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     ///
     /// # Panics
     ///
-    /// If the capacity is below 64 bytes.
+    /// If the capacity is below 128 bytes.
     pub fn new(memory: M) -> RingWriter<M, R> {
         let capacity = memory.capacity();
-        assert!(capacity >= 64, "a ring of {capacity} bytes holds nothing");
+        assert!(
+            capacity >= layout::MIN_CAPACITY,
+            "a ring of {capacity} bytes holds nothing"
+        );
         RingWriter {
             memory,
             capacity,
@@ -95,7 +98,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
                 max: self.max_payload(),
             });
         }
-        if layout::end(self.position, len) + HEADER <= self.limit || self.refresh(len) {
+        if layout::furthest_end(self.position, len) + HEADER <= self.limit || self.refresh(len) {
             Ok(())
         } else {
             Err(NoRoom::Full)
@@ -112,10 +115,14 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     }
 
     /// Commits the record being written with `len` bytes of payload, at most what was reserved.
+    ///
+    /// # Panics
+    ///
+    /// If there is no room for that: it was not reserved.
     #[inline(always)]
     pub fn commit(&mut self, len: usize) {
         let end = layout::end(self.position, len);
-        debug_assert!(
+        assert!(
             end + HEADER <= self.limit,
             "committed more than was reserved"
         );
@@ -127,6 +134,19 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             .store_release(self.position, layout::header(len));
         self.position = end;
         self.roster.set_position(end);
+    }
+
+    /// The word to show to readers before sleeping until `len` bytes fit, not 0. A reader wakes the writer when
+    /// its cursor gets to the position in it: where they fit, and where half of the ring is free, so that a
+    /// writer ahead of its readers does not sleep and wake for every record.
+    ///
+    /// After it is stored comes one more [`reserve`](RingWriter::reserve), then sleep: that look fences before
+    /// it loads the cursors, as a reader does between storing its cursor and loading this word.
+    pub fn want(&self, len: usize) -> u64 {
+        let fits =
+            (layout::furthest_end(self.position, len) + HEADER).saturating_sub(self.capacity);
+        let half = self.position.saturating_sub(self.capacity / 2) & !7;
+        fits.max(half) | layout::WAITING
     }
 
     /// The barrier between a commit and the look at whatever a reader says about itself: its presence in the
@@ -147,8 +167,8 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
 
     /// The readers, as of the last [`sync`](RingWriter::sync).
     #[inline(always)]
-    pub fn readers(&self) -> impl Iterator<Item = &R> {
-        self.readers.iter().map(|seen| &*seen.joined.reader)
+    pub fn readers(&self) -> impl Iterator<Item = &Joined<R>> {
+        self.readers.iter().map(|seen| &seen.joined)
     }
 
     #[cold]
@@ -173,7 +193,8 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     #[cold]
     #[inline(never)]
     fn refresh(&mut self, len: usize) -> bool {
-        // Pairs with the fence in `Roster::join`.
+        // Pairs with the fence in `Roster::join`, and, for a writer that has stored what it waits for, with the
+        // one in `RingReader::export`.
         fence(Ordering::SeqCst);
         self.sync();
         let mut slowest = self.position;
@@ -194,11 +215,18 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         // Pairs with the readers' Release stores of their cursors: they are done with what lies before.
         fence(Ordering::Acquire);
         self.limit = slowest + self.capacity;
-        layout::end(self.position, len) + HEADER <= self.limit
+        layout::furthest_end(self.position, len) + HEADER <= self.limit
     }
 }
 
 impl<R: Reader> RingWriter<Shared, R> {
+    /// The payload of the record being written, as it is so far: `len` bytes, after a
+    /// [`reserve`](RingWriter::reserve) of at least as many.
+    #[inline(always)]
+    pub fn payload(&self, len: usize) -> &[u8] {
+        self.memory.bytes(self.position, HEADER as usize, len)
+    }
+
     /// The payload of the record being written, in place: `len` bytes, after a
     /// [`reserve`](RingWriter::reserve) of at least as many. They contain leftovers of older records.
     #[inline(always)]
