@@ -88,14 +88,14 @@ impl Doorbell {
         if self.backing == Backing::Socket {
             self.undrained += 1;
             if self.undrained >= DRAIN_EVERY {
+                self.undrained = 0;
                 self.drain();
             }
         }
     }
 
     /// Takes all rings, so that the descriptor is not readable until the next one. For level-triggered waits.
-    pub fn drain(&mut self) {
-        self.undrained = 0;
+    pub fn drain(&self) {
         let mut sink = [0; 512];
         match self.backing {
             // Other holders share the description and may have cleared O_NONBLOCK or read first: only
