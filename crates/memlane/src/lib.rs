@@ -1,1 +1,83 @@
-//! Owned shared memory and the descriptors that wake it, handed between Linux processes: messages without copies and without system calls.
+//! Owned shared memory and the descriptors that wake it, handed between Linux processes: messages without
+//! copies and without system calls.
+//!
+//! One process binds a service and publishes:
+//!
+//! ```no_run
+//! let mut publisher = memlane::Publisher::bind("camera")?;
+//! publisher.send(b"a frame")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! any number of others connect and receive every message from then on:
+//!
+//! ```no_run
+//! let mut subscriber = memlane::Subscriber::connect("camera")?;
+//! println!("{} bytes", subscriber.recv()?.len());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Between them lies a *lane*: a ring in a region that the publisher writes and the kernel lets nobody else write,
+//! one control page of each subscriber's own, a doorbell each way, and the link (a Unix socket) over which they
+//! met. While both sides are awake, a message costs no system call, no lock and no allocation.
+//!
+//! - **Lossless.** A publisher waits for its slowest subscriber ([`Publisher::send`]) or says so
+//!   ([`Publisher::try_send`]). One that has left, or died, holds nothing up.
+//! - **Death comes from the kernel.** A killed publisher's committed messages are still delivered, then
+//!   [`RecvError::Disconnected`]. Nobody is declared dead for being slow.
+//! - **Nothing is left behind.** The memory has no name and goes with its last holder.
+//! - **Nobody has to be trusted.** A subscriber can write nothing of the publisher's, a publisher nothing of the
+//!   subscriber's; words in shared memory are checked when they are read, and payload is copied out, unless
+//!   the user vouches for the publisher once ([`SubscriberBuilder::trust_publisher`]).
+//!
+//! What it does not do yet: drop messages for slow subscribers, typed messages, requests, async. It runs on
+//! Linux 5.11 or newer.
+#![deny(unsafe_code)]
+
+mod error;
+mod names;
+mod page;
+mod protocol;
+mod publisher;
+mod subscriber;
+
+pub use error::{
+    Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,
+};
+pub use memlane_region::ring::Corrupt;
+pub use memlane_signaling::WaitPolicy;
+pub use memlane_transport::{Access, Address, Link};
+pub use names::address_of;
+pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
+pub use subscriber::{
+    Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted, Untrusted,
+};
+
+/// A pidfd of the process at the other end of a link, to learn of its death even where a helper holds a copy of
+/// the link. None if the kernel cannot tell, or if it is this process: the kernel says who *made* a pair.
+fn process_of(link: &Link) -> Option<std::os::fd::OwnedFd> {
+    let peer = link.peer().ok()?;
+    if peer.pid() == Some(std::process::id()) {
+        None
+    } else {
+        peer.into_pidfd()
+    }
+}
+
+/// A deadline. One so far away that no clock can tell it is none.
+fn after(timeout: std::time::Duration) -> Option<std::time::Instant> {
+    std::time::Instant::now().checked_add(timeout)
+}
+
+/// Both ends can be moved to the thread that uses them.
+const _: () = {
+    const fn can_be_sent<T: Send>() {}
+    can_be_sent::<Publisher>();
+    can_be_sent::<Subscriber>();
+    can_be_sent::<Subscriber<Trusted>>();
+};
+
+/// The examples of README.md, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -1,0 +1,161 @@
+use std::io;
+
+use memlane_region::ring::Corrupt;
+
+/// Why a service could not be bound, or a lane not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A service name that cannot be one.
+    #[error("{name:?} is not a service name: {expected}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What a name looks like.
+        expected: &'static str,
+    },
+    /// The directory for the sockets of services is not fit for that.
+    #[error("the runtime directory {path} cannot hold service sockets: {why}")]
+    RuntimeDirectory {
+        /// The directory.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The link could not be made: nobody there, not allowed, address in use.
+    #[error(transparent)]
+    Link(#[from] memlane_transport::Error),
+    /// Shared memory could not be made, or what the peer sent is not fit to be mapped.
+    #[error(transparent)]
+    Region(#[from] memlane_region::Error),
+    /// The publisher turned this subscriber away.
+    #[error("the publisher refused this subscriber: {why}")]
+    Refused {
+        /// Its reason.
+        why: String,
+    },
+    /// The publisher's welcome makes no sense.
+    #[error("the publisher's welcome makes no sense: {why}")]
+    Welcome {
+        /// What was expected, and what came.
+        why: String,
+    },
+    /// An option with an impossible value.
+    #[error("{what}: {why}")]
+    Option {
+        /// Which.
+        what: &'static str,
+        /// What is possible.
+        why: String,
+    },
+    /// The kernel refused something else: descriptors, threads, epoll.
+    #[error("cannot {what}: {source}")]
+    Os {
+        /// The step that failed.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Os { what, source }
+    }
+}
+
+/// The message was not sent, and never can be.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// It would not even fit an empty ring.
+    #[error("a message of {len} bytes is too large: this ring takes at most {max}")]
+    TooLarge {
+        /// Its length, in bytes.
+        len: usize,
+        /// The longest message, in bytes.
+        max: usize,
+    },
+    /// Waiting for room failed in the kernel (short of memory).
+    #[error("cannot wait for room: {0}")]
+    Wait(io::Error),
+}
+
+/// The message was not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum TrySendError {
+    /// The slowest subscriber has not released enough yet.
+    #[error("the ring is full")]
+    Full,
+    /// It would not even fit an empty ring.
+    #[error("a message of {len} bytes is too large: this ring takes at most {max}")]
+    TooLarge {
+        /// Its length, in bytes.
+        len: usize,
+        /// The longest message, in bytes.
+        max: usize,
+    },
+}
+
+/// The message was not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SendTimeoutError {
+    /// The slowest subscriber did not release enough in time.
+    #[error("the ring stayed full until the time ran out")]
+    TimedOut,
+    /// It would not even fit an empty ring.
+    #[error("a message of {len} bytes is too large: this ring takes at most {max}")]
+    TooLarge {
+        /// Its length, in bytes.
+        len: usize,
+        /// The longest message, in bytes.
+        max: usize,
+    },
+    /// Waiting for room failed in the kernel (short of memory).
+    #[error("cannot wait for room: {0}")]
+    Wait(io::Error),
+}
+
+/// There will be no further message.
+#[derive(Debug, thiserror::Error)]
+pub enum RecvError {
+    /// The publisher is gone, in order or by dying, and everything it had committed has been received.
+    #[error("the publisher is gone, and every message it committed has been received")]
+    Disconnected,
+    /// The publisher wrote something that no publisher writes.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// Waiting for a message failed in the kernel (short of memory or descriptors).
+    #[error("cannot wait for a message: {0}")]
+    Wait(io::Error),
+}
+
+/// There is no message.
+#[derive(Debug, thiserror::Error)]
+pub enum TryRecvError {
+    /// None yet.
+    #[error("no message waits")]
+    Empty,
+    /// The publisher is gone, in order or by dying, and everything it had committed has been received.
+    #[error("the publisher is gone, and every message it committed has been received")]
+    Disconnected,
+    /// The publisher wrote something that no publisher writes.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+}
+
+/// There is no message.
+#[derive(Debug, thiserror::Error)]
+pub enum RecvTimeoutError {
+    /// None came in time.
+    #[error("no message came in time")]
+    TimedOut,
+    /// The publisher is gone, in order or by dying, and everything it had committed has been received.
+    #[error("the publisher is gone, and every message it committed has been received")]
+    Disconnected,
+    /// The publisher wrote something that no publisher writes.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// Waiting for a message failed in the kernel (short of memory or descriptors).
+    #[error("cannot wait for a message: {0}")]
+    Wait(io::Error),
+}

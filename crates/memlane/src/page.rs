@@ -1,0 +1,13 @@
+//! Where the control words of a lane lie. Each word has one writer for ever.
+
+/// In the first page of the publisher's region: what it waits for, 0 if it does not
+/// ([`RingWriter::want`](memlane_region::ring::RingWriter::want)). The publisher stores, subscribers load.
+pub(crate) const WANTED: usize = 0;
+
+/// In a subscriber's control page: its cursor. The subscriber stores, the publisher loads.
+pub(crate) const CURSOR: usize = 0;
+
+/// In a subscriber's control page: its armed flag. The subscriber stores, the publisher loads, after every
+/// message. Two cache lines away from the cursor (processors prefetch them in pairs), which changes all
+/// the time.
+pub(crate) const SUBSCRIBER_ARMED: usize = 128;

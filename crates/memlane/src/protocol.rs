@@ -1,0 +1,131 @@
+//! What publisher and subscriber say to each other on the link, once, before the ring is all they need.
+//!
+//! The subscriber greets, with its control page and its doorbell; the publisher welcomes it, with the ring and a
+//! doorbell of its own, or refuses it. After that the link carries nothing: it is there to hang up.
+
+use std::fmt;
+
+use memlane_transport::{Fd, FdRef};
+use serde::{Deserialize, Serialize};
+
+/// Version of everything in this file and of the memory layout.
+pub(crate) const VERSION: u32 = 1;
+
+/// First packet, from the subscriber. The version stands first, in whatever version.
+#[derive(Debug, Serialize)]
+pub(crate) struct GreetingRef<'a> {
+    pub(crate) version: u32,
+    /// Its control page, one page.
+    pub(crate) page: FdRef<'a>,
+    pub(crate) doorbell: DoorbellOfferRef<'a>,
+    /// It trusts the publisher not to block it: the publisher's doorbell may be an eventfd.
+    pub(crate) trusts: bool,
+}
+
+/// The doorbells that wake a subscriber: none if it never sleeps. The publisher takes the eventfd if it
+/// trusts the subscriber, the socket if not.
+#[derive(Debug, Serialize)]
+pub(crate) struct DoorbellOfferRef<'a> {
+    pub(crate) socket: Option<FdRef<'a>>,
+    pub(crate) eventfd: Option<FdRef<'a>>,
+}
+
+/// [`GreetingRef`], received.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Greeting {
+    pub(crate) version: u32,
+    pub(crate) page: Fd,
+    pub(crate) doorbell: DoorbellOffer,
+    pub(crate) trusts: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct DoorbellOffer {
+    pub(crate) socket: Option<Fd>,
+    pub(crate) eventfd: Option<Fd>,
+}
+
+/// Second and last packet, from the publisher.
+#[derive(Debug, Serialize)]
+pub(crate) enum AnswerRef<'a> {
+    Welcome(WelcomeRef<'a>),
+    Refused(Refusal),
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct WelcomeRef<'a> {
+    pub(crate) ring: FdRef<'a>,
+    pub(crate) capacity: u64,
+    /// Position of the subscriber's first message.
+    pub(crate) start: u64,
+    /// Which of the offered doorbells the publisher will ring.
+    pub(crate) rings: Rings,
+    /// What to ring when the publisher waits for room.
+    pub(crate) doorbell: PublisherDoorbellRef<'a>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Rings {
+    Nothing,
+    Socket,
+    EventFd,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) enum PublisherDoorbellRef<'a> {
+    None,
+    Socket(FdRef<'a>),
+    EventFd(FdRef<'a>),
+}
+
+/// [`AnswerRef`], received.
+#[derive(Debug, Deserialize)]
+pub(crate) enum Answer {
+    Welcome(Welcome),
+    Refused(Refusal),
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Welcome {
+    pub(crate) ring: Fd,
+    pub(crate) capacity: u64,
+    pub(crate) start: u64,
+    pub(crate) rings: Rings,
+    pub(crate) doorbell: PublisherDoorbell,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) enum PublisherDoorbell {
+    None,
+    Socket(Fd),
+    EventFd(Fd),
+}
+
+/// Why a publisher turned a subscriber away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Refusal {
+    Version { publisher: u32 },
+    Full { subscribers: u32 },
+    Page { why: String },
+    Doorbell { why: String },
+    Resources { why: String },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Version { publisher } => {
+                write!(
+                    f,
+                    "it speaks version {publisher} of the protocol, this subscriber version {VERSION}"
+                )
+            }
+            Refusal::Full { subscribers } => {
+                write!(f, "it has {subscribers} subscribers, and takes no more")
+            }
+            Refusal::Page { why } => write!(f, "control page: {why}"),
+            Refusal::Doorbell { why } => write!(f, "doorbell: {why}"),
+            Refusal::Resources { why } => write!(f, "it is short of resources: {why}"),
+        }
+    }
+}

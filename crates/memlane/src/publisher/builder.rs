@@ -1,0 +1,150 @@
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use memlane_region::{Shared, page_size, ring::RingWriter};
+use memlane_signaling::{Pacer, WaitPolicy};
+use memlane_transport::{Access, Address, Listener};
+use rustix::event::epoll::{self, CreateFlags};
+
+use super::{
+    Publisher, PublisherStats,
+    control::{Control, Terms},
+    reactor::Reactor,
+};
+use crate::{Error, names::address_of};
+
+/// Options of a [`Publisher`].
+#[derive(Clone, Debug)]
+pub struct PublisherBuilder {
+    ring_bytes: usize,
+    max_subscribers: usize,
+    wait: WaitPolicy,
+    trust: bool,
+    access: Access,
+    driven: bool,
+}
+
+impl Default for PublisherBuilder {
+    fn default() -> PublisherBuilder {
+        PublisherBuilder {
+            ring_bytes: 1 << 20,
+            max_subscribers: 64,
+            wait: WaitPolicy::default(),
+            trust: false,
+            access: Access::SameUser,
+            driven: false,
+        }
+    }
+}
+
+impl PublisherBuilder {
+    /// Size of the ring, in bytes: a power of two, at least one page. Default: 1 MiB. All of it is allocated
+    /// when the publisher is made. The longest message is seven eighths of it, less 16.
+    pub fn ring_bytes(mut self, bytes: usize) -> PublisherBuilder {
+        self.ring_bytes = bytes;
+        self
+    }
+
+    /// How many subscribers there may be at a time; more are refused. Default: 64. Each costs this process up
+    /// to four descriptors and one page.
+    pub fn max_subscribers(mut self, subscribers: usize) -> PublisherBuilder {
+        self.max_subscribers = subscribers;
+        self
+    }
+
+    /// How the publisher waits for room. Default: [`WaitPolicy::Adaptive`].
+    pub fn wait(mut self, policy: WaitPolicy) -> PublisherBuilder {
+        self.wait = policy;
+        self
+    }
+
+    /// Trusts subscribers not to block this process, and wakes them through eventfds if they offer one (they
+    /// do if they trust the publisher): up to a third cheaper than sockets. Whoever holds an eventfd can make
+    /// a write to it block for ever. Memory stays safe either way.
+    pub fn trust_subscribers(mut self) -> PublisherBuilder {
+        self.trust = true;
+        self
+    }
+
+    /// Who may subscribe to a bound service. Default: [`Access::SameUser`].
+    pub fn access(mut self, access: Access) -> PublisherBuilder {
+        self.access = access;
+        self
+    }
+
+    /// Leaves control work to the user's own loop, which calls [`Publisher::drive`] whenever the publisher's
+    /// descriptor is readable. No thread is started then. Default: one control thread for all publishers of
+    /// the process.
+    pub fn driven(mut self) -> PublisherBuilder {
+        self.driven = true;
+        self
+    }
+
+    /// Binds a service of this user's: see [`address_of`] for where its socket is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: the name is taken or none, or resources are short.
+    pub fn bind(self, service: &str) -> Result<Publisher, Error> {
+        self.bind_to(&address_of(service)?)
+    }
+
+    /// Binds a service at an address of the user's choice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: the address is taken, or resources are short.
+    pub fn bind_to(self, address: &Address) -> Result<Publisher, Error> {
+        let listener = Listener::bind_with(address, self.access)?;
+        let publisher = self.unbound()?;
+        publisher
+            .control
+            .listen(listener)
+            .map_err(|errno| Error::os("watch the listener")(errno.into()))?;
+        Ok(publisher)
+    }
+
+    /// Makes a publisher without an address: subscribers come over links given to it
+    /// ([`Publisher::attach`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], when an option is impossible or resources are short.
+    pub fn unbound(self) -> Result<Publisher, Error> {
+        let (memory, ring) = Shared::create("memlane-ring", page_size(), self.ring_bytes)?;
+        if self.ring_bytes == 0 {
+            let why = "expected a power of two of at least one page, got 0".to_owned();
+            return Err(Error::Option {
+                what: "ring_bytes",
+                why,
+            });
+        }
+        memory.prefault()?;
+        let writer = RingWriter::new(memory);
+        let roster = writer.roster().clone();
+        let terms = Terms {
+            ring,
+            capacity: self.ring_bytes as u64,
+            trust: self.trust,
+            sleeps: self.wait != WaitPolicy::Poll,
+            max_subscribers: self.max_subscribers,
+        };
+        let make = |epoll: Arc<OwnedFd>, id| Control::new(epoll, id, terms, roster);
+        let (control, reactor) = if self.driven {
+            let epoll = epoll::create(CreateFlags::CLOEXEC)
+                .map_err(|errno| Error::os("create epoll")(errno.into()))?;
+            (Arc::new(make(Arc::new(epoll), 0)), None)
+        } else {
+            let reactor = Reactor::get().map_err(Error::os("start the control thread"))?;
+            let (id, control) = reactor.add(make);
+            (control, Some((reactor, id)))
+        };
+        Ok(Publisher {
+            writer,
+            sleepers: false,
+            pacer: Pacer::new(self.wait),
+            stats: PublisherStats::default(),
+            control,
+            reactor,
+        })
+    }
+}

@@ -1,0 +1,278 @@
+use std::{
+    marker::PhantomData,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use memlane_region::{Remote, Shared, page_size, ring::RingReader};
+use memlane_signaling::{Armed, Backing, Doorbell, Pacer, Ringer, WaitPolicy, WrongDoorbell};
+use memlane_transport::{Access, Address, FdRef, Link, dispose};
+use rustix::time::Timespec;
+
+use super::{
+    Life, Sleep, Subscriber, SubscriberStats, Trust,
+    page::Page,
+    trust::{Trusted, Untrusted},
+};
+use crate::{
+    Error, after,
+    names::address_of,
+    process_of,
+    protocol::{Answer, DoorbellOfferRef, GreetingRef, PublisherDoorbell, Rings, VERSION, Welcome},
+};
+
+/// Options of a [`Subscriber`].
+#[derive(Clone, Debug)]
+pub struct SubscriberBuilder<T: Trust = Untrusted> {
+    wait: WaitPolicy,
+    access: Access,
+    timeout: Duration,
+    max_ring_bytes: usize,
+    trust: PhantomData<T>,
+}
+
+impl Default for SubscriberBuilder {
+    fn default() -> SubscriberBuilder {
+        SubscriberBuilder {
+            wait: WaitPolicy::default(),
+            access: Access::SameUser,
+            timeout: Duration::from_secs(5),
+            max_ring_bytes: 1 << 30,
+            trust: PhantomData,
+        }
+    }
+}
+
+/// A position beyond this is nonsense: it would take centuries to get there.
+const LAST_START: u64 = 1 << 62;
+
+impl<T: Trust> SubscriberBuilder<T> {
+    /// How the subscriber waits for messages. Default: [`WaitPolicy::Adaptive`].
+    pub fn wait(mut self, policy: WaitPolicy) -> SubscriberBuilder<T> {
+        self.wait = policy;
+        self
+    }
+
+    /// Whose service it may be. Default: [`Access::SameUser`].
+    pub fn access(mut self, access: Access) -> SubscriberBuilder<T> {
+        self.access = access;
+        self
+    }
+
+    /// For how long to wait for the publisher's welcome. Default: 5 s.
+    pub fn timeout(mut self, timeout: Duration) -> SubscriberBuilder<T> {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The largest ring it maps, in bytes. Default: 1 GiB.
+    pub fn max_ring_bytes(mut self, bytes: usize) -> SubscriberBuilder<T> {
+        self.max_ring_bytes = bytes;
+        self
+    }
+
+    /// Vouches for the publisher: messages are slices ([`Message`](crate::Message) derefs to `[u8]`), and it
+    /// may be woken through an eventfd.
+    ///
+    /// # Safety
+    ///
+    /// The publisher's program must play by the rules: it must never write a record again before every
+    /// subscriber has released it. This crate's [`Publisher`](crate::Publisher) does so, for as long as nothing
+    /// else in its process writes its memory. Nothing in this process can check or enforce it.
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let mut publisher = memlane::Publisher::builder().unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// // SAFETY: the publisher is this same program.
+    /// let builder = unsafe { memlane::Subscriber::builder().trust_publisher() };
+    /// let mut subscriber = builder.over(link.1)?;
+    /// publisher.send(b"a frame")?;
+    /// assert_eq!(&*subscriber.recv()?, b"a frame");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[allow(unsafe_code)]
+    pub unsafe fn trust_publisher(self) -> SubscriberBuilder<Trusted> {
+        SubscriberBuilder {
+            wait: self.wait,
+            access: self.access,
+            timeout: self.timeout,
+            max_ring_bytes: self.max_ring_bytes,
+            trust: PhantomData,
+        }
+    }
+
+    /// Subscribes to a service of this user's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: nobody publishes there, or it may not be this user, or resources are short.
+    pub fn connect(self, service: &str) -> Result<Subscriber<T>, Error> {
+        self.connect_to(&address_of(service)?)
+    }
+
+    /// Subscribes to a service at an address of the user's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](SubscriberBuilder::connect).
+    pub fn connect_to(self, address: &Address) -> Result<Subscriber<T>, Error> {
+        let deadline = after(self.timeout);
+        let link = Link::connect_with(address, self.access)?;
+        let mut subscriber = self.timeout(left(deadline)).over(link)?;
+        subscriber.address = Some(address.clone());
+        Ok(subscriber)
+    }
+
+    /// Subscribes over a link that was made elsewhere (inherited, or [`Link::pair`]), whose other end a
+    /// publisher has or gets ([`Publisher::attach`](crate::Publisher::attach)). The link is the subscriber's
+    /// from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](SubscriberBuilder::connect).
+    pub fn over(self, link: Link) -> Result<Subscriber<T>, Error> {
+        let deadline = after(self.timeout);
+        let (mine, page) = Shared::create("memlane-control", page_size(), 0)?;
+        let mut offers = Offers::new(self.wait, T::TRUSTED)?;
+        let greeting = GreetingRef {
+            version: VERSION,
+            page: FdRef::new(&page),
+            doorbell: offers.offer(),
+            trusts: T::TRUSTED,
+        };
+        // A publisher that refuses may hang up before it has read everything; its answer says why.
+        match link.send_timeout(&greeting, self.timeout) {
+            Err(error) if error.is_disconnected() => {}
+            result => result?,
+        }
+        drop(page);
+        let welcome = match link.recv_timeout::<Answer>(left(deadline))? {
+            Answer::Welcome(welcome) => welcome,
+            Answer::Refused(refusal) => {
+                return Err(Error::Refused {
+                    why: refusal.to_string(),
+                });
+            }
+        };
+        let doorbell = offers.take(welcome.rings)?;
+        let (memory, start, ringer) = examine(welcome, self.max_ring_bytes, T::TRUSTED)?;
+        Ok(Subscriber {
+            ring: RingReader::new(memory, Page::new(mine, ringer), start),
+            sleep: doorbell.map(|doorbell| Sleep {
+                waiter: None,
+                doorbell,
+                armed: Armed::new(),
+            }),
+            pacer: Pacer::new(self.wait),
+            process: process_of(&link),
+            link,
+            life: Life {
+                gone: false,
+                misses: 0,
+                asked: Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                },
+            },
+            stats: SubscriberStats::default(),
+            address: None,
+            trust: PhantomData,
+        })
+    }
+}
+
+/// What is left of the time until a deadline; without one, all the time there is.
+fn left(deadline: Option<Instant>) -> Duration {
+    deadline.map_or(Duration::MAX, |deadline| {
+        deadline.saturating_duration_since(Instant::now())
+    })
+}
+
+/// The doorbells a subscriber makes, of which the publisher chooses one.
+struct Offers {
+    socket: Option<(Doorbell, OwnedFd)>,
+    eventfd: Option<(Doorbell, OwnedFd)>,
+}
+
+impl Offers {
+    fn new(wait: WaitPolicy, trusted: bool) -> Result<Offers, Error> {
+        let make = |wanted: bool, backing| {
+            wanted
+                .then(|| Doorbell::new(backing))
+                .transpose()
+                .map_err(Error::os("make a doorbell"))
+        };
+        let sleeps = wait != WaitPolicy::Poll;
+        Ok(Offers {
+            socket: make(sleeps, Backing::Socket)?,
+            eventfd: make(sleeps && trusted, Backing::EventFd)?,
+        })
+    }
+
+    fn offer(&self) -> DoorbellOfferRef<'_> {
+        DoorbellOfferRef {
+            socket: self.socket.as_ref().map(|(_, end)| FdRef::new(end)),
+            eventfd: self.eventfd.as_ref().map(|(_, end)| FdRef::new(end)),
+        }
+    }
+
+    /// The one that the publisher will ring; the others are closed.
+    fn take(&mut self, rings: Rings) -> Result<Option<Doorbell>, Error> {
+        let chosen = match rings {
+            Rings::Nothing if self.socket.is_none() => return Ok(None),
+            Rings::Nothing => None,
+            Rings::Socket => self.socket.take(),
+            Rings::EventFd => self.eventfd.take(),
+        };
+        match chosen {
+            Some((doorbell, _)) => Ok(Some(doorbell)),
+            None => Err(Error::Welcome {
+                why: format!("expected one of the doorbells offered, got {rings:?}"),
+            }),
+        }
+    }
+}
+
+/// Checks everything that came with a welcome.
+fn examine(
+    welcome: Welcome,
+    quota: usize,
+    trusted: bool,
+) -> Result<(Remote, u64, Option<Ringer>), Error> {
+    let capacity = usize::try_from(welcome.capacity).unwrap_or(usize::MAX);
+    if capacity < page_size() {
+        let why = format!("expected a ring of at least one page, got {capacity} bytes");
+        return Err(Error::Welcome { why });
+    }
+    if welcome.start % 8 != 0 || welcome.start > LAST_START {
+        let why = format!(
+            "expected a multiple of 8 up to 2^62 as the start, got {}",
+            welcome.start
+        );
+        return Err(Error::Welcome { why });
+    }
+    let memory =
+        Remote::open(welcome.ring.into(), page_size(), capacity, quota).map_err(|refused| {
+            dispose(refused.descriptor);
+            refused.error
+        })?;
+    let (end, backing) = match welcome.doorbell {
+        PublisherDoorbell::None => return Ok((memory, welcome.start, None)),
+        PublisherDoorbell::Socket(end) => (end, Backing::Socket),
+        PublisherDoorbell::EventFd(end) if trusted => (end, Backing::EventFd),
+        PublisherDoorbell::EventFd(end) => {
+            drop(end);
+            let why = "expected a socket as the publisher's doorbell, got an eventfd".to_owned();
+            return Err(Error::Welcome { why });
+        }
+    };
+    let ringer = Ringer::open(end.into(), backing).map_err(|wrong| {
+        let WrongDoorbell { error, descriptor } = *wrong;
+        dispose(descriptor);
+        Error::Welcome {
+            why: error.to_string(),
+        }
+    })?;
+    Ok((memory, welcome.start, Some(ringer)))
+}

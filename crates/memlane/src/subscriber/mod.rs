@@ -1,0 +1,306 @@
+mod builder;
+mod message;
+mod page;
+mod trust;
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use memlane_region::{
+    Remote,
+    ring::{Corrupt, RingReader},
+};
+use memlane_signaling::{Armed, Doorbell, Pacer, Waiter, Woken, gone};
+use memlane_transport::{Address, Link};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+pub use builder::SubscriberBuilder;
+pub use message::Message;
+use page::Page;
+pub use trust::{Trust, Trusted, Untrusted};
+
+use crate::{Error, RecvError, RecvTimeoutError, TryRecvError, after};
+
+/// A reading end of a lane: receives every message from the moment it subscribed.
+///
+/// Messages are read in place and released when they are dropped. A subscriber that is slow makes the
+/// publisher wait once the ring is full; one that is dropped, or dies, holds nothing up.
+///
+/// When the publisher is gone, in order or by dying, what it had committed is still received, and then comes
+/// [`RecvError::Disconnected`].
+#[derive(Debug)]
+pub struct Subscriber<T: Trust = Untrusted> {
+    ring: RingReader<Remote, Page>,
+    /// Before the doorbell and the link: it must not outlive what it watches.
+    sleep: Option<Sleep>,
+    pacer: Pacer,
+    link: Link,
+    /// The publisher's process, unless it is this one.
+    process: Option<OwnedFd>,
+    life: Life,
+    stats: SubscriberStats,
+    /// Where the publisher was, to clear the name if it died there.
+    address: Option<Address>,
+    trust: PhantomData<T>,
+}
+
+/// What it takes to sleep; absent where the policy is to poll.
+#[derive(Debug)]
+struct Sleep {
+    /// Made for the first sleep.
+    waiter: Option<Waiter>,
+    doorbell: Doorbell,
+    armed: Armed,
+}
+
+/// What is known of the publisher's life.
+#[derive(Debug)]
+struct Life {
+    gone: bool,
+    /// Empty-handed calls of `try_recv`, and the clock when the kernel was last asked.
+    misses: u32,
+    asked: Timespec,
+}
+
+/// What a subscriber has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SubscriberStats {
+    /// Messages received.
+    pub messages: u64,
+    /// Times it went to sleep for want of a message.
+    pub sleeps: u64,
+    /// Times it was rung awake.
+    pub wakeups: u64,
+}
+
+enum NoMessage {
+    Disconnected,
+    Corrupt(Corrupt),
+    TimedOut,
+    Wait(io::Error),
+}
+
+impl Subscriber {
+    /// Subscribes to a service of this user's, with the options of [`SubscriberBuilder`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: nobody publishes there, or it may not be this user, or resources are short.
+    pub fn connect(service: &str) -> Result<Subscriber, Error> {
+        Subscriber::builder().connect(service)
+    }
+
+    /// Options, all with defaults.
+    pub fn builder() -> SubscriberBuilder {
+        SubscriberBuilder::default()
+    }
+}
+
+impl<T: Trust> Subscriber<T> {
+    /// Receives the next message; waits for it as long as there is a publisher.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`]; no call will receive anything afterwards.
+    #[inline]
+    pub fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
+        match self.ring.poll() {
+            Ok(Some(len)) => Ok(self.message(len)),
+            _ => match self.wait(None) {
+                Ok(len) => Ok(self.message(len)),
+                Err(error) => Err(error.forever()),
+            },
+        }
+    }
+
+    /// Receives the next message if there is one.
+    ///
+    /// In a loop of your own, call [`std::hint::spin_loop`] after each [`TryRecvError::Empty`]: polling the line
+    /// that the publisher is about to write slows it down. A publisher's death is noticed within eight
+    /// calls and one tick of the coarse clock (1 to 10 ms).
+    ///
+    /// # Errors
+    ///
+    /// [`TryRecvError`].
+    #[inline]
+    pub fn try_recv(&mut self) -> Result<Message<'_, T>, TryRecvError> {
+        match self.ring.poll() {
+            Ok(Some(len)) => Ok(self.message(len)),
+            Ok(None) => match self.missed() {
+                Ok(Some(len)) => Ok(self.message(len)),
+                Ok(None) => Err(TryRecvError::Empty),
+                Err(error) => Err(error.at_once()),
+            },
+            Err(corrupt) => Err(corrupt.into()),
+        }
+    }
+
+    /// Receives the next message; waits for it no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError`].
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Message<'_, T>, RecvTimeoutError> {
+        match self.ring.poll() {
+            Ok(Some(len)) => Ok(self.message(len)),
+            _ => match self.wait(after(timeout)) {
+                Ok(len) => Ok(self.message(len)),
+                Err(error) => Err(error.in_time()),
+            },
+        }
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> SubscriberStats {
+        self.stats
+    }
+
+    #[inline(always)]
+    fn message(&mut self, len: usize) -> Message<'_, T> {
+        self.stats.messages += 1;
+        Message::new(&mut self.ring, len)
+    }
+
+    /// The ring is empty. Once in a while, asks the kernel whether the publisher lives.
+    #[inline]
+    fn missed(&mut self) -> Result<Option<usize>, NoMessage> {
+        self.life.misses = self.life.misses.wrapping_add(1);
+        if self.life.misses % 8 != 0 && !self.life.gone {
+            return Ok(None);
+        }
+        let now = clock_gettime(ClockId::MonotonicCoarse);
+        if now == self.life.asked && !self.life.gone {
+            return Ok(None);
+        }
+        self.life.asked = now;
+        self.look_for_death()?;
+        if self.life.gone {
+            self.rest().map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    #[cold]
+    fn look_for_death(&mut self) -> Result<(), NoMessage> {
+        if !self.life.gone
+            && gone(self.link.as_fd(), self.process.as_ref().map(AsFd::as_fd))
+                .map_err(NoMessage::Wait)?
+        {
+            self.bury();
+        }
+        Ok(())
+    }
+
+    /// The publisher is gone. What it committed before that is in the ring: what is not there now never
+    /// will be.
+    fn rest(&mut self) -> Result<usize, NoMessage> {
+        match self.ring.poll() {
+            Ok(Some(len)) => Ok(len),
+            Ok(None) => Err(NoMessage::Disconnected),
+            Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
+        }
+    }
+
+    #[cold]
+    fn bury(&mut self) {
+        self.life.gone = true;
+        // A publisher that was killed left its socket's name; the first to notice clears it.
+        if let Some(address) = self.address.take() {
+            let _ = memlane_transport::remove_stale(&address);
+        }
+    }
+
+    /// Waits for a message: spins, then sleeps, as the policy says.
+    #[cold]
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<usize, NoMessage> {
+        loop {
+            if self.life.gone {
+                return self.rest();
+            }
+            let Subscriber { pacer, ring, .. } = &mut *self;
+            match pacer.spin(|| ring.poll().transpose()) {
+                Some(found) => return found.map_err(NoMessage::Corrupt),
+                None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                    return Err(NoMessage::TimedOut);
+                }
+                None => {}
+            }
+            let Some(sleep) = &mut self.sleep else {
+                self.look_for_death()?;
+                continue;
+            };
+            if sleep.waiter.is_none() {
+                sleep.waiter = Some(
+                    watch(&sleep.doorbell, &self.link, self.process.as_ref())
+                        .map_err(NoMessage::Wait)?,
+                );
+            }
+            sleep.armed.arm(self.ring.page().armed());
+            // Exports what was released, too: the publisher may be waiting for just that.
+            let woken = match self.ring.poll() {
+                Ok(None) => {
+                    self.stats.sleeps += 1;
+                    let waiter = sleep.waiter.as_ref().expect("made above");
+                    waiter
+                        .wait(&mut sleep.doorbell, deadline)
+                        .map_err(NoMessage::Wait)
+                }
+                _ => Ok(Woken::TimedOut),
+            };
+            sleep.armed.disarm(self.ring.page().armed());
+            match woken? {
+                Woken::Rung => self.stats.wakeups += 1,
+                Woken::Gone => self.bury(),
+                Woken::TimedOut => {}
+            }
+            // Spinning again would be in vain if it was not rung for a message, and is not needed if it was.
+            if let Some(found) = self.ring.poll().transpose() {
+                return found.map_err(NoMessage::Corrupt);
+            }
+        }
+    }
+}
+
+fn watch(doorbell: &Doorbell, link: &Link, process: Option<&OwnedFd>) -> io::Result<Waiter> {
+    let waiter = Waiter::new(doorbell)?;
+    waiter.watch_link(link)?;
+    if let Some(pidfd) = process {
+        waiter.watch_process(pidfd)?;
+    }
+    Ok(waiter)
+}
+
+impl NoMessage {
+    fn forever(self) -> RecvError {
+        match self {
+            NoMessage::Disconnected => RecvError::Disconnected,
+            NoMessage::Corrupt(corrupt) => RecvError::Corrupt(corrupt),
+            NoMessage::Wait(error) => RecvError::Wait(error),
+            NoMessage::TimedOut => unreachable!("there was no deadline"),
+        }
+    }
+
+    fn at_once(self) -> TryRecvError {
+        match self {
+            NoMessage::Disconnected => TryRecvError::Disconnected,
+            NoMessage::Corrupt(corrupt) => TryRecvError::Corrupt(corrupt),
+            // Nothing waits here: the kernel could not say whether the publisher lives, and is asked again.
+            NoMessage::Wait(_) | NoMessage::TimedOut => TryRecvError::Empty,
+        }
+    }
+
+    fn in_time(self) -> RecvTimeoutError {
+        match self {
+            NoMessage::Disconnected => RecvTimeoutError::Disconnected,
+            NoMessage::Corrupt(corrupt) => RecvTimeoutError::Corrupt(corrupt),
+            NoMessage::Wait(error) => RecvTimeoutError::Wait(error),
+            NoMessage::TimedOut => RecvTimeoutError::TimedOut,
+        }
+    }
+}
