@@ -1,1 +1,27 @@
-//! Benchmarks: criterion for the pieces, two pinned processes for the whole.
+//! Two pinned processes, and what they cost to connect: memlane beside the things it has to be compared
+//! with.
+//!
+//! The binary `two_process` is the whole user interface; `two_process --help` lists what it measures. A
+//! measurement is a [`Task`](task::Task): one benchmark, one contender, one message size. The [`runner`]
+//! starts the task's processes by running its own executable again, sleeps while they work, and fails at
+//! once when one of them dies. The [`worker`] side pins itself, gets its descriptors over an inherited
+//! socket, probes the distance of the two cores, measures, and probes again.
+//!
+//! Both sides of every comparison run through the same loops ([`measure`]), which know only the two traits
+//! in [`path`]. So the timestamps, the payloads and the checks are the same by construction, and only what
+//! is behind the traits differs: [`references`], written as a careful textbook would, or memlane.
+
+pub mod control;
+pub mod machine;
+pub mod measure;
+pub mod metrics;
+pub mod path;
+pub mod references;
+pub mod report;
+pub mod rounds;
+pub mod runner;
+pub mod shared;
+pub mod task;
+pub mod worker;
+
+mod candidate;

@@ -1,1 +1,7 @@
 //! Runnable programs, each with real processes.
+//!
+//! ```text
+//! cargo run --release --example producer_consumer -- [FILE]    stream a file to several processes, and check it
+//! cargo run --release --example publish                         the smallest publisher ...
+//! cargo run --release --example subscribe                       ... and, in another terminal, the smallest subscriber
+//! ```

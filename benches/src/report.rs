@@ -1,0 +1,275 @@
+//! The tables.
+
+use std::io::{self, Write};
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::rounds::{Best, Group, OFF, Results, Summary};
+use crate::task::{Benchmark, Contender};
+
+/// How a number is written.
+#[derive(Clone, Copy, Debug)]
+enum Unit {
+    Time,
+    Millions,
+    Gigabytes,
+    Kibibytes,
+    Count,
+    Fraction,
+}
+
+impl Unit {
+    fn write(self, value: f64) -> String {
+        match self {
+            Self::Time if value < 1e3 => format!("{value:.1} ns"),
+            Self::Time if value < 1e6 => format!("{:.2} us", value / 1e3),
+            Self::Time => format!("{:.2} ms", value / 1e6),
+            Self::Millions => format!("{:.2}", value / 1e6),
+            Self::Gigabytes => format!("{:.2}", value / 1e9),
+            Self::Kibibytes => format!("{:.0}", value / 1024.0),
+            Self::Count => format!("{value:.0}"),
+            Self::Fraction => format!("{value:.2}"),
+        }
+    }
+}
+
+/// A column with a number as it was measured.
+type Column = (&'static str, &'static str, Unit);
+
+/// A column with a ratio: its heading, the metric, and what a contender is compared with.
+type Ratio = (
+    &'static str,
+    &'static str,
+    fn(Contender) -> &'static [Contender],
+);
+
+/// How the results of one benchmark are laid out.
+struct Layout {
+    title: &'static str,
+    key: &'static str,
+    columns: &'static [Column],
+    ratios: &'static [Ratio],
+    best: Best,
+}
+
+const ONE_WAY: &[Column] = &[
+    ("p50", "p50", Unit::Time),
+    ("p99", "p99", Unit::Time),
+    ("p99.9", "p99.9", Unit::Time),
+    ("mean, no timestamps", "mean", Unit::Time),
+];
+
+const ONE_WAY_ASLEEP: &[Column] = &[
+    ("p50", "p50", Unit::Time),
+    ("p99", "p99", Unit::Time),
+    ("p99.9", "p99.9", Unit::Time),
+    ("mean, no timestamps", "mean", Unit::Time),
+    ("sleeps a turn", "sleeps", Unit::Fraction),
+];
+
+const RATES: &[Column] = &[
+    ("M msg/s", "messages", Unit::Millions),
+    ("GB/s", "bytes", Unit::Gigabytes),
+];
+
+const RATE_RATIOS: &[Ratio] = &[
+    ("rate / plain", "messages", |_| &[Contender::PlainRing]),
+    ("rate / tuned", "messages", |_| &[Contender::TunedRing]),
+];
+
+fn layout(benchmark: Benchmark) -> Layout {
+    match benchmark {
+        Benchmark::Latency => Layout {
+            title: "Latency, one way, both polling: half of a round trip. Ratios: less is better.",
+            key: "message",
+            columns: ONE_WAY,
+            ratios: &[
+                ("p50 / limit", "p50", |_| &[Contender::CacheLine]),
+                ("mean / limit", "mean", |_| &[Contender::CacheLine]),
+                ("p50 / plain", "p50", |_| &[Contender::PlainRing]),
+                ("mean / plain", "mean", |_| &[Contender::PlainRing]),
+            ],
+            best: Best::Least,
+        },
+        Benchmark::Throughput => Layout {
+            title: "Throughput, both polling, ring of 1 MiB. Ratios: more is better.",
+            key: "message",
+            columns: RATES,
+            ratios: RATE_RATIOS,
+            best: Best::Greatest,
+        },
+        Benchmark::Blocking => Layout {
+            title: "Latency, one way, 8 B, both sleep while they wait: half of a round trip. Ratios: less is better.",
+            key: "on",
+            columns: ONE_WAY_ASLEEP,
+            ratios: &[
+                ("p50 / cheaper", "p50", cheaper_of_its_kind),
+                ("mean / cheaper", "mean", cheaper_of_its_kind),
+                ("p50 / epoll", "p50", epoll_of_its_kind),
+                ("mean / epoll", "mean", epoll_of_its_kind),
+            ],
+            best: Best::Least,
+        },
+        Benchmark::Setup => Layout {
+            title: "Set-up: from before connect until the first message has been received. Ratios: less is better.",
+            key: "message",
+            columns: &[("p50", "p50", Unit::Time), ("p99", "p99", Unit::Time)],
+            ratios: &[("p50 / bare", "p50", |_| &[Contender::Bare])],
+            best: Best::Least,
+        },
+        Benchmark::Fanout => Layout {
+            title: "Fan-out, delivered to all readers together, which share one core. Ratios: more is better.",
+            key: "fan-out",
+            columns: RATES,
+            ratios: RATE_RATIOS,
+            best: Best::Greatest,
+        },
+        Benchmark::Footprint => Layout {
+            title: "Footprint of one idle lane with a ring of 1 MiB, KiB where nothing else is said.",
+            key: "message",
+            columns: &[
+                ("reader: fds", "reader.descriptors", Unit::Count),
+                ("threads", "reader.threads", Unit::Count),
+                ("mapped", "reader.mapped", Unit::Kibibytes),
+                ("resident shared", "reader.shared", Unit::Kibibytes),
+                ("private", "reader.private", Unit::Kibibytes),
+                ("writer: fds", "writer.descriptors", Unit::Count),
+                ("threads", "writer.threads", Unit::Count),
+                ("mapped", "writer.mapped", Unit::Kibibytes),
+                ("resident shared", "writer.shared", Unit::Kibibytes),
+                ("private", "writer.private", Unit::Kibibytes),
+            ],
+            ratios: &[],
+            best: Best::Least,
+        },
+    }
+}
+
+/// The two ways of using the same kernel object that a way of waking is compared with.
+fn cheaper_of_its_kind(contender: Contender) -> &'static [Contender] {
+    match contender {
+        Contender::Stream | Contender::StreamEpoll | Contender::Memlane => {
+            &[Contender::Stream, Contender::StreamEpoll]
+        }
+        _ => &[Contender::Eventfd, Contender::EventfdEpoll],
+    }
+}
+
+/// The one of the two that can watch more than one descriptor, as a real program must.
+fn epoll_of_its_kind(contender: Contender) -> &'static [Contender] {
+    match contender {
+        Contender::Stream | Contender::StreamEpoll | Contender::Memlane => {
+            &[Contender::StreamEpoll]
+        }
+        _ => &[Contender::EventfdEpoll],
+    }
+}
+
+/// A table for each benchmark, and what has to be known about how far the cores were.
+///
+/// # Errors
+///
+/// Fails if `out` does.
+pub fn write(results: &Results, out: &mut impl Write) -> io::Result<()> {
+    let mut start = 0;
+    for groups in results.groups.chunk_by(|a, b| a.benchmark == b.benchmark) {
+        let layout = layout(groups[0].benchmark);
+        writeln!(
+            out,
+            "\n{}\n{}",
+            layout.title,
+            table(results, start..start + groups.len(), &layout)
+        )?;
+        start += groups.len();
+    }
+    if let Some(usual) = results.usual_distance() {
+        writeln!(
+            out,
+            "\nThe cores are usually {usual:.1} ns apart, one way (lower quartile of all probes). Rounds with a probe before or after that is \
+             {OFF} times farther or nearer are dropped.\n~ marks values for which no other rounds were left."
+        )?;
+    }
+    Ok(())
+}
+
+fn table(results: &Results, groups: std::ops::Range<usize>, layout: &Layout) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    let headings = layout
+        .columns
+        .iter()
+        .map(|column| column.0)
+        .chain(layout.ratios.iter().map(|ratio| ratio.0));
+    table.set_header(
+        [layout.key, "contender"]
+            .into_iter()
+            .chain(headings)
+            .chain(["dropped"]),
+    );
+    for group in groups {
+        for (index, task) in results.groups[group].tasks.iter().enumerate() {
+            let mut row = vec![
+                results.groups[group].label.clone(),
+                task.contender.to_string(),
+            ];
+            row.extend(layout.columns.iter().map(|&(_, metric, unit)| {
+                cell(results.value(group, index, metric), |value| {
+                    unit.write(value)
+                })
+            }));
+            row.extend(layout.ratios.iter().map(|&(_, metric, against)| {
+                let ratio =
+                    results.ratio(group, index, against(task.contender), metric, layout.best);
+                cell(ratio, |ratio| format!("{ratio:.2}x"))
+            }));
+            row.push(format!(
+                "{}/{}",
+                results.dropped(group, index),
+                results.rounds()
+            ));
+            table.add_row(row);
+        }
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn cell(summary: Option<Summary>, write: impl FnOnce(f64) -> String) -> String {
+    summary.map_or_else(String::new, |Summary { value, off }| {
+        format!("{}{}", if off { "~" } else { "" }, write(value))
+    })
+}
+
+/// Every number of every round, one a line, for those who want to look at the spread.
+///
+/// # Errors
+///
+/// Fails if `out` does.
+pub fn write_csv(results: &Results, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "round,benchmark,group,contender,usual,metric,value")?;
+    for round in 0..results.rounds() {
+        for (
+            group,
+            Group {
+                benchmark,
+                label,
+                tasks,
+            },
+        ) in results.groups.iter().enumerate()
+        {
+            for (task, of_task) in tasks.iter().enumerate() {
+                let usual = results.is_usual(round, group, task);
+                for (metric, value) in results.sample(round, group, task).iter() {
+                    writeln!(
+                        out,
+                        "{round},{benchmark},\"{label}\",{},{usual},{metric},{value}",
+                        of_task.contender
+                    )?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
