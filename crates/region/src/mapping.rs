@@ -39,7 +39,7 @@ pub(crate) struct Mapping {
     header: usize,
     ring: usize,
     /// Where masked positions count from, and the mask; without a ring, both stay inside the header.
-    ring_at: usize,
+    ring_base: NonNull<u8>,
     mask: usize,
 }
 
@@ -76,11 +76,13 @@ impl Mapping {
         // SAFETY: a fresh address range chosen by the kernel. With a mirror it reaches past the end of the
         // file; that tail is replaced below before anything can touch it.
         let base = unsafe { mmap(ptr::null_mut(), total, prot, MapFlags::SHARED, fd, 0)? };
+        let base_ptr = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let mapping = Mapping {
-            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            base: base_ptr,
             header,
             ring,
-            ring_at: if ring > 0 { header } else { 0 },
+            // SAFETY: the header is the beginning of what was mapped.
+            ring_base: unsafe { base_ptr.add(if ring > 0 { header } else { 0 }) },
             mask: if ring > 0 { ring - 1 } else { 7 },
         };
         if ring > 0 {
@@ -137,11 +139,7 @@ impl Mapping {
     pub(crate) fn ring_ptr(&self, position: u64) -> *mut u8 {
         // SAFETY: the masked offset is below `ring`, a power of two; without a ring it is below 8, and the
         // header, at least a page, is what it counts from.
-        unsafe {
-            self.base
-                .as_ptr()
-                .add(self.ring_at + (position as usize & self.mask))
-        }
+        unsafe { self.ring_base.as_ptr().add(position as usize & self.mask) }
     }
 
     /// The 64-bit word at byte `position` (a multiple of 8) of the ring.

@@ -8,6 +8,7 @@ use rustix::{
 
 use crate::{
     Error,
+    copy::copy_in,
     mapping::{Mapping, page_size},
     words::{Words, WordsMut},
 };
@@ -222,7 +223,6 @@ impl WordsMut for Shared {
 
     #[inline(always)]
     fn write(&mut self, position: u64, offset: usize, src: &[u8]) {
-        self.bytes_mut(position, offset, src.len())
-            .copy_from_slice(src);
+        copy_in(self.bytes_mut(position, offset, src.len()), src);
     }
 }

@@ -15,16 +15,21 @@ use memlane_region::{
 use proptest::{collection::vec, prelude::*};
 use support::{Heap, HeapPage, Numbers, Place, Regions, held, payload};
 
+/// The header of a record of `advance` bytes, `slack` of which are behind the payload.
+fn header(advance: u64, slack: u64) -> u64 {
+    advance | 1 << 32 | slack << 40
+}
+
 /// A word such as a hostile writer might choose: plausible headers, headers just beyond, and noise.
 fn word(numbers: &mut Numbers, capacity: u64) -> u64 {
-    let inline = 1 << 32;
-    let max = max_payload(capacity) as u64;
+    let slack = numbers.below(80);
+    let advance = 8 * (1 + numbers.below(capacity / 8));
     match numbers.below(10) {
         0 | 1 => 0,
-        2..6 => inline | numbers.below(max + 1),
-        6 => inline | max,
-        7 => inline | (max + 1 + numbers.below(64)),
-        8 => inline | u64::from(u32::MAX),
+        2..6 => header(advance, slack),
+        6 => header(capacity - 8, slack),
+        7 => header(capacity + 8 * numbers.below(8), slack),
+        8 => header(u64::from(u32::MAX) & !7, 0),
         _ => numbers.next(),
     }
 }
@@ -32,13 +37,14 @@ fn word(numbers: &mut Numbers, capacity: u64) -> u64 {
 /// Takes one step as an honest reader would, and checks what can be checked whatever the memory says. The
 /// length of the record, or `None` if the ring is empty or corrupt.
 fn step<M: Words>(side: &mut RingReader<M, HeapPage>, numbers: &mut Numbers) -> Option<usize> {
-    let max = max_payload(side.memory().capacity());
+    let capacity = side.memory().capacity();
+    let max = capacity as usize - 16;
     let len = match side.poll() {
         Ok(None) => return None,
         Ok(Some(len)) => len,
         Err(corrupt) => {
-            assert_eq!(corrupt.max, max);
-            assert!(corrupt.header != 0 && corrupt.header != 1 << 32 | max as u64);
+            assert_eq!(corrupt.max, capacity - 8);
+            assert!(corrupt.header != 0 && corrupt.header != header(corrupt.max, 0));
             assert_ne!(corrupt.to_string(), "");
             return None;
         }
@@ -58,11 +64,10 @@ fn step<M: Words>(side: &mut RingReader<M, HeapPage>, numbers: &mut Numbers) -> 
     );
 
     let before = side.position();
-    side.release(len);
+    side.release();
     let advanced = side.position().wrapping_sub(before);
-    // A start that is no multiple of 8 is rounded down, so that the first step may seem short.
     assert!(
-        advanced >= 1 && advanced <= 8 + len as u64 + 64,
+        advanced % 8 == 0 && advanced >= 8 + len as u64 && advanced <= 8 + len as u64 + 71,
         "{advanced} bytes on"
     );
     Some(len)
@@ -113,7 +118,8 @@ proptest! {
             .collect();
         let len = len.index(max_payload(capacity) + 1);
         let base = start & !7;
-        words.store(base, 1 << 32 | len as u64);
+        let advance = (8 + len as u64).next_multiple_of(8);
+        words.store(base, header(advance, advance - 8 - len as u64));
         let mut side = RingReader::new(words.map(), HeapPage::default(), start);
         prop_assert_eq!(side.poll(), Ok(Some(len)));
         let mut copy = vec![0; len];
@@ -128,23 +134,25 @@ proptest! {
 /// A header that is no header is corrupt for ever, and the cursor stays where it was.
 #[test]
 fn corrupt_is_final() {
+    let right = header(16, 0);
     for header in [
         1,
-        2 << 32,
-        1 << 32 | 209,
-        1 << 40 | 1 << 32,
-        1 << 63 | 1 << 32 | 8,
+        2 << 32 | 16,
+        header(256, 0),
+        header(0, 0),
+        header(8, 8),
+        1 << 63 | header(16, 0),
         u64::MAX,
     ] {
         let mut words = HeapWords::new(256);
         let mut side = RingReader::new(words.map(), HeapPage::default(), 0);
         words.store(0, header);
         // Whatever is there later: another wrong header, nothing, or a right one.
-        for later in [header, 3, 0, 1 << 32 | 8] {
+        for later in [header, 3, 0, right] {
             let corrupt = side.poll().unwrap_err();
             assert_eq!(
                 (corrupt.position, corrupt.header, corrupt.max),
-                (0, header, 208)
+                (0, header, 248)
             );
             words.store(0, later);
         }
@@ -203,11 +211,11 @@ fn a_writer_that_scribbles() {
 #[test]
 fn a_ring_of_headers() {
     let mut words = HeapWords::new(128);
-    (0..16).for_each(|at| words.store(8 * at, 1 << 32));
+    (0..16).for_each(|at| words.store(8 * at, header(8, 0)));
     let mut side = RingReader::new(words, HeapPage::default(), 0);
     for n in 1..1000 {
         assert_eq!(side.poll(), Ok(Some(0)));
-        side.release(0);
+        side.release();
         assert_eq!(side.position(), 8 * n);
     }
 }
@@ -232,7 +240,7 @@ impl Honest {
             let mut copy = vec![0; len];
             self.side.read(0, &mut copy);
             assert_eq!(copy, payload(self.next, len), "record {}", self.next);
-            self.side.release(len);
+            self.side.release();
             self.next += 1;
         }
     }

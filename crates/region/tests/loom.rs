@@ -248,7 +248,7 @@ impl Messages {
         };
         assert_eq!(len, self.len(n), "length of message {n}");
         self.check(side, n);
-        side.release(len);
+        side.release();
         true
     }
 

@@ -126,7 +126,7 @@ fn model(readers: usize, takes: usize, says: Says) {
                 thread::spawn(move || {
                     for _ in 0..takes {
                         if let Some(len) = side.poll().unwrap() {
-                            side.release(len);
+                            side.release();
                         }
                     }
                 })

@@ -279,7 +279,7 @@ impl<P: Place> Model<P> {
             );
         }
         let (exported, wakes) = (side.start + side.peer.cursor(), P::wakes(&side.peer));
-        side.ring.release(len);
+        side.ring.release();
         side.position = end(side.position, len);
         prop_assert_eq!(side.ring.position(), side.position);
         let lag = side.position - side.start - side.peer.cursor();

@@ -107,10 +107,12 @@ impl Publisher {
     /// [`SendError`]; the message was not sent.
     #[inline]
     pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        if self.writer.reserve(message.len()).is_err() {
-            self.room(message.len(), None)
-                .map_err(|error| error.of(message.len()))?;
+        if self.writer.append(message).is_ok() {
+            self.committed();
+            return Ok(());
         }
+        self.room(message.len(), None)
+            .map_err(|error| error.of(message.len()))?;
         self.put(message);
         Ok(())
     }
@@ -122,8 +124,9 @@ impl Publisher {
     /// [`TrySendError`]; the message was not sent.
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<(), TrySendError> {
-        self.try_room(message.len())?;
-        self.put(message);
+        let appended = self.writer.append(message);
+        appended.map_err(|no_room| refused(no_room, message.len()))?;
+        self.committed();
         Ok(())
     }
 
@@ -167,7 +170,8 @@ impl Publisher {
     /// [`TrySendError`].
     #[inline]
     pub fn try_reserve(&mut self, len: usize) -> Result<Reservation<'_>, TrySendError> {
-        self.try_room(len)?;
+        let reserved = self.writer.reserve(len);
+        reserved.map_err(|no_room| refused(no_room, len))?;
         Ok(Reservation {
             publisher: self,
             len,
@@ -269,10 +273,15 @@ impl Publisher {
         self.commit(message.len());
     }
 
-    /// Commits, then wakes whoever sleeps.
     #[inline(always)]
     fn commit(&mut self, len: usize) {
         self.writer.commit(len);
+        self.committed();
+    }
+
+    /// After a commit: wakes whoever sleeps.
+    #[inline(always)]
+    fn committed(&mut self) {
         self.stats.messages += 1;
         // Between the commit and the looks at roster and armed flags.
         self.writer.fence(self.sleepers);
@@ -291,14 +300,6 @@ impl Publisher {
         self.sleepers = self.writer.readers().any(|joined| joined.reader.sleeps());
         // The fence before may have been the cheap one.
         self.writer.fence(self.sleepers);
-    }
-
-    #[inline(always)]
-    fn try_room(&mut self, len: usize) -> Result<(), TrySendError> {
-        self.writer.reserve(len).map_err(|no_room| match no_room {
-            NoRoom::Full => TrySendError::Full,
-            NoRoom::TooLarge { max } => TrySendError::TooLarge { len, max },
-        })
     }
 
     /// Waits for room: spins, then sleeps, as the policy says.
@@ -466,6 +467,13 @@ impl DerefMut for Reservation<'_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         self.publisher.writer.payload_mut(self.len)
+    }
+}
+
+fn refused(no_room: NoRoom, len: usize) -> TrySendError {
+    match no_room {
+        NoRoom::Full => TrySendError::Full,
+        NoRoom::TooLarge { max } => TrySendError::TooLarge { len, max },
     }
 }
 

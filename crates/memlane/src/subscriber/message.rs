@@ -90,7 +90,7 @@ impl Deref for Message<'_, Trusted> {
 impl<T: Trust> Drop for Message<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.ring.release(self.len);
+        self.ring.release();
     }
 }
 

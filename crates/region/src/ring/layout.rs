@@ -10,6 +10,10 @@ pub(super) const KIND_INLINE: u64 = 1;
 pub(super) const KIND_NONE: u64 = u64::MAX;
 
 const KIND_SHIFT: u32 = 32;
+const SLACK_SHIFT: u32 = 40;
+
+/// The most bytes that padding leaves unused: the payload's up to the next word, and words up to a line.
+const MAX_SLACK: u64 = LINE + 7;
 
 /// A cache line; records that fit into one stay in one.
 const LINE: u64 = 64;
@@ -34,13 +38,12 @@ pub(super) fn step(capacity: u64) -> u64 {
 /// The last eighth is what a reader may have released without saying so; it may be busy elsewhere now. So
 /// every payload fits once the readers have released all that was written.
 pub fn max_payload(capacity: u64) -> usize {
-    (capacity - step(capacity) - 2 * HEADER).min(u32::MAX as u64) as usize
+    (capacity - step(capacity) - 2 * HEADER).min(u32::MAX as u64 - 2 * LINE) as usize
 }
 
-/// Where a record that begins at `position` and carries `len` bytes ends, and the next one begins.
-///
-/// Both sides compute it from the same two numbers. Records longer than a cache line end at the next
-/// multiple of 8; shorter ones at the next multiple of the power of two that holds them.
+/// Where the writer ends a record that begins at `position` and carries `len` bytes, and begins the next one:
+/// if it is longer than a cache line, at the next multiple of 8; if not, at the next multiple of the power of
+/// two that holds it.
 #[inline(always)]
 pub fn end(position: u64, len: usize) -> u64 {
     let total = HEADER + len as u64;
@@ -49,8 +52,7 @@ pub fn end(position: u64, len: usize) -> u64 {
     } else {
         8
     };
-    // Wrapping, since a reader computes it from a start that its peer announced.
-    position.wrapping_add(total + (align - 1)) & !(align - 1)
+    (position + total + (align - 1)) & !(align - 1)
 }
 
 /// The furthest that a record can end which was reserved with `len` bytes and is committed with at most as
@@ -65,33 +67,47 @@ pub(super) fn furthest_end(position: u64, len: usize) -> u64 {
     }
 }
 
-/// The header of a committed record with `len` bytes of payload: length in the low 32 bits, kind in the
-/// next 8, zeroes above.
+/// The header of a committed record of `advance` bytes to the next header, with `len` bytes of payload: from
+/// the low bits up, 32 of advance, 8 of kind, 8 of slack (the bytes behind the payload), 16 zeroes.
+///
+/// The advance stands there ready to be added, since every step of a reader waits for it.
 #[inline(always)]
-pub(super) fn header(len: usize) -> u64 {
-    len as u64 | KIND_INLINE << KIND_SHIFT
+pub(super) fn header(advance: u64, len: usize) -> u64 {
+    let slack = advance - HEADER - len as u64;
+    advance | KIND_INLINE << KIND_SHIFT | slack << SLACK_SHIFT
 }
 
-/// What a header that is not 0 says of its payload's length, if it is of this kind, in a ring whose longest
-/// payload is `max` bytes; `None` if no writer writes it.
+/// What a header that is not 0 says, if it is of this kind: the advance and the length of the payload, in a
+/// ring where records are at most `max` bytes long. `None` if no writer writes it.
 #[inline(always)]
-pub(super) fn payload_len(header: u64, kind: u64, max: usize) -> Option<usize> {
-    let len = header as u32 as usize;
-    (header >> KIND_SHIFT == kind && len <= max).then_some(len)
+pub(super) fn parse(header: u64, kind: u64, max: u64) -> Option<(u64, usize)> {
+    let advance = header & u64::from(u32::MAX);
+    let slack = header >> SLACK_SHIFT;
+    let right = header >> KIND_SHIFT & 0xff == kind
+        && advance % 8 == 0
+        && advance <= max
+        && slack <= MAX_SLACK
+        && advance >= HEADER + slack;
+    right.then(|| (advance, (advance - HEADER - slack) as usize))
+}
+
+/// The longest record that a ring of `capacity` bytes can have: the next header has to fit too.
+pub(super) fn max_advance(capacity: u64) -> u64 {
+    (capacity - HEADER).min(u32::MAX as u64 & !7)
 }
 
 /// A header in the ring that no honest writer writes. The lane is of no use any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "corrupt ring: at position {position} expected a header of kind 1 and at most {max} bytes, found {header:#018x}"
+    "corrupt ring: at position {position} expected the header of a record of at most {max} bytes, found {header:#018x}"
 )]
 pub struct Corrupt {
     /// Where in the stream, in bytes since the ring began.
     pub position: u64,
     /// The word found there.
     pub header: u64,
-    /// The longest payload that this ring can hold.
-    pub max: usize,
+    /// The longest record that this ring can hold, its header included, in bytes.
+    pub max: u64,
 }
 
 #[cfg(test)]
@@ -144,12 +160,34 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_checked_whole() {
-        assert_eq!(payload_len(header(0), KIND_INLINE, 100), Some(0));
-        assert_eq!(payload_len(header(100), KIND_INLINE, 100), Some(100));
-        for bad in [header(101), 5, 2 << 32 | 5, header(5) | 1 << 63, u64::MAX] {
-            assert_eq!(payload_len(bad, KIND_INLINE, 100), None, "{bad:#x}");
-            assert_eq!(payload_len(bad, KIND_NONE, 100), None, "{bad:#x}");
+    fn headers_say_what_the_writer_did() {
+        for position in (0..2 * LINE).step_by(8) {
+            for len in 0..300 {
+                let advance = end(position, len) - position;
+                let parsed = parse(header(advance, len), KIND_INLINE, 1024);
+                assert_eq!(parsed, Some((advance, len)));
+            }
         }
+    }
+
+    #[test]
+    fn headers_are_checked_whole() {
+        let max = max_advance(128);
+        assert_eq!(parse(header(max, 112), KIND_INLINE, max), Some((120, 112)));
+        let bad = [
+            ("no kind", 16),
+            ("another kind", 2 << 32 | 16),
+            ("reserved bits", header(16, 8) | 1 << 63),
+            ("too long", header(128, 120)),
+            ("no word", header(17, 9)),
+            ("no header", 1 << 32),
+            ("less than its slack", 1 << 32 | 9 << 40 | 16),
+            ("more slack than padding", header(120, 120 - 8 - 72)),
+            ("all ones", u64::MAX),
+        ];
+        for (why, bad) in bad {
+            assert_eq!(parse(bad, KIND_INLINE, max), None, "{why}: {bad:#x}");
+        }
+        assert_eq!(parse(header(16, 8), KIND_NONE, max), None);
     }
 }

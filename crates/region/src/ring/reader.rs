@@ -31,7 +31,10 @@ pub struct RingReader<M, P> {
     exported: u64,
     /// The cursor is exported at least every so many bytes.
     step: u64,
-    max: usize,
+    /// The longest record there can be.
+    max: u64,
+    /// Bytes of the record that `poll` found; 0 without one.
+    advance: u64,
     /// What headers must say; nothing is right any more once one was wrong.
     kind: u64,
     corrupt: Option<Corrupt>,
@@ -51,7 +54,8 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             "a ring of {capacity} bytes holds nothing"
         );
         RingReader {
-            max: layout::max_payload(capacity),
+            max: layout::max_advance(capacity),
+            advance: 0,
             step: layout::step(capacity),
             memory,
             page,
@@ -82,8 +86,11 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         }
         // Pairs with the Release store of the header: the payload is there.
         fence(Ordering::Acquire);
-        match layout::payload_len(header, self.kind, self.max) {
-            Some(len) => Ok(Some(len)),
+        match layout::parse(header, self.kind, self.max) {
+            Some((advance, len)) => {
+                self.advance = advance;
+                Ok(Some(len))
+            }
             None => Err(self.give_up(header)),
         }
     }
@@ -123,11 +130,13 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             .read(self.position, HEADER as usize + offset, dst);
     }
 
-    /// Releases the record that [`poll`](RingReader::poll) found with `len` bytes: its memory may be
-    /// written again.
+    /// Releases the record that [`poll`](RingReader::poll) found: its memory may be written again. Does nothing
+    /// if it found none.
     #[inline(always)]
-    pub fn release(&mut self, len: usize) {
-        self.position = layout::end(self.position, len);
+    pub fn release(&mut self) {
+        // Wrapping, since the start is what the peer announced.
+        self.position = self.position.wrapping_add(self.advance);
+        self.advance = 0;
         if self.position.wrapping_sub(self.exported) >= self.step
             || self.reaches(self.page.wanted(&self.memory))
         {
@@ -142,7 +151,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         self.exported < wanted && wanted <= self.position
     }
 
-    #[inline]
+    #[inline(never)]
     fn export(&mut self) {
         self.page.export(self.position.wrapping_sub(self.start));
         if self.page.writer_sleeps() {

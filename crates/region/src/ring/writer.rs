@@ -30,12 +30,15 @@ pub enum NoRoom {
 pub struct RingWriter<M, R> {
     memory: M,
     capacity: u64,
+    max_payload: usize,
     position: u64,
     /// Bytes before this position may be written: the slowest reader's cursor plus the capacity, when last
     /// looked at.
     limit: u64,
     roster: Arc<Roster<R>>,
     epoch: u64,
+    /// Of the roster, when last looked at.
+    asymmetric: bool,
     readers: Vec<Seen<R>>,
 }
 
@@ -58,12 +61,15 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             capacity >= layout::MIN_CAPACITY,
             "a ring of {capacity} bytes holds nothing"
         );
+        let roster = Arc::new(Roster::new());
         RingWriter {
             memory,
             capacity,
+            max_payload: layout::max_payload(capacity),
             position: 0,
             limit: capacity,
-            roster: Arc::new(Roster::new()),
+            asymmetric: roster.asymmetric(),
+            roster,
             epoch: 0,
             readers: Vec::new(),
         }
@@ -81,7 +87,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
 
     /// The longest payload this ring takes, in bytes.
     pub fn max_payload(&self) -> usize {
-        layout::max_payload(self.capacity)
+        self.max_payload
     }
 
     /// Makes room for a payload of `len` bytes. Looks at the readers' cursors only if it does not fit below
@@ -93,9 +99,9 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     #[inline(always)]
     pub fn reserve(&mut self, len: usize) -> Result<(), NoRoom> {
         // Compared this way round, so that no length, however large, can overflow anything.
-        if len > layout::max_payload(self.capacity) {
+        if len > self.max_payload {
             return Err(NoRoom::TooLarge {
-                max: self.max_payload(),
+                max: self.max_payload,
             });
         }
         if layout::furthest_end(self.position, len) + HEADER <= self.limit || self.refresh(len) {
@@ -126,12 +132,39 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             end + HEADER <= self.limit,
             "committed more than was reserved"
         );
+        self.commit_until(end, len);
+    }
+
+    /// Reserves, writes and commits a whole payload.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`]; nothing has changed then.
+    #[inline(always)]
+    pub fn append(&mut self, payload: &[u8]) -> Result<(), NoRoom> {
+        let len = payload.len();
+        if len > self.max_payload {
+            return Err(NoRoom::TooLarge {
+                max: self.max_payload,
+            });
+        }
+        let end = layout::end(self.position, len);
+        if end + HEADER > self.limit && !self.refresh(len) {
+            return Err(NoRoom::Full);
+        }
+        self.write(0, payload);
+        self.commit_until(end, len);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn commit_until(&mut self, end: u64, len: usize) {
         // The zero comes after the payload: it is often the first store to a line that readers had last, and
         // stores retire in order, so it would hold up the ones behind it. The header comes after the zero, or a
         // reader would go on into an older record.
         self.memory.store(end, 0);
-        self.memory
-            .store_release(self.position, layout::header(len));
+        let header = layout::header(end - self.position, len);
+        self.memory.store_release(self.position, header);
         self.position = end;
         self.roster.set_position(end);
     }
@@ -156,7 +189,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     /// expensive half, and this costs nothing.
     #[inline(always)]
     pub fn fence(&self, full: bool) {
-        fence_light(self.roster.asymmetric() && !full);
+        fence_light(self.asymmetric && !full);
     }
 
     /// Takes up what changed in the roster; true if anything did. One load otherwise.
@@ -175,6 +208,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     fn take_roster(&mut self) -> bool {
         let (epoch, joined) = self.roster.snapshot();
         self.epoch = epoch;
+        self.asymmetric = self.roster.asymmetric();
         let before = std::mem::take(&mut self.readers);
         self.readers = joined
             .into_iter()
