@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Error as _, Serialize, Serializer};
@@ -102,7 +102,7 @@ impl fmt::Debug for Fd {
 
 impl Drop for Fd {
     fn drop(&mut self) {
-        match self.fd.take().and_then(keep_until_sent) {
+        match self.fd.take() {
             Some(fd) if self.received => dispose(fd),
             closed_here => drop(closed_here),
         }
@@ -111,9 +111,8 @@ impl Drop for Fd {
 
 /// A borrowed descriptor to send: written like an [`Fd`], received as one.
 ///
-/// A hand-written `Serialize` may serialise only descriptors that outlive the call of `send`, as those stored in the value
-/// do. The number is read when the packet leaves, so one that was closed in between is refused by the kernel (EBADF) or
-/// names another file by then. An [`Fd`] made on the spot is safe: it is kept open until the packet has left.
+/// It is duplicated when it is serialised, and the duplicate closed when the packet has left: a hand-written `Serialize`
+/// may drop what it has just serialised, and a number that was closed could name another file by then.
 #[derive(Clone, Copy, Debug)]
 pub struct FdRef<'a>(BorrowedFd<'a>);
 
@@ -147,7 +146,8 @@ impl Serialize for FdRef<'_> {
         let index = SCOPE.with_borrow_mut(|scope| match scope {
             Scope::Sending(outgoing) => {
                 let index = outgoing.fds.len();
-                outgoing.fds.push(self.0.as_raw_fd());
+                let duplicate = self.0.try_clone_to_owned().map_err(S::Error::custom)?;
+                outgoing.fds.push(duplicate);
                 // More than any packet takes; the frame refuses the count.
                 Ok(u16::try_from(index).unwrap_or(u16::MAX))
             }
@@ -183,12 +183,10 @@ impl<'de> Deserialize<'de> for Fd {
     }
 }
 
-/// The descriptors of a message being sent. The numbers are borrowed from the value; `kept` are those `Fd`s that a
-/// `Serialize` made and dropped on the way.
+/// The descriptors of a message being sent: duplicates of the value's.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    pub(crate) fds: Vec<RawFd>,
-    kept: Vec<OwnedFd>,
+    pub(crate) fds: Vec<OwnedFd>,
 }
 
 /// The descriptors of a message being received.
@@ -293,25 +291,4 @@ pub(crate) fn receiving<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> (R,
         Scope::Receiving(incoming) => (result, incoming),
         _ => unreachable!("inner scopes restore this one"),
     }
-}
-
-/// Gives `fd` back to be closed, unless it is part of the message being encoded on this thread.
-fn keep_until_sent(fd: OwnedFd) -> Option<OwnedFd> {
-    let mut fd = Some(fd);
-    // During the thread's own destruction there is no scope, and nothing is being sent.
-    let _ = SCOPE.try_with(|scope| {
-        // Borrowed when a list of descriptors is being dropped itself.
-        let Ok(mut scope) = scope.try_borrow_mut() else {
-            return;
-        };
-        if let Scope::Sending(outgoing) = &mut *scope {
-            if fd
-                .as_ref()
-                .is_some_and(|fd| outgoing.fds.contains(&fd.as_raw_fd()))
-            {
-                outgoing.kept.extend(fd.take());
-            }
-        }
-    });
-    fd
 }

@@ -197,15 +197,15 @@ pub(crate) fn not_a_socket(path: &Path, found: FileType) -> Error {
 /// Removes the socket file that a dead process left at `address`, and says whether there was one.
 ///
 /// A file that is no socket, a socket that some process still has (listening or not), and abstract names are left alone.
-/// [`Link::connect`](crate::Link::connect) and [`Listener::bind`](crate::Listener::bind) do this by themselves.
+/// [`Link::connect`](crate::Link::connect) and [`Listener::bind`](crate::Listener::bind) do this by themselves. Never waits.
 ///
 /// # Errors
-/// The directory cannot be opened or written, or another process keeps it locked ([`io::ErrorKind::WouldBlock`]).
+/// The directory cannot be opened or written, or another process has it locked just now ([`io::ErrorKind::WouldBlock`]).
 pub fn remove_stale(address: &Address) -> io::Result<bool> {
     let Some(path) = address.as_path() else {
         return Ok(false);
     };
     address.to_socket()?;
-    let found = SocketFile::lock(path, LOCK_TIMEOUT)?.clear()?;
+    let found = SocketFile::lock(path, Duration::ZERO)?.clear()?;
     Ok(matches!(found, Found::Stale(_)))
 }

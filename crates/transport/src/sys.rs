@@ -84,9 +84,9 @@ pub(crate) fn receive<'p>(
     }
 }
 
-/// Sends one packet without waiting and without SIGPIPE (which Linux raises for streams only; nothing promises it). The kernel takes its own references of `fds`; the numbers stay the
-/// caller's.
-pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
+/// Sends one packet without waiting and without SIGPIPE (which Linux raises for streams only; nothing promises it). The
+/// kernel takes its own references of `fds`.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
     let mut buffer = control::Buffer([0; control::SPACE]);
     let mut iov = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -104,7 +104,8 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::R
         }
         header.msg_control = (&raw mut buffer.0).cast();
         header.msg_controllen = room as _;
-        // SAFETY: the buffer is aligned for a cmsghdr and has room for it and for `data` bytes behind it, checked above.
+        // SAFETY: the buffer is aligned for a cmsghdr and has room for it and for `data` bytes behind it, checked above. An
+        // OwnedFd has the representation of a descriptor's number (std::os::fd::OwnedFd).
         unsafe {
             let message = libc::CMSG_FIRSTHDR(&raw const header);
             (*message).cmsg_level = libc::SOL_SOCKET;
