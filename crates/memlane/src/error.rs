@@ -28,6 +28,16 @@ pub enum Error {
     /// Shared memory could not be made, or what the peer sent is not fit to be mapped.
     #[error(transparent)]
     Region(#[from] memlane_region::Error),
+    /// Publisher and subscriber are of different versions.
+    #[error(
+        "the publisher speaks version {publisher} of the protocol, this subscriber version {subscriber}"
+    )]
+    Version {
+        /// The publisher's.
+        publisher: u32,
+        /// This process's.
+        subscriber: u32,
+    },
     /// The publisher turned this subscriber away.
     #[error("the publisher refused this subscriber: {why}")]
     Refused {
@@ -115,7 +125,7 @@ pub enum SendTimeoutError {
     Wait(io::Error),
 }
 
-/// There will be no further message.
+/// No message was received.
 #[derive(Debug, thiserror::Error)]
 pub enum RecvError {
     /// The publisher is gone, in order or by dying, and everything it had committed has been received.
@@ -124,7 +134,7 @@ pub enum RecvError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
-    /// Waiting for a message failed in the kernel (short of memory or descriptors).
+    /// Waiting for a message failed in the kernel (short of memory). The next call may fare better.
     #[error("cannot wait for a message: {0}")]
     Wait(io::Error),
 }
@@ -155,7 +165,7 @@ pub enum RecvTimeoutError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
-    /// Waiting for a message failed in the kernel (short of memory or descriptors).
+    /// Waiting for a message failed in the kernel (short of memory). The next call may fare better.
     #[error("cannot wait for a message: {0}")]
     Wait(io::Error),
 }

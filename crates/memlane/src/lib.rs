@@ -53,15 +53,16 @@ pub use subscriber::{
     Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted, Untrusted,
 };
 
-/// A pidfd of the process at the other end of a link, to learn of its death even where a helper holds a copy of
-/// the link. None if the kernel cannot tell, or if it is this process: the kernel says who *made* a pair.
-fn process_of(link: &Link) -> Option<std::os::fd::OwnedFd> {
-    let peer = link.peer().ok()?;
+/// A pidfd of the process that connected a link, or accepted it, to learn of its death even where something else
+/// holds a copy of the link. None if the kernel has no such thing, or if it is this process.
+///
+/// Not for links that were made elsewhere: of a pair, the kernel says who *made* it.
+fn process_of(link: &Link) -> std::io::Result<Option<std::os::fd::OwnedFd>> {
+    let peer = link.peer()?;
     if peer.pid() == Some(std::process::id()) {
-        None
-    } else {
-        peer.into_pidfd()
+        return Ok(None);
     }
+    Ok(peer.into_pidfd())
 }
 
 /// A deadline. One so far away that no clock can tell it is none.

@@ -59,6 +59,15 @@ fn ours(directory: &Path, uid: u32) -> Result<(), Error> {
         path: directory.display().to_string(),
         why,
     };
+    // A user's runtime directory, inherited by root: what root made in it, the user could not use.
+    let parent = directory
+        .parent()
+        .and_then(|parent| std::fs::metadata(parent).ok());
+    if parent.is_some_and(|parent| parent.uid() != uid && parent.uid() != 0) {
+        return Err(unfit(format!(
+            "the directory it is in does not belong to user {uid}: see XDG_RUNTIME_DIR"
+        )));
+    }
     match std::fs::DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

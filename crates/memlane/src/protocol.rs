@@ -1,7 +1,8 @@
 //! What publisher and subscriber say to each other on the link, once, before the ring is all they need.
 //!
-//! The subscriber greets, with its control page and its doorbell; the publisher welcomes it, with the ring and a
-//! doorbell of its own, or refuses it. After that the link carries nothing: it is there to hang up.
+//! Each side sends its version first, in a packet of its own that will never change. If they agree, the
+//! subscriber's next packet is a greeting, with its control page and its doorbell; the publisher welcomes it, with
+//! the ring and a doorbell of its own, or refuses it. After that the link carries nothing: it is there to hang up.
 
 use std::fmt;
 
@@ -11,10 +12,15 @@ use serde::{Deserialize, Serialize};
 /// Version of everything in this file and of the memory layout.
 pub(crate) const VERSION: u32 = 1;
 
-/// First packet, from the subscriber. The version stands first, in whatever version.
+/// First packet, in each direction.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Opening {
+    pub(crate) version: u32,
+}
+
+/// Second packet, from the subscriber.
 #[derive(Debug, Serialize)]
 pub(crate) struct GreetingRef<'a> {
-    pub(crate) version: u32,
     /// Its control page, one page.
     pub(crate) page: FdRef<'a>,
     pub(crate) doorbell: DoorbellOfferRef<'a>,
@@ -33,7 +39,6 @@ pub(crate) struct DoorbellOfferRef<'a> {
 /// [`GreetingRef`], received.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Greeting {
-    pub(crate) version: u32,
     pub(crate) page: Fd,
     pub(crate) doorbell: DoorbellOffer,
     pub(crate) trusts: bool,
@@ -45,7 +50,7 @@ pub(crate) struct DoorbellOffer {
     pub(crate) eventfd: Option<Fd>,
 }
 
-/// Second and last packet, from the publisher.
+/// Second packet, from the publisher.
 #[derive(Debug, Serialize)]
 pub(crate) enum AnswerRef<'a> {
     Welcome(WelcomeRef<'a>),
@@ -104,7 +109,6 @@ pub(crate) enum PublisherDoorbell {
 /// Why a publisher turned a subscriber away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Refusal {
-    Version { publisher: u32 },
     Full { subscribers: u32 },
     Page { why: String },
     Doorbell { why: String },
@@ -114,12 +118,6 @@ pub(crate) enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::Version { publisher } => {
-                write!(
-                    f,
-                    "it speaks version {publisher} of the protocol, this subscriber version {VERSION}"
-                )
-            }
             Refusal::Full { subscribers } => {
                 write!(f, "it has {subscribers} subscribers, and takes no more")
             }

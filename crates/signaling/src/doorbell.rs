@@ -96,7 +96,7 @@ impl Doorbell {
 
     /// Takes all rings, so that the descriptor is not readable until the next one. For level-triggered waits.
     pub fn drain(&self) {
-        let mut sink = [0; 512];
+        let mut sink = [0; 4096];
         match self.backing {
             // Other holders share the description and may have cleared O_NONBLOCK or read first: only
             // RWF_NOWAIT is this call's own. Offset -1: the file has no position.
@@ -171,25 +171,12 @@ impl Ringer {
     /// There is no error: a doorbell that takes no more rings has rung, and one whose owner is gone wakes
     /// nobody; the link tells of that.
     pub fn ring(&self) {
-        let result = match self.backing {
+        let _ = match self.backing {
             Backing::EventFd => rustix::io::write(&self.fd, &1_u64.to_ne_bytes()),
             Backing::Socket => {
                 rustix::net::send(&self.fd, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
             }
         };
-        debug_assert!(
-            matches!(
-                result,
-                Ok(_)
-                    | Err(Errno::AGAIN
-                        | Errno::PIPE
-                        | Errno::CONNRESET
-                        | Errno::NOTCONN
-                        | Errno::INTR
-                        | Errno::NOBUFS)
-            ),
-            "ring: {result:?}"
-        );
     }
 }
 

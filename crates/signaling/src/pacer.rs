@@ -27,10 +27,18 @@ pub enum WaitPolicy {
 pub struct Pacer {
     policy: WaitPolicy,
     budget: Duration,
+    /// Sleeps so short that spinning might have done instead.
+    short: u32,
 }
 
 const LONGEST: Duration = Duration::from_micros(50);
 const SHORTEST: Duration = Duration::from_micros(1);
+/// A sleep of up to this long may have been one that a longer spin would have saved: waking alone takes a
+/// part of it.
+const SHORT: Duration = Duration::from_micros(100);
+/// After so many short sleeps the longest spin is tried once more. On one core, where spinning never pays, that
+/// costs some 100 us each time.
+const TRIAL: u32 = 64;
 /// Looks between two glances at the clock.
 const LOOKS: u32 = 32;
 
@@ -40,12 +48,25 @@ impl Pacer {
         Pacer {
             policy,
             budget: LONGEST / 2,
+            short: 0,
         }
     }
 
     /// The policy it was made with.
     pub fn policy(&self) -> WaitPolicy {
         self.policy
+    }
+
+    /// To be told how long the sleep after a spin in vain was, when it ended for what was waited for: a spin
+    /// that had shrunk would never find out that messages come faster now.
+    pub fn slept(&mut self, time: Duration) {
+        if time < SHORT {
+            self.short += 1;
+            if self.short >= TRIAL {
+                self.short = 0;
+                self.budget = LONGEST;
+            }
+        }
     }
 
     /// Looks, again and again, until `look` finds something or it is time to sleep (`None`).
@@ -89,6 +110,22 @@ mod tests {
         assert_eq!(pacer.budget, SHORTEST);
         for _ in 0..20 {
             assert_eq!(pacer.spin(|| Some(())), Some(()));
+        }
+        assert_eq!(pacer.budget, LONGEST);
+    }
+
+    #[test]
+    fn short_sleeps_make_it_try_again() {
+        let mut pacer = Pacer::new(WaitPolicy::Adaptive);
+        while pacer.budget > SHORTEST {
+            assert_eq!(pacer.spin(|| None::<()>), None);
+        }
+        for _ in 0..10 * TRIAL {
+            pacer.slept(SHORT);
+        }
+        assert_eq!(pacer.budget, SHORTEST);
+        for _ in 0..TRIAL {
+            pacer.slept(SHORT / 2);
         }
         assert_eq!(pacer.budget, LONGEST);
     }

@@ -65,14 +65,15 @@ impl PublisherBuilder {
         self
     }
 
-    /// Who may subscribe to a bound service. Default: [`Access::SameUser`].
+    /// Who may subscribe to a bound service. Default: [`Access::SameUser`]. Others can only get to addresses of
+    /// one's own choice ([`bind_to`](PublisherBuilder::bind_to)): the runtime directory is closed to them.
     pub fn access(mut self, access: Access) -> PublisherBuilder {
         self.access = access;
         self
     }
 
-    /// Leaves control work to the user's own loop, which calls [`Publisher::drive`] whenever the publisher's
-    /// descriptor is readable. No thread is started then. Default: one control thread for all publishers of
+    /// Leaves control work to the user's own loop, which calls [`Publisher::drive`] whenever
+    /// [`Publisher::control_fd`] is readable. No thread is started then. Default: one control thread for all publishers of
     /// the process.
     pub fn driven(mut self) -> PublisherBuilder {
         self.driven = true;
@@ -94,8 +95,10 @@ impl PublisherBuilder {
     ///
     /// [`Error`]: the address is taken, or resources are short.
     pub fn bind_to(self, address: &Address) -> Result<Publisher, Error> {
-        let listener = Listener::bind_with(address, self.access)?;
+        let access = self.access;
+        // Made first: who connects finds everything ready.
         let publisher = self.unbound()?;
+        let listener = Listener::bind_with(address, access)?;
         publisher
             .control
             .listen(listener)
@@ -145,6 +148,7 @@ impl PublisherBuilder {
             stats: PublisherStats::default(),
             control,
             reactor,
+            pid: std::process::id(),
         })
     }
 }

@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -21,8 +24,12 @@ use rustix::{
 };
 
 use super::peer::Peer;
-use crate::protocol::{
-    AnswerRef, DoorbellOffer, Greeting, PublisherDoorbellRef, Refusal, Rings, VERSION, WelcomeRef,
+use crate::{
+    process_of,
+    protocol::{
+        AnswerRef, DoorbellOffer, Greeting, Opening, PublisherDoorbellRef, Refusal, Rings, VERSION,
+        WelcomeRef,
+    },
 };
 
 /// A link that has not greeted after this long makes room for others.
@@ -57,6 +64,8 @@ pub(super) struct Control {
     state: Mutex<State>,
     /// Notified when a subscriber joins or leaves.
     changed: Condvar,
+    /// Subscribers dropped because what they wrote made no sense.
+    evicted: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -64,13 +73,40 @@ struct State {
     listener: Option<Listener>,
     links: HashMap<u32, Connection>,
     last_source: u32,
-    evicted: u64,
+}
+
+impl State {
+    /// A number that no connection has, and none had lately.
+    fn next_source(&mut self) -> u32 {
+        loop {
+            self.last_source = self.last_source.wrapping_add(1);
+            if self.last_source != LISTENER && !self.links.contains_key(&self.last_source) {
+                return self.last_source;
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
 enum Connection {
-    Greeting { link: Link, since: Instant },
-    Joined { id: u64, peer: Arc<Peer> },
+    Greeting(Greeter),
+    Joined {
+        id: u64,
+        peer: Arc<Peer>,
+        /// Tells of its death where something else holds a copy of its link.
+        process: Option<OwnedFd>,
+    },
+}
+
+/// A link whose subscriber has not introduced itself yet.
+#[derive(Debug)]
+struct Greeter {
+    link: Link,
+    /// The process that connected; none for a link that was made elsewhere, whose maker is not its user.
+    process: Option<OwnedFd>,
+    since: Instant,
+    /// Its version has come, and is ours.
+    opened: bool,
 }
 
 impl Control {
@@ -87,6 +123,7 @@ impl Control {
             roster,
             state: Mutex::default(),
             changed: Condvar::new(),
+            evicted: AtomicU64::new(0),
         }
     }
 
@@ -105,22 +142,28 @@ impl Control {
     /// Starts to accept. Edge-triggered: a connection that cannot be accepted for want of descriptors is
     /// looked at again when another comes or a subscriber leaves, and does not spin meanwhile.
     pub(super) fn listen(&self, listener: Listener) -> rustix::io::Result<()> {
+        // Locked first: the edge of a client that has connected already comes at once, and only once.
+        let mut state = self.state();
         self.watch(&listener, LISTENER, EventFlags::IN | EventFlags::ET)?;
-        self.state().listener = Some(listener);
+        state.listener = Some(listener);
         Ok(())
     }
 
     /// Takes a link that somebody else made; its other end is a subscriber's.
     pub(super) fn attach(&self, link: Link) -> rustix::io::Result<()> {
-        self.greet(&mut self.state(), link)
+        self.greet(&mut self.state(), link, None)
     }
 
     pub(super) fn subscribers(&self) -> usize {
         self.roster.len()
     }
 
+    pub(super) fn max_subscribers(&self) -> usize {
+        self.terms.max_subscribers
+    }
+
     pub(super) fn evicted(&self) -> u64 {
-        self.state().evicted
+        self.evicted.load(Ordering::Relaxed)
     }
 
     /// Waits until there are `count` subscribers. False if the deadline passed first.
@@ -152,25 +195,22 @@ impl Control {
         self.epoll.as_fd()
     }
 
-    /// Handles what has happened, without waiting: for an epoll instance of this publisher's own.
+    /// Handles what has happened, without waiting: for an epoll instance of this publisher's own. What is more
+    /// than one batch leaves the instance readable.
     pub(super) fn drive(&self) -> std::io::Result<()> {
         let mut events = [MaybeUninit::uninit(); 64];
-        loop {
-            let now = Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
-            let ready = match epoll::wait(&*self.epoll, &mut events, Some(&now)) {
-                Err(Errno::INTR) => continue,
-                result => result?.0,
-            };
-            if ready.is_empty() {
-                return Ok(());
-            }
-            for event in &*ready {
-                self.handle(event.data.u64() as u32);
-            }
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        match epoll::wait(&*self.epoll, &mut events, Some(&now)) {
+            Ok((ready, _)) => ready
+                .iter()
+                .for_each(|event| self.handle(event.data.u64() as u32)),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
+        Ok(())
     }
 
     /// Handles what happened to one source.
@@ -180,7 +220,7 @@ impl Control {
             None if source == LISTENER => self.accept(&mut state),
             // Removed by an event before this one.
             None => {}
-            Some(Connection::Greeting { .. }) => self.shake_hands(&mut state, source),
+            Some(Connection::Greeting(_)) => self.shake_hands(&mut state, source),
             // Joined links are watched for their end alone.
             Some(Connection::Joined { .. }) => self.remove(&mut state, source),
         }
@@ -199,7 +239,11 @@ impl Control {
             }
             match listener.try_accept() {
                 // Whatever went wrong afterwards, that one link is closed and the next has its turn.
-                Ok(link) => drop(self.greet(state, link)),
+                Ok(link) => {
+                    if let Ok(process) = process_of(&link) {
+                        let _ = self.greet(state, link, process);
+                    }
+                }
                 Err(LinkError::WouldBlock) => break,
                 Err(LinkError::AccessDenied { .. }) => {}
                 // A client that was gone before it was accepted is no reason to stop. Anything else (short of
@@ -212,13 +256,38 @@ impl Control {
     }
 
     /// Waits for the greeting of a new link.
-    fn greet(&self, state: &mut State, link: Link) -> rustix::io::Result<()> {
+    fn greet(
+        &self,
+        state: &mut State,
+        link: Link,
+        process: Option<OwnedFd>,
+    ) -> rustix::io::Result<()> {
+        self.prune(state);
+        let source = state.next_source();
+        self.watch(&link, source, EventFlags::IN | EventFlags::RDHUP)?;
+        let opening = Opening { version: VERSION };
+        // One that cannot be told the version will not be told anything: the link ends, and that is noticed.
+        let _ = link.try_send(&opening);
+        let greeter = Greeter {
+            link,
+            process,
+            since: Instant::now(),
+            opened: false,
+        };
+        state.links.insert(source, Connection::Greeting(greeter));
+        // Most clients have greeted by the time they are accepted.
+        self.shake_hands(state, source);
+        Ok(())
+    }
+
+    /// Drops links that have not greeted in time, and the oldest where there are too many.
+    fn prune(&self, state: &mut State) {
         let now = Instant::now();
         let mut waiting: Vec<(Instant, u32)> = state
             .links
             .iter()
             .filter_map(|(source, connection)| match connection {
-                Connection::Greeting { since, .. } => Some((*since, *source)),
+                Connection::Greeting(greeter) => Some((greeter.since, *source)),
                 Connection::Joined { .. } => None,
             })
             .collect();
@@ -229,110 +298,116 @@ impl Control {
                 self.remove(state, source);
             }
         }
-        loop {
-            state.last_source = state.last_source.wrapping_add(1);
-            if state.last_source != LISTENER && !state.links.contains_key(&state.last_source) {
-                break;
-            }
-        }
-        let source = state.last_source;
-        self.watch(&link, source, EventFlags::IN | EventFlags::RDHUP)?;
-        state
-            .links
-            .insert(source, Connection::Greeting { link, since: now });
-        // Most clients have greeted by the time they are accepted.
-        self.shake_hands(state, source);
-        Ok(())
     }
 
     /// Reads the greeting, if it is there, and answers it.
     fn shake_hands(&self, state: &mut State, source: u32) {
-        let Some(Connection::Greeting { link, .. }) = state.links.get(&source) else {
+        let Some(Connection::Greeting(greeter)) = state.links.get_mut(&source) else {
             return;
         };
-        let greeting = match link.try_recv::<Greeting>() {
+        if !greeter.opened {
+            match greeter.link.try_recv::<Opening>() {
+                Ok(opening) if opening.version == VERSION => greeter.opened = true,
+                Err(LinkError::WouldBlock) => return,
+                // Of another version, which it can tell from ours, or no subscriber at all.
+                _ => return self.remove(state, source),
+            }
+        }
+        let greeting = match greeter.link.try_recv::<Greeting>() {
             Err(LinkError::WouldBlock) => return,
             Err(_) => return self.remove(state, source),
             Ok(greeting) => greeting,
         };
-        let Some(Connection::Greeting { link, .. }) = state.links.remove(&source) else {
+        let Some(Connection::Greeting(greeter)) = state.links.remove(&source) else {
             return;
         };
-        // Deleted first, since a refused link is closed. Once joined, only its end is of interest.
-        let _ = epoll::delete(&*self.epoll, &link);
-        let Some((id, peer)) = self.admit(greeting, link) else {
-            return;
-        };
-        let watched = self
-            .watch(peer.link(), source, EventFlags::RDHUP)
-            .and_then(|()| match peer.pidfd() {
-                Some(pidfd) => self.watch(pidfd, source, EventFlags::IN),
-                None => Ok(()),
-            });
-        state.links.insert(source, Connection::Joined { id, peer });
-        if watched.is_err() {
-            return self.remove(state, source);
-        }
-        self.changed.notify_all();
+        // Deleted first, since a refused link is closed. Events of it that are on their way name a source that
+        // is no more.
+        let _ = epoll::delete(&*self.epoll, &greeter.link);
+        self.admit(state, greeting, greeter);
     }
 
     /// Makes a greeted link a subscriber, or tells it why not.
-    fn admit(&self, greeting: Greeting, link: Link) -> Option<(u64, Arc<Peer>)> {
+    fn admit(&self, state: &mut State, greeting: Greeting, greeter: Greeter) {
+        let Greeter { link, process, .. } = greeter;
         let refuse = |link: &Link, refusal| {
             let _ = link.try_send(&AnswerRef::Refused(refusal));
-            None
         };
         let short = |error: std::io::Error| Refusal::Resources {
             why: error.to_string(),
         };
-        let backing = if greeting.trusts {
+        let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell) {
+            Ok(examined) => examined,
+            Err(refusal) => return refuse(&link, refusal),
+        };
+        // An eventfd only where trust is mutual: `remove` writes to it, and a subscriber that holds it could make
+        // that write block for ever.
+        let backing = if greeting.trusts && self.terms.trust {
             Backing::EventFd
         } else {
             Backing::Socket
         };
-        let (page, ringer, rings) =
-            match self.examine(greeting.version, greeting.page, greeting.doorbell) {
-                Ok(examined) => examined,
-                Err(refusal) => return refuse(&link, refusal),
-            };
         let made = self.terms.sleeps.then(|| Doorbell::new(backing));
         let (doorbell, end) = match made.transpose() {
             Ok(made) => made.unzip(),
             Err(error) => return refuse(&link, short(error)),
         };
-        let peer = Arc::new(Peer::new(page, ringer, doorbell, link));
-        let joined = match self.roster.join(peer.clone()) {
-            Ok(joined) => joined,
-            Err(error) => return refuse(peer.link(), short(error)),
-        };
-        let welcome = WelcomeRef {
-            ring: FdRef::new(&self.terms.ring),
-            capacity: self.terms.capacity,
-            start: joined.start,
-            rings,
-            doorbell: match (&end, backing) {
-                (None, _) => PublisherDoorbellRef::None,
-                (Some(end), Backing::Socket) => PublisherDoorbellRef::Socket(FdRef::new(end)),
-                (Some(end), Backing::EventFd) => PublisherDoorbellRef::EventFd(FdRef::new(end)),
-            },
-        };
-        // An answer that cannot be sent leaves a link that ends at once, and `remove` does the rest.
-        if peer.link().try_send(&AnswerRef::Welcome(welcome)).is_err() {
-            peer.hang_up();
+        // A source of its own: only its end is of interest now.
+        let source = state.next_source();
+        let watched = self
+            .watch(&link, source, EventFlags::RDHUP)
+            .and_then(|()| match &process {
+                Some(process) => self.watch(process, source, EventFlags::IN),
+                None => Ok(()),
+            });
+        if let Err(errno) = watched {
+            let _ = epoll::delete(&*self.epoll, &link);
+            return refuse(&link, short(errno.into()));
         }
-        Some((joined.id, peer))
+        let peer = Arc::new(Peer::new(page, ringer, doorbell, link));
+        let joined = self.roster.join(peer.clone());
+        let answered = match &joined {
+            Ok(joined) => peer.with_link(|link| {
+                link.try_send(&AnswerRef::Welcome(WelcomeRef {
+                    ring: FdRef::new(&self.terms.ring),
+                    capacity: self.terms.capacity,
+                    start: joined.start,
+                    rings,
+                    doorbell: match (&end, backing) {
+                        (None, _) => PublisherDoorbellRef::None,
+                        (Some(end), Backing::Socket) => {
+                            PublisherDoorbellRef::Socket(FdRef::new(end))
+                        }
+                        (Some(end), Backing::EventFd) => {
+                            PublisherDoorbellRef::EventFd(FdRef::new(end))
+                        }
+                    },
+                }))
+                .is_ok()
+            }),
+            Err(error) => peer.with_link(|link| {
+                let why = error.to_string();
+                refuse(link, Refusal::Resources { why });
+                false
+            }),
+        };
+        let id = joined.map_or(u64::MAX, |joined| joined.id);
+        state
+            .links
+            .insert(source, Connection::Joined { id, peer, process });
+        if answered == Some(true) {
+            self.changed.notify_all();
+        } else {
+            self.remove(state, source);
+        }
     }
 
     /// Checks everything that came with a greeting.
     fn examine(
         &self,
-        version: u32,
         page: Fd,
         offer: DoorbellOffer,
     ) -> Result<(Remote, Option<Ringer>, Rings), Refusal> {
-        if version != VERSION {
-            return Err(Refusal::Version { publisher: VERSION });
-        }
         let subscribers = self.roster.len();
         if subscribers >= self.terms.max_subscribers {
             return Err(Refusal::Full {
@@ -374,18 +449,23 @@ impl Control {
         };
         // Deleted before anything is closed: a copy of the descriptor elsewhere would keep it registered.
         match &connection {
-            Connection::Greeting { link, .. } => drop(epoll::delete(&*self.epoll, link)),
-            Connection::Joined { id, peer } => {
-                let _ = epoll::delete(&*self.epoll, peer.link());
-                if let Some(pidfd) = peer.pidfd() {
-                    let _ = epoll::delete(&*self.epoll, pidfd);
+            Connection::Greeting(greeter) => {
+                let _ = epoll::delete(&*self.epoll, &greeter.link);
+            }
+            Connection::Joined { id, peer, process } => {
+                peer.with_link(|link| epoll::delete(&*self.epoll, link));
+                if let Some(process) = process {
+                    let _ = epoll::delete(&*self.epoll, process);
                 }
-                // The writer may be asleep for want of the room that this subscriber held.
                 self.roster.leave(*id);
+                peer.close();
+                // The writer may be asleep for want of the room that this subscriber held.
                 if let Some(doorbell) = peer.doorbell() {
                     doorbell.wake_for_good();
                 }
-                state.evicted += u64::from(peer.evicted());
+                if peer.evicted() {
+                    self.evicted.fetch_add(1, Ordering::Relaxed);
+                }
                 self.changed.notify_all();
             }
         }

@@ -6,7 +6,7 @@ mod reactor;
 use std::{
     io,
     ops::{Deref, DerefMut},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::BorrowedFd,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -60,6 +60,8 @@ pub struct Publisher {
     control: Arc<Control>,
     /// Who runs the control side: the control thread, which knows this publisher by a number, or the user.
     reactor: Option<(Arc<Reactor>, u32)>,
+    /// The process that made it.
+    pid: u32,
 }
 
 /// What a publisher has done so far.
@@ -101,6 +103,9 @@ impl Publisher {
     }
 
     /// Copies a message in and sends it; waits for as long as the slowest subscriber leaves no room.
+    ///
+    /// Subscribers say what they have released every eighth of the ring, and whenever they find it empty: one
+    /// that has released less and looks for no further message may be waited for.
     ///
     /// # Errors
     ///
@@ -211,7 +216,8 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// [`Error::Os`], only from a publisher that is [driven](PublisherBuilder::driven) and here drives itself.
+    /// [`Error::Option`] if there can never be so many; [`Error::Os`], only from a publisher that is
+    /// [driven](PublisherBuilder::driven) and here drives itself.
     pub fn wait_for_subscribers(&self, count: usize) -> Result<(), Error> {
         self.wait_for(count, None).map(drop)
     }
@@ -244,7 +250,7 @@ impl Publisher {
     }
 
     /// Does what control work there is (accept, shake hands, bury), without waiting: for a publisher that is
-    /// [driven](PublisherBuilder::driven), when its descriptor ([`AsFd`]) is readable. Others have a thread
+    /// [driven](PublisherBuilder::driven), when its [`control_fd`](Publisher::control_fd) is readable. Others have a thread
     /// for it, and nothing to do here.
     ///
     /// # Errors
@@ -257,6 +263,12 @@ impl Publisher {
         self.control
             .drive()
             .map_err(Error::os("look for control events"))
+    }
+
+    /// Readable when there is control work, for a publisher that is [driven](PublisherBuilder::driven); none for
+    /// one that has a thread for it. It stays the publisher's.
+    pub fn control_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.reactor.is_none().then(|| self.control.epoll())
     }
 
     /// What it has done so far.
@@ -316,7 +328,8 @@ impl Publisher {
                 return Ok(());
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(NoRoomInTime::TimedOut);
+                // One that slept until now has not looked since.
+                return self.writer.reserve(len).map_err(|_| NoRoomInTime::TimedOut);
             }
             if self.pacer.policy() == WaitPolicy::Poll {
                 if self.reactor.is_none() {
@@ -355,7 +368,7 @@ impl Publisher {
             .collect();
         let mut sources: Vec<PollFd<'_>> = bells
             .iter()
-            .map(|(_, bell)| PollFd::new(bell, PollFlags::IN))
+            .map(|(_, bell)| PollFd::new(bell, PollFlags::IN | PollFlags::RDHUP))
             .collect();
         let epoll = self.control.epoll();
         if self.reactor.is_none() {
@@ -367,7 +380,7 @@ impl Publisher {
         }
         for ((joined, bell), source) in bells.iter().zip(&sources) {
             let events = source.revents();
-            if events.intersects(PollFlags::HUP | PollFlags::ERR) {
+            if events.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR) {
                 // Its end of the doorbell is gone: it has left, and whether or not its link says so too, there
                 // is nothing more to be heard of it.
                 self.writer.roster().leave(joined.id);
@@ -383,6 +396,14 @@ impl Publisher {
     }
 
     fn wait_for(&self, count: usize, deadline: Option<Instant>) -> Result<bool, Error> {
+        let max = self.control.max_subscribers();
+        if count > max {
+            let why = format!("there can be at most {max}, and {count} are waited for");
+            return Err(Error::Option {
+                what: "max_subscribers",
+                why,
+            });
+        }
         if self.reactor.is_some() {
             return Ok(self.control.wait_for_subscribers(count, deadline));
         }
@@ -406,15 +427,12 @@ impl Publisher {
     }
 }
 
-impl AsFd for Publisher {
-    /// Readable when there is control work: see [`drive`](Publisher::drive). It stays the publisher's.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.control.epoll()
-    }
-}
-
 impl Drop for Publisher {
     fn drop(&mut self) {
+        // In a forked child everything it would undo is the parent's.
+        if self.pid != std::process::id() {
+            return;
+        }
         if let Some((reactor, id)) = &self.reactor {
             reactor.remove(*id);
         }

@@ -1,16 +1,16 @@
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::atomic::{AtomicBool, Ordering},
+    os::fd::AsFd,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use memlane_region::{Remote, ring};
 use memlane_signaling::{Doorbell, Ringer, Rung};
 use memlane_transport::Link;
 
-use crate::{
-    page::{CURSOR, SUBSCRIBER_ARMED},
-    process_of,
-};
+use crate::page::{CURSOR, SUBSCRIBER_ARMED};
 
 /// One subscriber, as its publisher sees it. Shared by the hot side (cursor, doorbells) and the control side
 /// (link).
@@ -23,9 +23,8 @@ pub(super) struct Peer {
     rung: Rung,
     /// Wakes this publisher when it waits for room; none if it never sleeps.
     doorbell: Option<Doorbell>,
-    link: Link,
-    /// The process at the other end, unless it is this one.
-    process: Option<OwnedFd>,
+    /// Taken out when the subscriber is gone: the hot side may hold on to the rest until its next look.
+    link: Mutex<Option<Link>>,
     evicted: AtomicBool,
 }
 
@@ -36,14 +35,12 @@ impl Peer {
         doorbell: Option<Doorbell>,
         link: Link,
     ) -> Peer {
-        let process = process_of(&link);
         Peer {
             page,
             ringer,
             rung: Rung::new(),
             doorbell,
-            link,
-            process,
+            link: Mutex::new(Some(link)),
             evicted: AtomicBool::new(false),
         }
     }
@@ -70,17 +67,26 @@ impl Peer {
         self.doorbell.as_ref()
     }
 
-    pub(super) fn link(&self) -> &Link {
-        &self.link
+    fn locked_link(&self) -> MutexGuard<'_, Option<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.process.as_ref().map(AsFd::as_fd)
+    /// Uses the link, if the subscriber is not gone yet.
+    pub(super) fn with_link<T>(&self, with: impl FnOnce(&Link) -> T) -> Option<T> {
+        self.locked_link().as_ref().map(with)
     }
 
     /// Ends the link, which tells the subscriber, and the control side too.
     pub(super) fn hang_up(&self) {
-        let _ = rustix::net::shutdown(self.link.as_fd(), rustix::net::Shutdown::Both);
+        self.with_link(|link| {
+            let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
+        });
+    }
+
+    /// Closes the link, whoever still holds this peer, and its other ends with it.
+    pub(super) fn close(&self) {
+        self.hang_up();
+        *self.locked_link() = None;
     }
 
     pub(super) fn evicted(&self) -> bool {

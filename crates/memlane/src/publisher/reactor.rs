@@ -26,6 +26,8 @@ use super::control::Control;
 pub(super) struct Reactor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// The process that the thread is in.
+    pid: u32,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ impl Reactor {
         let started = Arc::new(Reactor {
             shared,
             thread: Some(thread),
+            pid: std::process::id(),
         });
         *reactor = Arc::downgrade(&started);
         Ok(started)
@@ -107,6 +110,10 @@ impl Drop for Reactor {
         let Some(thread) = self.thread.take() else {
             return;
         };
+        // A forked child has no such thread, and the epoll instance is the parent's.
+        if self.pid != std::process::id() {
+            return;
+        }
         // An eventfd that is readable from the start ends the wait. Without a descriptor to spare, the thread
         // is left to itself; it sleeps, and its epoll instance has nothing to say.
         let stop = eventfd(1, EventfdFlags::CLOEXEC);

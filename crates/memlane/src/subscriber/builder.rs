@@ -13,12 +13,15 @@ use super::{
     Life, Sleep, Subscriber, SubscriberStats, Trust,
     page::Page,
     trust::{Trusted, Untrusted},
+    watch,
 };
 use crate::{
     Error, after,
     names::address_of,
     process_of,
-    protocol::{Answer, DoorbellOfferRef, GreetingRef, PublisherDoorbell, Rings, VERSION, Welcome},
+    protocol::{
+        Answer, DoorbellOfferRef, GreetingRef, Opening, PublisherDoorbell, Rings, VERSION, Welcome,
+    },
 };
 
 /// Options of a [`Subscriber`].
@@ -119,34 +122,50 @@ impl<T: Trust> SubscriberBuilder<T> {
     pub fn connect_to(self, address: &Address) -> Result<Subscriber<T>, Error> {
         let deadline = after(self.timeout);
         let link = Link::connect_with(address, self.access)?;
-        let mut subscriber = self.timeout(left(deadline)).over(link)?;
+        let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
+        let mut subscriber = self.timeout(left(deadline)).greet(link, process)?;
         subscriber.address = Some(address.clone());
         Ok(subscriber)
     }
 
     /// Subscribes over a link that was made elsewhere (inherited, or [`Link::pair`]), whose other end a
     /// publisher has or gets ([`Publisher::attach`](crate::Publisher::attach)). The link is the subscriber's
-    /// from now on.
+    /// from now on. The publisher is gone when it hangs up, which takes every process that has its other end.
     ///
     /// # Errors
     ///
     /// As [`connect`](SubscriberBuilder::connect).
     pub fn over(self, link: Link) -> Result<Subscriber<T>, Error> {
+        self.greet(link, None)
+    }
+
+    fn greet(self, link: Link, process: Option<OwnedFd>) -> Result<Subscriber<T>, Error> {
         let deadline = after(self.timeout);
         let (mine, page) = Shared::create("memlane-control", page_size(), 0)?;
         let mut offers = Offers::new(self.wait, T::TRUSTED)?;
         let greeting = GreetingRef {
-            version: VERSION,
             page: FdRef::new(&page),
             doorbell: offers.offer(),
             trusts: T::TRUSTED,
         };
-        // A publisher that refuses may hang up before it has read everything; its answer says why.
-        match link.send_timeout(&greeting, self.timeout) {
+        // Both at once, to a publisher of whatever version. One that hangs up before it has read everything has
+        // said why.
+        let opening = Opening { version: VERSION };
+        let sent = link
+            .send_timeout(&opening, left(deadline))
+            .and_then(|()| link.send_timeout(&greeting, left(deadline)));
+        match sent {
             Err(error) if error.is_disconnected() => {}
             result => result?,
         }
         drop(page);
+        let Opening { version } = link.recv_timeout(left(deadline))?;
+        if version != VERSION {
+            return Err(Error::Version {
+                publisher: version,
+                subscriber: VERSION,
+            });
+        }
         let welcome = match link.recv_timeout::<Answer>(left(deadline))? {
             Answer::Welcome(welcome) => welcome,
             Answer::Refused(refusal) => {
@@ -155,18 +174,22 @@ impl<T: Trust> SubscriberBuilder<T> {
                 });
             }
         };
-        let doorbell = offers.take(welcome.rings)?;
-        let (memory, start, ringer) = examine(welcome, self.max_ring_bytes, T::TRUSTED)?;
-        Ok(Subscriber {
-            ring: RingReader::new(memory, Page::new(mine, ringer), start),
-            sleep: doorbell.map(|doorbell| Sleep {
-                waiter: None,
+        let sleep = match offers.take(welcome.rings)? {
+            Some(doorbell) => Some(Sleep {
+                waiter: watch(&doorbell, &link, process.as_ref())
+                    .map_err(Error::os("watch the publisher"))?,
                 doorbell,
                 armed: Armed::new(),
             }),
+            None => None,
+        };
+        let (memory, start, ringer) = examine(welcome, self.max_ring_bytes, T::TRUSTED)?;
+        Ok(Subscriber {
+            ring: RingReader::new(memory, Page::new(mine, ringer), start),
+            sleep,
             pacer: Pacer::new(self.wait),
-            process: process_of(&link),
             link,
+            process,
             life: Life {
                 gone: false,
                 misses: 0,
@@ -252,11 +275,16 @@ fn examine(
         );
         return Err(Error::Welcome { why });
     }
-    let memory =
-        Remote::open(welcome.ring.into(), page_size(), capacity, quota).map_err(|refused| {
-            dispose(refused.descriptor);
-            refused.error
-        })?;
+    let memory = Remote::open(
+        welcome.ring.into(),
+        page_size(),
+        capacity,
+        quota.saturating_add(page_size()),
+    )
+    .map_err(|refused| {
+        dispose(refused.descriptor);
+        refused.error
+    })?;
     let (end, backing) = match welcome.doorbell {
         PublisherDoorbell::None => return Ok((memory, welcome.start, None)),
         PublisherDoorbell::Socket(end) => (end, Backing::Socket),

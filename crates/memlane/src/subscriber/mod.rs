@@ -51,8 +51,8 @@ pub struct Subscriber<T: Trust = Untrusted> {
 /// What it takes to sleep; absent where the policy is to poll.
 #[derive(Debug)]
 struct Sleep {
-    /// Made for the first sleep.
-    waiter: Option<Waiter>,
+    /// Before what it watches.
+    waiter: Waiter,
     doorbell: Doorbell,
     armed: Armed,
 }
@@ -106,7 +106,7 @@ impl<T: Trust> Subscriber<T> {
     ///
     /// # Errors
     ///
-    /// [`RecvError`]; no call will receive anything afterwards.
+    /// [`RecvError`]. After `Disconnected` and `Corrupt` no call will receive anything.
     #[inline]
     pub fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
         match self.ring.poll() {
@@ -210,9 +210,14 @@ impl<T: Trust> Subscriber<T> {
     #[cold]
     fn bury(&mut self) {
         self.life.gone = true;
-        // A publisher that was killed left its socket's name; the first to notice clears it.
-        if let Some(address) = self.address.take() {
-            let _ = memlane_transport::remove_stale(&address);
+        self.clear_name();
+    }
+
+    /// A publisher that was killed left its socket's name; the first to notice clears it. Its link may have ended
+    /// a moment before its listener, so this is tried once more in the end.
+    fn clear_name(&self) {
+        if let (true, Some(address)) = (self.life.gone, &self.address) {
+            let _ = memlane_transport::remove_stale(address);
         }
     }
 
@@ -235,23 +240,23 @@ impl<T: Trust> Subscriber<T> {
                 self.look_for_death()?;
                 continue;
             };
-            if sleep.waiter.is_none() {
-                sleep.waiter = Some(
-                    watch(&sleep.doorbell, &self.link, self.process.as_ref())
-                        .map_err(NoMessage::Wait)?,
-                );
-            }
             sleep.armed.arm(self.ring.page().armed());
             // Exports what was released, too: the publisher may be waiting for just that.
             let woken = match self.ring.poll() {
                 Ok(None) => {
                     self.stats.sleeps += 1;
-                    let waiter = sleep.waiter.as_ref().expect("made above");
-                    waiter
-                        .wait(&mut sleep.doorbell, deadline)
-                        .map_err(NoMessage::Wait)
+                    let since = Instant::now();
+                    let woken = sleep.waiter.wait(&mut sleep.doorbell, deadline);
+                    if matches!(woken, Ok(Woken::Rung)) {
+                        self.pacer.slept(since.elapsed());
+                    }
+                    woken.map_err(NoMessage::Wait)
                 }
-                _ => Ok(Woken::TimedOut),
+                _ => {
+                    // It may have been rung for this sleep all the same, and no wait counts that ring.
+                    sleep.doorbell.woken();
+                    Ok(Woken::TimedOut)
+                }
             };
             sleep.armed.disarm(self.ring.page().armed());
             match woken? {
@@ -264,6 +269,12 @@ impl<T: Trust> Subscriber<T> {
                 return found.map_err(NoMessage::Corrupt);
             }
         }
+    }
+}
+
+impl<T: Trust> Drop for Subscriber<T> {
+    fn drop(&mut self) {
+        self.clear_name();
     }
 }
 

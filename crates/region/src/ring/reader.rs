@@ -79,6 +79,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     pub fn poll(&mut self) -> Result<Option<usize>, Corrupt> {
         let header = self.memory.load(self.position);
         if header == 0 {
+            self.advance = 0;
             if self.exported != self.position {
                 self.export();
             }

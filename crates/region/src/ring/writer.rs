@@ -36,7 +36,10 @@ pub struct RingWriter<M, R> {
     /// looked at.
     limit: u64,
     roster: Arc<Roster<R>>,
+    /// Of the roster, as `readers` are.
     epoch: u64,
+    /// The last one that `sync` told its caller of.
+    told: u64,
     /// Of the roster, when last looked at.
     asymmetric: bool,
     readers: Vec<Seen<R>>,
@@ -71,6 +74,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             asymmetric: roster.asymmetric(),
             roster,
             epoch: 0,
+            told: 0,
             readers: Vec::new(),
         }
     }
@@ -170,7 +174,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     }
 
     /// The word to show to readers before sleeping until `len` bytes fit, not 0. A reader wakes the writer when
-    /// its cursor gets to the position in it: where they fit, and where half of the ring is free, so that a
+    /// its cursor gets to the position in it: where they fit, and an eighth of the ring is free, so that a
     /// writer ahead of its readers does not sleep and wake for every record.
     ///
     /// After it is stored comes one more [`reserve`](RingWriter::reserve), then sleep: that look fences before
@@ -178,8 +182,9 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     pub fn want(&self, len: usize) -> u64 {
         let fits =
             (layout::furthest_end(self.position, len) + HEADER).saturating_sub(self.capacity);
-        let half = self.position.saturating_sub(self.capacity / 2) & !7;
-        fits.max(half) | layout::WAITING
+        let free = layout::step(self.capacity);
+        let eighth = (self.position + free).saturating_sub(self.capacity) & !7;
+        fits.max(eighth) | layout::WAITING
     }
 
     /// The barrier between a commit and the look at whatever a reader says about itself: its presence in the
@@ -192,10 +197,17 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         fence_light(self.asymmetric && !full);
     }
 
-    /// Takes up what changed in the roster; true if anything did. One load otherwise.
+    /// Takes up what changed in the roster; true if anything did since it last said so. One load otherwise.
+    ///
+    /// A look for room may have taken up a change before; that does not make it known to the caller.
     #[inline(always)]
     pub fn sync(&mut self) -> bool {
-        self.roster.epoch() != self.epoch && self.take_roster()
+        if self.roster.epoch() == self.told {
+            return false;
+        }
+        self.take_roster();
+        self.told = self.epoch;
+        true
     }
 
     /// The readers, as of the last [`sync`](RingWriter::sync).
@@ -205,7 +217,10 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     }
 
     #[cold]
-    fn take_roster(&mut self) -> bool {
+    fn take_roster(&mut self) {
+        if self.roster.epoch() == self.epoch {
+            return;
+        }
         let (epoch, joined) = self.roster.snapshot();
         self.epoch = epoch;
         self.asymmetric = self.roster.asymmetric();
@@ -220,7 +235,6 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
                 }
             })
             .collect();
-        true
     }
 
     /// Looks at every reader's cursor and moves the limit. True if `len` bytes fit now.
@@ -230,7 +244,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         // Pairs with the fence in `Roster::join`, and, for a writer that has stored what it waits for, with the
         // one in `RingReader::export`.
         fence(Ordering::SeqCst);
-        self.sync();
+        self.take_roster();
         let mut slowest = self.position;
         let mut at = 0;
         while let Some(seen) = self.readers.get_mut(at) {
