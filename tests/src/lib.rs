@@ -1,1 +1,27 @@
 //! Tests that cross crates and processes.
+//!
+//! Every test is a [`Scene`]. Its other processes are this same executable, run again: [`Scene::spawn`] starts one
+//! in a role, and the test `other_process` of each file plays it ([`play`]). What parent and child have to tell
+//! each other goes over a link that is the child's standard input.
+//!
+//! A scene, and each child that ends in order, must leave as many descriptors and mapped regions as it found, and
+//! the test no file and no child. Children die with the thread that started them (PR_SET_PDEATHSIG). Nothing here
+//! asserts how long something took; what shows no sign of life for [`PATIENCE`] is aborted.
+#![deny(unsafe_code)]
+
+mod census;
+mod message;
+mod process;
+mod scene;
+mod stream;
+mod subscriber;
+mod watchdog;
+pub mod wire;
+
+pub use census::Census;
+pub use message::{check, fill, length, number};
+pub use process::{Child, Part, Role, play};
+pub use scene::{Dice, Scene, unbound};
+pub use stream::{Steady, Stream, steady};
+pub use subscriber::{AnySubscriber, Form, Policy, Received, Wish};
+pub use watchdog::{PATIENCE, alive, thread_id, wait_asleep, wait_stopped, wait_until};

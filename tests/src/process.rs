@@ -1,0 +1,206 @@
+use std::{
+    env,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use memlane_transport::{Error, Link};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    Census, PATIENCE, Scene, alive,
+    watchdog::{self, Watchdog},
+};
+
+const ROLE: &str = "MEMLANE_TEST_ROLE";
+
+/// Another process of a test.
+#[derive(Debug)]
+pub struct Child {
+    role: &'static str,
+    process: std::process::Child,
+    link: Link,
+}
+
+impl Scene {
+    /// Starts a process in one of the roles that this file plays. `what` is the first thing it hears.
+    pub fn spawn(&self, role: &'static str, what: &impl Serialize) -> Child {
+        let (link, theirs) = Link::pair().expect("a pair");
+        let process = Command::new(env::current_exe().expect("this executable"))
+            .args([
+                "other_process",
+                "--exact",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env(ROLE, role)
+            .env("XDG_RUNTIME_DIR", self.directory())
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            // Of its own, or a child that a test has stopped is continued when the shell of the tests exits
+            // (setpgid(2), orphaned process groups).
+            .process_group(0)
+            .spawn()
+            .expect("another process");
+        let child = Child {
+            role,
+            process,
+            link,
+        };
+        child.tell(what);
+        child
+    }
+}
+
+impl Child {
+    /// Sends it something.
+    #[track_caller]
+    pub fn tell(&self, what: &impl Serialize) {
+        alive();
+        if let Err(error) = self.link.send_timeout(what, PATIENCE) {
+            panic!("{} does not listen: {error}", self.role);
+        }
+    }
+
+    /// Waits for what it says.
+    #[track_caller]
+    pub fn hear<T: DeserializeOwned>(&self) -> T {
+        alive();
+        match self.link.recv_timeout(PATIENCE) {
+            Ok(said) => said,
+            Err(error) => panic!(
+                "{} does not say the {} expected of it: {error}",
+                self.role,
+                std::any::type_name::<T>()
+            ),
+        }
+    }
+
+    /// Waits for what it says; none if it is gone.
+    #[track_caller]
+    pub fn hear_if_alive<T: DeserializeOwned>(&self) -> Option<T> {
+        alive();
+        match self.link.recv_timeout(PATIENCE) {
+            Ok(said) => Some(said),
+            Err(Error::Disconnected) => None,
+            Err(error) => panic!("{}: {error}", self.role),
+        }
+    }
+
+    /// What it has said, if anything.
+    pub fn has_said<T: DeserializeOwned>(&self) -> Option<T> {
+        self.link.recv_timeout(Duration::ZERO).ok()
+    }
+
+    /// Its process id, which is its first thread's as well.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends it a signal. Until it is waited for, a killed child stays a zombie.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.process.id() as i32).expect("a process id");
+        kill_process(pid, signal).expect("a child that was not waited for");
+    }
+
+    /// Kills it (SIGKILL) and leaves the zombie.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Waits for its end.
+    pub fn reap(mut self) -> ExitStatus {
+        alive();
+        self.process.wait().expect("a child")
+    }
+
+    /// Waits for its end, which must be in order.
+    #[track_caller]
+    pub fn finish(self) {
+        let role = self.role;
+        let status = self.reap();
+        assert!(status.success(), "{role} failed: {status}");
+    }
+
+    /// Kills it and waits for its end.
+    #[track_caller]
+    pub fn kill_and_reap(self) {
+        let role = self.role;
+        self.kill();
+        let status = self.reap();
+        assert_eq!(
+            status.signal(),
+            Some(Signal::KILL.as_raw()),
+            "{role} ended before it was killed: {status}"
+        );
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Of a test that failed; a child that was waited for is left alone.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A child's side of the conversation.
+#[derive(Debug)]
+pub struct Role {
+    link: Link,
+}
+
+impl Role {
+    /// Sends the parent something.
+    #[track_caller]
+    pub fn tell(&self, what: &impl Serialize) {
+        alive();
+        self.link.send_timeout(what, PATIENCE).expect("the parent");
+    }
+
+    /// Waits for what the parent says.
+    #[track_caller]
+    pub fn hear<T: DeserializeOwned>(&self) -> T {
+        alive();
+        self.link.recv_timeout(PATIENCE).expect("the parent")
+    }
+
+    /// What the parent has said, if anything.
+    pub fn has_said<T: DeserializeOwned>(&self) -> Option<T> {
+        match self.link.try_recv() {
+            Ok(said) => Some(said),
+            Err(Error::WouldBlock) => None,
+            Err(error) => panic!("the parent: {error}"),
+        }
+    }
+}
+
+/// What a process does in a role.
+pub type Part = fn(&Role);
+
+/// To be the whole of a test called `other_process` in each file: plays the role that this process was started
+/// in, if any.
+pub fn play(roles: &[(&str, Part)]) {
+    let Ok(name) = env::var(ROLE) else {
+        return;
+    };
+    set_parent_process_death_signal(Some(Signal::KILL)).expect("prctl");
+    let _watchdog = Watchdog::start(name.clone());
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+    let role = Role {
+        link: Link::from_fd(stdin.expect("standard input")).expect("a link as standard input"),
+    };
+    let (_, part) = roles
+        .iter()
+        .find(|(known, _)| *known == name)
+        .unwrap_or_else(|| panic!("no role {name} here"));
+    let before = Census::take();
+    part(&role);
+    before.settle();
+    watchdog::alive();
+}

@@ -1,0 +1,156 @@
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use memlane::{Address, Publisher, PublisherBuilder};
+
+use crate::{Census, alive, watchdog::Watchdog};
+
+/// One test at a time: all count the descriptors of one process.
+static STAGE: Mutex<()> = Mutex::new(());
+static SCENES: AtomicU32 = AtomicU32::new(0);
+
+/// A test with its own runtime directory. To be declared first, so that it is dropped last: then everything must
+/// be as it was.
+#[derive(Debug)]
+pub struct Scene {
+    before: Census,
+    directory: PathBuf,
+    in_dev_shm: BTreeSet<OsString>,
+    _watchdog: Watchdog,
+    _stage: MutexGuard<'static, ()>,
+}
+
+impl Scene {
+    /// Waits for its turn and begins.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Scene {
+        let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+        alive();
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let directory = std::env::temp_dir().join(format!(
+            "memlane-test-{}-{}",
+            std::process::id(),
+            SCENES.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&directory)
+            .expect("a runtime directory");
+        // As the first to use the directory would.
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(directory.join("memlane"))
+            .expect("a runtime directory");
+        Scene {
+            before: Census::take(),
+            directory,
+            in_dev_shm: in_dev_shm(),
+            _watchdog: Watchdog::start(name),
+            _stage: stage,
+        }
+    }
+
+    /// `$XDG_RUNTIME_DIR` of its processes; this one has its own.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where a service of that name is in this scene.
+    pub fn address(&self, service: &str) -> Address {
+        Address::path(self.directory.join("memlane").join(service)).expect("an address")
+    }
+
+    /// The names of services that are there.
+    pub fn services(&self) -> Vec<String> {
+        listing(&self.directory.join("memlane"))
+            .into_iter()
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.before.settle();
+            let names: Vec<_> = listing(&self.directory).into_iter().collect();
+            assert_eq!(names, ["memlane"], "left in the runtime directory");
+            assert_eq!(self.services(), [""; 0], "left in the runtime directory");
+            let new: Vec<_> = in_dev_shm().difference(&self.in_dev_shm).cloned().collect();
+            assert!(new.is_empty(), "left in /dev/shm: {new:?}");
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn listing(directory: &Path) -> BTreeSet<OsString> {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect()
+}
+
+/// Other programs have things in there, and may at any time.
+fn in_dev_shm() -> BTreeSet<OsString> {
+    let mut names = listing(Path::new("/dev/shm"));
+    names.retain(|name| name.to_string_lossy().contains("memlane"));
+    names
+}
+
+/// A publisher without an address, with the ring that tests like: one that is full soon.
+pub fn unbound(ring_bytes: usize) -> PublisherBuilder {
+    Publisher::builder().ring_bytes(ring_bytes)
+}
+
+/// Chance, with a seed that a failed test shows.
+#[derive(Debug)]
+pub struct Dice {
+    state: u64,
+}
+
+impl Dice {
+    /// Seeded by the clock, or by `MEMLANE_SEED`.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Dice {
+        let seed = match std::env::var("MEMLANE_SEED") {
+            Ok(seed) => seed.parse().expect("MEMLANE_SEED is a number"),
+            Err(_) => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(1, |time| time.as_nanos() as u64),
+        };
+        println!("MEMLANE_SEED={seed}");
+        Dice { state: seed | 1 }
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 16) % end
+    }
+
+    /// One of these.
+    pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize].clone()
+    }
+
+    /// Spins for up to so many turns: to be somewhere else each time.
+    pub fn dally(&mut self, turns: u64) {
+        for _ in 0..self.below(turns) {
+            std::hint::spin_loop();
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The protocol of a lane, spoken by hand: what the packets look like, as anybody may send and read them.
+
+use memlane_transport::Fd;
+use serde::{Deserialize, Serialize};
+
+/// The version of the protocol that these tests know.
+pub const VERSION: u32 = 1;
+
+/// In a subscriber's control page: its cursor.
+pub const CURSOR: usize = 0;
+/// In a subscriber's control page: its armed flag.
+pub const ARMED: usize = 128;
+/// In the first page of the publisher's region: what it waits for, 0 if it does not.
+pub const WANTED: usize = 0;
+
+/// The header of a record of `advance` bytes up to the next header, with `len` bytes of payload.
+pub fn header(advance: u64, len: u64) -> u64 {
+    advance | 1 << 32 | (advance - 8 - len) << 40
+}
+
+/// What a header says: the bytes up to the next.
+pub fn advance(header: u64) -> u64 {
+    u64::from(header as u32)
+}
+
+/// First packet, in each direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Opening {
+    pub version: u32,
+}
+
+/// Second packet, from the subscriber.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Greeting {
+    pub page: Fd,
+    pub doorbell: Offer,
+    pub trusts: bool,
+}
+
+/// The doorbells that wake the subscriber.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Offer {
+    pub socket: Option<Fd>,
+    pub eventfd: Option<Fd>,
+}
+
+/// Second packet, from the publisher.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Answer {
+    Welcome(Welcome),
+    Refused(Refusal),
+}
+
+/// The ring, and where to begin.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Welcome {
+    pub ring: Fd,
+    pub capacity: u64,
+    pub start: u64,
+    pub rings: Rings,
+    pub doorbell: Bell,
+}
+
+/// Which doorbell of the subscriber's will be rung.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Rings {
+    Nothing,
+    Socket,
+    EventFd,
+}
+
+/// The doorbell that wakes the publisher.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Bell {
+    None,
+    Socket(Fd),
+    EventFd(Fd),
+}
+
+/// Why a subscriber was turned away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Refusal {
+    Full { subscribers: u32 },
+    Page { why: String },
+    Doorbell { why: String },
+    Resources { why: String },
+}

@@ -1,0 +1,470 @@
+//! Where it ends: how many subscribers, descriptors and pages there may be, which options and names are possible,
+//! and what the errors say.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use memlane::{Address, Error, Link, Publisher, SendError, Subscriber, TrySendError, WaitPolicy};
+use memlane_region::page_size;
+use memlane_tests::{
+    Census, PATIENCE, Part, Policy, Role, Scene, Steady, Wish, alive, fill, length, play, steady,
+    unbound, wait_until,
+};
+use memlane_transport::Fd;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+
+const ROLES: &[(&str, Part)] = &[
+    ("poor publisher", poor_publisher),
+    ("publisher", publisher),
+    ("lane end", lane_end),
+    ("steady", steady),
+];
+
+#[test]
+fn other_process() {
+    play(ROLES);
+}
+
+fn block() -> Wish {
+    Wish {
+        policy: Policy::Block,
+        trusting: false,
+    }
+}
+
+#[test]
+fn more_subscribers_than_there_may_be() {
+    let scene = Scene::new();
+    let address = scene.address("lane");
+    let mut publisher = unbound(page_size())
+        .max_subscribers(2)
+        .bind_to(&address)
+        .unwrap();
+    let first = block().connect(&address).unwrap();
+    let mut second = block().connect(&address).unwrap();
+    for _ in 0..10 {
+        let error = block().connect(&address).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the publisher refused this subscriber: it has 2 subscribers, and takes no more"
+        );
+    }
+    drop(first);
+    wait_until("it has left", || publisher.subscribers() == 1);
+    let mut third = block().connect(&address).unwrap();
+    publisher.send(b"to both").unwrap();
+    let mut message = Vec::new();
+    for subscriber in [&mut second, &mut third] {
+        subscriber.recv(&mut message).unwrap();
+        assert_eq!(message, b"to both");
+    }
+}
+
+#[test]
+fn nobody_may_subscribe() {
+    let scene = Scene::new();
+    let address = scene.address("lane");
+    let mut publisher = unbound(page_size())
+        .max_subscribers(0)
+        .bind_to(&address)
+        .unwrap();
+    let error = block().connect(&address).unwrap_err();
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    publisher.send(b"to nobody").unwrap();
+}
+
+/// Publishes without an end, with so few descriptors that not everyone who comes can be served.
+fn poor_publisher(role: &Role) {
+    let spare: u64 = role.hear();
+    let mut publisher = unbound(1 << 14)
+        .wait(WaitPolicy::Adaptive)
+        .bind("lane")
+        .expect("a publisher");
+    role.tell(&());
+    publisher.wait_for_subscribers(1).expect("a subscriber");
+    let before = getrlimit(Resource::Nofile);
+    let mut buffer = [0; 100];
+    let mut next = 0;
+    let mut poor = false;
+    loop {
+        match role.has_said::<bool>() {
+            // Numbers below the limit are all that count, so it is set from the highest in use.
+            Some(true) => {
+                let highest = fs::read_dir("/proc/self/fd")
+                    .expect("/proc")
+                    .flatten()
+                    .filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok())
+                    .max()
+                    .expect("descriptors");
+                let current = Some(highest + spare);
+                let limit = Rlimit { current, ..before };
+                setrlimit(Resource::Nofile, limit).expect("a lower limit");
+                poor = true;
+                role.tell(&());
+            }
+            Some(false) if poor => {
+                setrlimit(Resource::Nofile, before).expect("the limit of before");
+                poor = false;
+                role.tell(&());
+            }
+            Some(false) => break,
+            None => {}
+        }
+        for _ in 0..16 {
+            let message = &mut buffer[..length(next, 100).max(8)];
+            fill(next, message);
+            publisher.send(message).expect("room");
+            next += 1;
+        }
+        alive();
+    }
+    assert_eq!(publisher.stats().evicted, 0);
+}
+
+/// Too few descriptors for all who come: those who are there go on, the others are told or wait, and when there are
+/// descriptors again whoever comes is served.
+#[test]
+fn descriptors_that_run_out() {
+    for spare in 0..8_u64 {
+        let scene = Scene::new();
+        let address = scene.address("lane");
+        let publisher = scene.spawn("poor publisher", &spare);
+        publisher.hear::<()>();
+        let honest = Steady::start(&scene, &address, block(), 100);
+        publisher.tell(&true);
+        publisher.hear::<()>();
+        let (mut served, mut unserved) = (Vec::new(), Vec::new());
+        for _ in 0..6 {
+            let wish = Subscriber::builder().timeout(Duration::from_millis(30));
+            match wish.connect_to(&address) {
+                Ok(subscriber) => served.push(subscriber),
+                Err(error) => unserved.push(error),
+            }
+            // Whoever is in and does not read would hold up the rest.
+            served.clear();
+            honest.advance(50);
+        }
+        for error in &unserved {
+            assert!(
+                matches!(error, Error::Refused { .. } | Error::Link(_)),
+                "{error:?}"
+            );
+        }
+        publisher.tell(&false);
+        publisher.hear::<()>();
+        // Those who gave up are still in the backlog, ahead of this one.
+        let mut newcomer = Subscriber::builder()
+            .timeout(PATIENCE)
+            .connect_to(&address)
+            .expect("a place, now that there are descriptors");
+        drop(newcomer.recv().expect("a message"));
+        drop(newcomer);
+        honest.advance(50);
+        publisher.tell(&false);
+        publisher.finish();
+        honest.finish();
+    }
+}
+
+#[test]
+fn rings_that_are_not_possible() {
+    let _scene = Scene::new();
+    let page = page_size();
+    for bytes in [0, 1, 8, 1000, page - 1, page + 1, 3 * page, usize::MAX] {
+        let text = unbound(bytes).unbound().unwrap_err().to_string();
+        assert!(
+            text.contains(&bytes.to_string()) && text.contains("power of two"),
+            "{text}"
+        );
+    }
+    // Powers of two, and more than any machine has.
+    for bytes in [1 << 45, 1 << 50, 1 << 62, 1 << 63] {
+        let error = unbound(bytes).unbound().unwrap_err();
+        assert!(matches!(error, Error::Region(_)), "{error:?}");
+        println!("{error}");
+    }
+}
+
+#[test]
+fn messages_that_are_too_large() {
+    let _scene = Scene::new();
+    let mut publisher = unbound(page_size()).unbound().unwrap();
+    let max = publisher.max_message();
+    for len in [max + 1, page_size(), 1 << 20] {
+        let message = vec![0; len];
+        let expected =
+            format!("a message of {len} bytes is too large: this ring takes at most {max}");
+        let error = publisher.send(&message).unwrap_err();
+        assert!(matches!(error, SendError::TooLarge { .. }));
+        assert_eq!(error.to_string(), expected);
+        let error = publisher.try_send(&message).unwrap_err();
+        assert!(matches!(error, TrySendError::TooLarge { .. }));
+        assert_eq!(error.to_string(), expected);
+        let error = publisher.send_timeout(&message, PATIENCE).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+    for len in [usize::MAX, usize::MAX - 7, 1 << 40, u32::MAX as usize] {
+        assert!(publisher.reserve(len).is_err());
+        assert!(publisher.try_reserve(len).is_err());
+        assert!(publisher.reserve_timeout(len, PATIENCE).is_err());
+    }
+    publisher.send(&vec![0; max]).unwrap();
+    assert_eq!(publisher.stats().messages, 1);
+}
+
+#[test]
+fn names_that_are_none() {
+    let _scene = Scene::new();
+    for name in [
+        "", ".", "..", ".camera", "a/b", "a b", "/camera", "cämera", "a\0b",
+    ] {
+        let errors = [
+            Publisher::bind(name).unwrap_err(),
+            Subscriber::connect(name).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(matches!(error, Error::Name { .. }), "{error:?}");
+            assert!(
+                error.to_string().contains("is not a service name: 1 to 64"),
+                "{error}"
+            );
+        }
+    }
+}
+
+fn publisher(role: &Role) {
+    let name: String = role.hear();
+    match Publisher::builder().ring_bytes(page_size()).bind(&name) {
+        Ok(mut publisher) => {
+            role.tell(&String::new());
+            publisher.wait_for_subscribers(1).expect("a subscriber");
+            publisher.send(name.as_bytes()).expect("room");
+            role.hear::<()>();
+        }
+        Err(error) => role.tell(&error.to_string()),
+    }
+}
+
+/// One name, one publisher; a name is free again when its publisher was dropped, or killed.
+#[test]
+fn two_publishers_of_one_name() {
+    let scene = Scene::new();
+    let address = scene.address("camera");
+    let mut here = unbound(page_size()).bind_to(&address).unwrap();
+    let error = unbound(page_size()).bind_to(&address).unwrap_err();
+    assert!(error.to_string().contains("is in use by"), "{error}");
+    let other = scene.spawn("publisher", &"camera");
+    let error: String = other.hear();
+    assert!(error.contains("is in use by"), "{error}");
+    other.finish();
+    // And the first has come to no harm.
+    let mut subscriber = block().connect(&address).unwrap();
+    here.send(b"unharmed").unwrap();
+    let mut message = Vec::new();
+    subscriber.recv(&mut message).unwrap();
+    assert_eq!(message, b"unharmed");
+    drop(here);
+    for round in 0..10 {
+        let other = scene.spawn("publisher", &"camera");
+        assert_eq!(other.hear::<String>(), "");
+        let mut subscriber = block().connect(&address).unwrap();
+        subscriber.recv(&mut message).unwrap();
+        assert_eq!(message, b"camera");
+        if round % 2 == 0 {
+            // Gone before the subscriber has noticed: the next publisher finds the name.
+            other.kill_and_reap();
+        } else {
+            other.tell(&());
+            other.finish();
+        }
+    }
+    let error = block().connect(&address).unwrap_err().to_string();
+    assert!(error.contains("nobody listens at"), "{error}");
+}
+
+#[test]
+fn connecting_to_nobody() {
+    let scene = Scene::new();
+    let address = scene.address("camera");
+    let error = block().connect(&address).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("nobody listens at {address}"),
+        "{error:?}"
+    );
+    // A file of that name is not removed for it, nor taken for a service.
+    let path = scene.directory().join("memlane").join("camera");
+    fs::write(&path, "precious").unwrap();
+    block().connect(&address).unwrap_err();
+    let error = unbound(page_size()).bind_to(&address).unwrap_err();
+    assert!(error.to_string().contains("not a socket"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+    fs::remove_file(&path).unwrap();
+    // A directory that is not there.
+    let lost = Address::path(scene.directory().join("nowhere").join("camera")).unwrap();
+    block().connect(&lost).unwrap_err();
+    unbound(page_size()).bind_to(&lost).unwrap_err();
+}
+
+// ---- what an idle lane costs ----
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum End {
+    Publisher { bound: bool },
+    Subscriber { bound: bool },
+}
+
+/// What one process holds for one lane.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Cost {
+    descriptors: usize,
+    /// Kilobytes of memory in regions that it made itself, each page once.
+    own: u64,
+}
+
+/// Makes one end of a lane, and says what that costs.
+fn lane_end(role: &Role) {
+    let (end, policy, ring_bytes): (End, Policy, usize) = role.hear();
+    let before = Census::take();
+    let (publisher, subscriber) = match end {
+        End::Publisher { bound } => {
+            let builder = unbound(ring_bytes).wait(policy.into());
+            let publisher = if bound {
+                builder.bind("lane").expect("a publisher")
+            } else {
+                let publisher = builder.driven().unbound().expect("a publisher");
+                let link: Fd = role.hear();
+                let link = Link::from_fd(link.into()).expect("a link");
+                publisher.attach(link).expect("a link");
+                publisher
+            };
+            role.tell(&());
+            publisher.wait_for_subscribers(1).expect("a subscriber");
+            let _ = publisher.stats();
+            (Some(publisher), None)
+        }
+        End::Subscriber { bound } => {
+            let wish = Wish {
+                policy,
+                trusting: false,
+            };
+            let mut subscriber = if bound {
+                wish.connect_by_name("lane").expect("a publisher")
+            } else {
+                let link: Fd = role.hear();
+                let link = Link::from_fd(link.into()).expect("a link");
+                wish.over(link).expect("a publisher")
+            };
+            // It makes what it needs to sleep when it first does.
+            if let memlane_tests::AnySubscriber::Untrusting(subscriber) = &mut subscriber {
+                let time = Duration::from_millis(1);
+                drop(subscriber.recv_timeout(time).map(drop));
+            }
+            (None, Some(subscriber))
+        }
+    };
+    role.hear::<()>();
+    let after = Census::take();
+    role.tell(&Cost {
+        descriptors: after.descriptors() - before.descriptors(),
+        own: memory_of_regions(match end {
+            End::Publisher { .. } => "memlane-ring",
+            End::Subscriber { .. } => "memlane-control",
+        }),
+    });
+    role.hear::<()>();
+    drop((publisher, subscriber));
+}
+
+/// Kilobytes of the regions of that name, the second image of a ring not counted.
+fn memory_of_regions(name: &str) -> u64 {
+    let smaps = fs::read_to_string("/proc/self/smaps").expect("/proc");
+    let mut sizes: BTreeMap<(String, u64), u64> = BTreeMap::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Addresses, permissions, offset, device, inode, and perhaps a name.
+        if fields.len() >= 5 && fields[0].contains('-') {
+            let offset = u64::from_str_radix(fields[2], 16).expect("an offset");
+            current = fields
+                .get(5)
+                .is_some_and(|file| file.contains(name))
+                .then(|| (fields[4].to_owned(), offset));
+        } else if let (Some(key), ["Size:", size, "kB"]) = (&current, &fields[..]) {
+            let size: u64 = size.parse().expect("a size");
+            sizes.insert(key.clone(), size);
+        }
+    }
+    // The first image starts at 0 and holds everything; the second starts inside of it.
+    sizes
+        .iter()
+        .filter(|((_, offset), _)| *offset == 0)
+        .map(|(_, size)| size)
+        .sum()
+}
+
+/// The ring and two pages; six descriptors a side and the service's listener, at most.
+#[test]
+fn what_an_idle_lane_costs() {
+    for policy in Policy::ALL {
+        for bound in [false, true] {
+            let scene = Scene::new();
+            let ring_bytes: usize = 1 << 16;
+            let publisher =
+                scene.spawn("lane end", &(End::Publisher { bound }, policy, ring_bytes));
+            let subscriber_end = End::Subscriber { bound };
+            let subscriber = if bound {
+                publisher.hear::<()>();
+                scene.spawn("lane end", &(subscriber_end, policy, ring_bytes))
+            } else {
+                let (here, there) = Link::pair().unwrap();
+                publisher.tell(&Fd::from(here.into_fd()));
+                publisher.hear::<()>();
+                let subscriber = scene.spawn("lane end", &(subscriber_end, policy, ring_bytes));
+                subscriber.tell(&Fd::from(there.into_fd()));
+                subscriber
+            };
+            // A subscriber that sleeps has slept once when it answers.
+            subscriber.tell(&());
+            let of_subscriber: Cost = subscriber.hear();
+            publisher.tell(&());
+            let of_publisher: Cost = publisher.hear();
+            println!("{policy:?}, bound: {bound}: {of_publisher:?}, {of_subscriber:?}");
+            let listener = usize::from(bound);
+            let most = if policy == Policy::Poll { 4 } else { 6 };
+            assert!(
+                of_publisher.descriptors <= most + listener && of_subscriber.descriptors <= most,
+                "{of_publisher:?}, {of_subscriber:?}"
+            );
+            let page = page_size() as u64 / 1024;
+            assert_eq!(of_publisher.own, ring_bytes as u64 / 1024 + page);
+            assert_eq!(of_subscriber.own, page);
+            for child in [subscriber, publisher] {
+                child.tell(&());
+                child.finish();
+            }
+        }
+    }
+}
+
+/// In one process as well: over a pair, there is no process to watch on either side.
+#[test]
+fn what_a_lane_within_a_process_costs() {
+    let _scene = Scene::new();
+    let before = Census::take();
+    let publisher = unbound(page_size()).driven().unbound().unwrap();
+    let (here, there) = Link::pair().unwrap();
+    publisher.attach(here).unwrap();
+    let subscriber = std::thread::scope(|scope| {
+        let joining = scope.spawn(|| block().over(there).unwrap());
+        publisher.wait_for_subscribers(1).unwrap();
+        joining.join().unwrap()
+    });
+    let both = Census::beside(&publisher);
+    // Publisher: epoll, ring, link, doorbell, ringer. Subscriber: epoll, link, doorbell, ringer.
+    assert_eq!(both.descriptors() - before.descriptors(), 9);
+    drop(subscriber);
+    publisher.drive().unwrap();
+    drop(publisher);
+    before.settle();
+}
