@@ -199,6 +199,7 @@ impl<T: Trust> SubscriberBuilder<T> {
                 },
             },
             stats: SubscriberStats::default(),
+            caught_up: 0,
             address: None,
             trust: PhantomData,
         })
