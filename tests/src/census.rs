@@ -48,7 +48,9 @@ impl Census {
     /// the publisher has closed what came with the greeting.
     pub fn beside(publisher: &Publisher) -> Census {
         // Asks the control side, which answers when it is done.
-        let _ = publisher.stats();
+        publisher
+            .wait_for_subscribers(0)
+            .expect("there are never fewer");
         Census::take()
     }
 

@@ -121,9 +121,13 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// As [`connect`](SubscriberBuilder::connect).
     pub fn connect_to(self, address: &Address) -> Result<Subscriber<T>, Error> {
         let deadline = after(self.timeout);
+        // Made first, so that the greeting follows the connection at once: a publisher that is woken for the one
+        // finds the other, and does not sleep between them.
+        let prepared = Prepared::new(self.wait, T::TRUSTED)?;
         let link = Link::connect_with(address, self.access)?;
+        prepared.send(&link, deadline)?;
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
-        let mut subscriber = self.timeout(left(deadline)).greet(link, process)?;
+        let mut subscriber = self.finish(prepared, link, process, deadline)?;
         subscriber.address = Some(address.clone());
         Ok(subscriber)
     }
@@ -136,29 +140,23 @@ impl<T: Trust> SubscriberBuilder<T> {
     ///
     /// As [`connect`](SubscriberBuilder::connect).
     pub fn over(self, link: Link) -> Result<Subscriber<T>, Error> {
-        self.greet(link, None)
+        let deadline = after(self.timeout);
+        let prepared = Prepared::new(self.wait, T::TRUSTED)?;
+        prepared.send(&link, deadline)?;
+        self.finish(prepared, link, None, deadline)
     }
 
-    fn greet(self, link: Link, process: Option<OwnedFd>) -> Result<Subscriber<T>, Error> {
-        let deadline = after(self.timeout);
-        let (mine, page) = Shared::create("memlane-control", page_size(), 0)?;
-        let mut offers = Offers::new(self.wait, T::TRUSTED)?;
-        let greeting = GreetingRef {
-            page: FdRef::new(&page),
-            doorbell: offers.offer(),
-            trusts: T::TRUSTED,
-        };
-        // Both at once, to a publisher of whatever version. One that hangs up before it has read everything has
-        // said why.
-        let opening = Opening { version: VERSION };
-        let sent = link
-            .send_timeout(&opening, left(deadline))
-            .and_then(|()| link.send_timeout(&greeting, left(deadline)));
-        match sent {
-            Err(error) if error.is_disconnected() => {}
-            result => result?,
-        }
-        drop(page);
+    /// Hears the publisher's answer.
+    fn finish(
+        self,
+        prepared: Prepared,
+        link: Link,
+        process: Option<OwnedFd>,
+        deadline: Option<Instant>,
+    ) -> Result<Subscriber<T>, Error> {
+        let Prepared {
+            mine, mut offers, ..
+        } = prepared;
         let Opening { version } = link.recv_timeout(left(deadline))?;
         if version != VERSION {
             return Err(Error::Version {
@@ -211,6 +209,45 @@ fn left(deadline: Option<Instant>) -> Duration {
     deadline.map_or(Duration::MAX, |deadline| {
         deadline.saturating_duration_since(Instant::now())
     })
+}
+
+/// What a subscriber brings along.
+struct Prepared {
+    mine: Shared,
+    page: OwnedFd,
+    offers: Offers,
+    trusts: bool,
+}
+
+impl Prepared {
+    fn new(wait: WaitPolicy, trusts: bool) -> Result<Prepared, Error> {
+        let (mine, page) = Shared::create("memlane-control", page_size(), 0)?;
+        let offers = Offers::new(wait, trusts)?;
+        Ok(Prepared {
+            mine,
+            page,
+            offers,
+            trusts,
+        })
+    }
+
+    /// Sends version and greeting, both at once, to a publisher of whatever version. One that hangs up before it
+    /// has read everything has said why.
+    fn send(&self, link: &Link, deadline: Option<Instant>) -> Result<(), Error> {
+        let opening = Opening { version: VERSION };
+        let greeting = GreetingRef {
+            page: FdRef::new(&self.page),
+            doorbell: self.offers.offer(),
+            trusts: self.trusts,
+        };
+        let sent = link
+            .send_timeout(&opening, left(deadline))
+            .and_then(|()| link.send_timeout(&greeting, left(deadline)));
+        match sent {
+            Err(error) if error.is_disconnected() => Ok(()),
+            result => Ok(result?),
+        }
+    }
 }
 
 /// The doorbells a subscriber makes, of which the publisher chooses one.
