@@ -280,6 +280,9 @@ impl Run {
         }
         if self.consumers.iter().any(Option::is_some) {
             println!("{}", self.table());
+            println!(
+                "latency includes the time a message waits in the ring; --rate shows it without a queue"
+            );
         }
         for (at, consumer) in self.consumers.iter().enumerate() {
             let number = at + 1;
@@ -369,8 +372,8 @@ impl Run {
 /// Length and hash of the file to stream.
 fn measure(path: &Path) -> anyhow::Result<(u64, String)> {
     let cannot = || format!("cannot read {}", path.display());
-    let file = File::open(path).with_context(cannot)?;
-    let metadata = file.metadata().with_context(cannot)?;
+    // Before it is opened, which would wait for the other end of a pipe.
+    let metadata = std::fs::metadata(path).with_context(cannot)?;
     ensure!(
         metadata.is_file(),
         "cannot read {}: expected a regular file",
@@ -381,6 +384,7 @@ fn measure(path: &Path) -> anyhow::Result<(u64, String)> {
         "{} is empty: there is nothing to stream",
         path.display()
     );
+    let file = File::open(path).with_context(cannot)?;
     let mut hasher = blake3::Hasher::new();
     let len =
         io::copy(&mut io::Read::take(file, metadata.len()), &mut hasher).with_context(cannot)?;

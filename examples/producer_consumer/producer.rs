@@ -43,7 +43,7 @@ pub(crate) fn run(part: &Part) -> anyhow::Result<()> {
     if STAMP + job.sizes.largest() > publisher.max_message() {
         let max = publisher.max_message() - STAMP;
         bail!(
-            "messages of {} bytes do not fit a ring that takes {max}: see --ring-bytes",
+            "messages of {} bytes do not fit a ring that takes {max}: see --sizes and --ring-bytes",
             job.sizes.largest()
         );
     }

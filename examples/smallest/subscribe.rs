@@ -1,6 +1,6 @@
 //! The smallest subscriber: prints what `publish` reads, from the moment it subscribed until `publish` ends.
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> anyhow::Result<()> {
     let mut subscriber = memlane::Subscriber::connect("smallest")?;
     loop {
         match subscriber.recv() {

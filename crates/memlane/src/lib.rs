@@ -5,6 +5,7 @@
 //!
 //! ```no_run
 //! let mut publisher = memlane::Publisher::bind("camera")?;
+//! publisher.wait_for_subscribers(1)?; // with nobody there, a message goes nowhere
 //! publisher.send(b"a frame")?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

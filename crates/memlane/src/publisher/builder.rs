@@ -113,14 +113,16 @@ impl PublisherBuilder {
     ///
     /// [`Error`], when an option is impossible or resources are short.
     pub fn unbound(self) -> Result<Publisher, Error> {
-        let (memory, ring) = Shared::create("memlane-ring", page_size(), self.ring_bytes)?;
-        if self.ring_bytes == 0 {
-            let why = "expected a power of two of at least one page, got 0".to_owned();
+        let bytes = self.ring_bytes;
+        if !bytes.is_power_of_two() || bytes < page_size() {
+            let page = page_size();
+            let why = format!("expected a power of two from {page} on, got {bytes}");
             return Err(Error::Option {
                 what: "ring_bytes",
                 why,
             });
         }
+        let (memory, ring) = Shared::create("memlane-ring", page_size(), bytes)?;
         memory.prefault()?;
         let writer = RingWriter::new(memory);
         let roster = writer.roster().clone();
