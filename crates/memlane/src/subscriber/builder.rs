@@ -121,10 +121,10 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// As [`connect`](SubscriberBuilder::connect).
     pub fn connect_to(self, address: &Address) -> Result<Subscriber<T>, Error> {
         let deadline = after(self.timeout);
-        // Made first, so that the greeting follows the connection at once: a publisher that is woken for the one
-        // finds the other, and does not sleep between them.
-        let prepared = Prepared::new(self.wait, T::TRUSTED)?;
+        // Connected first: while the publisher wakes up for that, the rest is made (measured: 15 to 30 us sooner
+        // than the other way round).
         let link = Link::connect_with(address, self.access)?;
+        let prepared = Prepared::new(self.wait, T::TRUSTED)?;
         prepared.send(&link, deadline)?;
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
         let mut subscriber = self.finish(prepared, link, process, deadline)?;
