@@ -8,7 +8,7 @@ use rustix::{
 
 use crate::{
     Error,
-    mapping::{Mapping, page_size},
+    mapping::{Mapping, check_ring, page_size},
     shared::LIVE_SEALS,
     words::Words,
 };
@@ -99,13 +99,9 @@ impl Remote {
     #[allow(unsafe_code)]
     #[inline(always)]
     pub unsafe fn bytes(&self, position: u64, offset: usize, len: usize) -> &[u8] {
-        assert!(
-            offset.saturating_add(len) <= self.mapping.ring_len(),
-            "{offset} + {len} bytes are over the ring"
-        );
-        // SAFETY: a range of at most the capacity that starts inside the ring ends inside its mirror (rule 1
-        // of `mapping`); that nobody writes there is the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.mapping.ring_ptr(position).add(offset), len) }
+        let bytes = self.mapping.range(position, offset, len);
+        // SAFETY: `len` bytes are mapped there; that nobody writes them is the caller's promise.
+        unsafe { std::slice::from_raw_parts(bytes, len) }
     }
 }
 
@@ -134,14 +130,7 @@ fn verify_and_map(
     quota: usize,
 ) -> Result<Mapping, Error> {
     let page = page_size();
-    if ring != 0 && (!ring.is_power_of_two() || ring < page) {
-        let expected = "0, or a power of two of at least one page";
-        return Err(Error::Length {
-            what: "a ring",
-            len: ring as u64,
-            expected,
-        });
-    }
+    check_ring(ring)?;
     if header == 0 || header % page != 0 {
         let expected = "a multiple of the page size";
         return Err(Error::Length {

@@ -25,11 +25,23 @@ use rustix::{
     mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
 };
 
-use crate::copy::copy_out;
+use crate::{Error, copy::copy_out};
 
 /// The size of a page here, in bytes: lengths of regions are multiples of it.
 pub fn page_size() -> usize {
     rustix::param::page_size()
+}
+
+/// Whether a ring can have this length.
+pub(crate) fn check_ring(ring: usize) -> Result<(), Error> {
+    if ring == 0 || (ring.is_power_of_two() && ring >= page_size()) {
+        return Ok(());
+    }
+    Err(Error::Length {
+        what: "a ring",
+        len: ring as u64,
+        expected: "0, or a power of two of at least one page",
+    })
 }
 
 /// A shared mapping of one memfd: `header` bytes, then `ring` bytes that are mapped twice in a row.
@@ -150,15 +162,32 @@ impl Mapping {
         unsafe { AtomicU64::from_ptr(self.ring_ptr(position & !7).cast()) }
     }
 
+    /// `len` bytes of the ring, `offset` bytes after `position`, mapped from there on in one piece: a range of at
+    /// most the capacity that starts inside the ring ends inside its mirror.
+    ///
+    /// # Panics
+    ///
+    /// If `offset + len` is more than the ring's capacity.
+    #[inline(always)]
+    pub(crate) fn range(&self, position: u64, offset: usize, len: usize) -> *mut u8 {
+        self.check(offset, len);
+        // SAFETY: rule 1, and the check.
+        unsafe { self.ring_ptr(position).add(offset) }
+    }
+
+    #[inline(always)]
+    fn check(&self, offset: usize, len: usize) {
+        assert!(
+            offset.saturating_add(len) <= self.ring,
+            "{offset} + {len} bytes are over the ring of {} bytes",
+            self.ring
+        );
+    }
+
     /// Copies bytes of the ring out; see [`Words::read`](crate::Words::read).
     #[inline(always)]
     pub(crate) fn read(&self, position: u64, offset: usize, dst: &mut [u8]) {
-        assert!(
-            offset.saturating_add(dst.len()) <= self.ring,
-            "{offset} + {} bytes are over a ring of {} bytes",
-            dst.len(),
-            self.ring
-        );
+        self.check(offset, dst.len());
         // SAFETY: `position & !7` is 8-aligned in a page-aligned ring; the range is at most the capacity, so
         // it ends inside the mirror, and so do the words that hold its ends (rules 1 and 2).
         unsafe { copy_out(self.ring_ptr(position & !7), offset, dst) }

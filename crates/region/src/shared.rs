@@ -9,7 +9,7 @@ use rustix::{
 use crate::{
     Error,
     copy::copy_in,
-    mapping::{Mapping, page_size},
+    mapping::{Mapping, check_ring, page_size},
     words::{Words, WordsMut},
 };
 
@@ -61,14 +61,7 @@ impl Shared {
     /// memory above all.
     pub fn create(name: &str, header: usize, ring: usize) -> Result<(Shared, OwnedFd), Error> {
         let page = page_size();
-        if ring != 0 && (!ring.is_power_of_two() || ring < page) {
-            let expected = "0, or a power of two of at least one page";
-            return Err(Error::Length {
-                what: "a ring",
-                len: ring as u64,
-                expected,
-            });
-        }
+        check_ring(ring)?;
         let too_long = || Error::Length {
             what: "a region",
             len: u64::MAX,
@@ -161,13 +154,10 @@ impl Shared {
     #[allow(unsafe_code)]
     #[inline(always)]
     pub fn bytes(&self, position: u64, offset: usize, len: usize) -> &[u8] {
-        assert!(
-            offset.saturating_add(len) <= self.mapping.ring_len(),
-            "{offset} + {len} bytes are over the ring"
-        );
-        // SAFETY: a range of at most the capacity that starts inside the ring ends inside its mirror (rule 1
-        // of `mapping`). Nobody else can write there (seals), and this process only through `&mut self`.
-        unsafe { std::slice::from_raw_parts(self.mapping.ring_ptr(position).add(offset), len) }
+        let bytes = self.mapping.range(position, offset, len);
+        // SAFETY: `len` bytes are mapped there. Nobody else can write them (seals), and this process only through
+        // `&mut self`.
+        unsafe { std::slice::from_raw_parts(bytes, len) }
     }
 
     /// `len` bytes of the ring, `offset` bytes after `position` (a multiple of 8), to be written in place.
@@ -181,13 +171,9 @@ impl Shared {
     #[allow(unsafe_code)]
     #[inline(always)]
     pub fn bytes_mut(&mut self, position: u64, offset: usize, len: usize) -> &mut [u8] {
-        assert!(
-            offset.saturating_add(len) <= self.mapping.ring_len(),
-            "{offset} + {len} bytes are over the ring"
-        );
-        // SAFETY: a range of at most the capacity that starts inside the ring ends inside its mirror (rule 1
-        // of `mapping`). Exclusive: nobody else can write (seals), and `self` is borrowed.
-        unsafe { std::slice::from_raw_parts_mut(self.mapping.ring_ptr(position).add(offset), len) }
+        let bytes = self.mapping.range(position, offset, len);
+        // SAFETY: `len` bytes are mapped there. Exclusive: nobody else can write (seals), and `self` is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(bytes, len) }
     }
 }
 

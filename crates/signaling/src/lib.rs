@@ -35,7 +35,7 @@ mod waiter;
 pub use armed::{Armed, Rung};
 pub use doorbell::{Backing, Doorbell, Ringer, WrongDoorbell};
 pub use pacer::{Pacer, WaitPolicy};
-pub use waiter::{Waiter, Woken, gone};
+pub use waiter::{Waiter, Woken, gone, remaining};
 
 #[doc(hidden)]
 pub mod primitive {

@@ -143,7 +143,8 @@ pub fn gone(link: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> io::Result<b
     }
 }
 
-fn remaining(deadline: Instant) -> Timespec {
+/// The time left until a deadline, as poll(2) and its kin take it; none once it has passed.
+pub fn remaining(deadline: Instant) -> Timespec {
     let left = deadline
         .checked_duration_since(Instant::now())
         .unwrap_or(Duration::ZERO);

@@ -15,10 +15,10 @@ use memlane_region::{
     Shared,
     ring::{NoRoom, RingWriter},
 };
-use memlane_signaling::{Pacer, WaitPolicy};
+use memlane_signaling::{Pacer, WaitPolicy, remaining};
 use memlane_transport::Link;
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, PollFlags, poll},
     io::Errno,
 };
 
@@ -374,10 +374,7 @@ impl Publisher {
         if self.reactor.is_none() {
             sources.push(PollFd::from_borrowed_fd(epoll, PollFlags::IN));
         }
-        match poll(&mut sources, deadline.map(remaining).as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        poll_until(&mut sources, deadline)?;
         for ((joined, bell), source) in bells.iter().zip(&sources) {
             let events = source.revents();
             if events.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR) {
@@ -419,10 +416,7 @@ impl Publisher {
                 self.control.epoll(),
                 PollFlags::IN,
             )];
-            match poll(&mut sources, deadline.map(remaining).as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(Error::os("wait for subscribers")(error.into())),
-            }
+            poll_until(&mut sources, deadline).map_err(Error::os("wait for subscribers"))?;
         }
     }
 }
@@ -513,12 +507,10 @@ impl NoRoomInTime {
     }
 }
 
-fn remaining(deadline: Instant) -> Timespec {
-    let left = deadline
-        .checked_duration_since(Instant::now())
-        .unwrap_or(Duration::ZERO);
-    Timespec {
-        tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: left.subsec_nanos().into(),
+/// Waits for one of the sources, for a signal, or for the deadline.
+fn poll_until(sources: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
+    match poll(sources, deadline.map(remaining).as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

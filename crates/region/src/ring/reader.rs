@@ -171,11 +171,6 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         &self.page
     }
 
-    /// The page this reader exports to.
-    pub fn page_mut(&mut self) -> &mut P {
-        &mut self.page
-    }
-
     /// The writer's memory.
     pub fn memory(&self) -> &M {
         &self.memory
