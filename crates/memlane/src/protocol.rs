@@ -6,11 +6,14 @@
 
 use std::fmt;
 
-use memlane_transport::{Fd, FdRef};
+use memlane_transport::{Fd, FdRef, Limits};
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this file and of the memory layout.
 pub(crate) const VERSION: u32 = 1;
+
+/// More than any of these packets takes, and all that a stranger can make this process read.
+pub(crate) const LIMITS: Limits = Limits::new().body(4096).descriptors(4);
 
 /// First packet, in each direction.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

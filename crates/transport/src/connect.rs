@@ -6,23 +6,36 @@ use std::time::Duration;
 use rustix::fs::{FileType, OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, socket_with};
 
 use crate::address::Address;
 use crate::error::Error;
 use crate::link::Link;
 use crate::peer::Access;
+use crate::socket::SocketKind;
 use crate::socket_file::{Found, LOCK_TIMEOUT, SocketFile, not_a_socket};
 use crate::wait::Patience;
 
 pub(crate) fn connect(address: &Address, access: Access, timeout: Duration) -> Result<Link, Error> {
     let target = address.to_socket()?;
     let patience = Patience::timeout(timeout);
-    for _ in 0..3 {
-        match attempt(address, &target, patience) {
+    let mut kind = SocketKind::Packets;
+    for _ in 0..4 {
+        match attempt(address, &target, kind, patience) {
             Ok(fd) => {
                 access.admit_server(fd.as_fd())?;
-                return Ok(Link::new(fd));
+                return Ok(Link::new(fd, kind));
+            }
+            // The service listens with a socket of the other type.
+            Err(Attempt::Refused(Errno::PROTOTYPE)) if kind == SocketKind::Packets => {
+                kind = SocketKind::Stream;
+                continue;
+            }
+            Err(Attempt::Refused(Errno::PROTOTYPE)) => {
+                return Err(Error::WrongSocket {
+                    expected: "a SOCK_SEQPACKET or SOCK_STREAM socket at the address",
+                    found: "one of another type".to_owned(),
+                });
             }
             Err(Attempt::Failed(error)) => return Err(error),
             Err(Attempt::Refused(Errno::NOENT)) => break,
@@ -46,7 +59,7 @@ pub(crate) fn connect(address: &Address, access: Access, timeout: Duration) -> R
 }
 
 enum Attempt {
-    /// Nobody there: ENOENT or ECONNREFUSED.
+    /// Nobody there, ENOENT or ECONNREFUSED; or EPROTOTYPE.
     Refused(Errno),
     Failed(Error),
 }
@@ -56,12 +69,13 @@ enum Attempt {
 fn attempt(
     address: &Address,
     target: &SocketAddrUnix,
+    kind: SocketKind,
     patience: Patience,
 ) -> Result<OwnedFd, Attempt> {
     const LONG: Duration = Duration::from_secs(3600);
     let failed = |doing, error| Attempt::Failed(Error::io(doing, error));
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+    let fd = socket_with(AddressFamily::UNIX, kind.socket_type(), flags, None)
         .map_err(|error| failed("making a socket", error))?;
     let mut waits = false;
     loop {
@@ -73,7 +87,7 @@ fn attempt(
                 }
                 return Ok(fd);
             }
-            Err(error @ (Errno::NOENT | Errno::CONNREFUSED)) => {
+            Err(error @ (Errno::NOENT | Errno::CONNREFUSED | Errno::PROTOTYPE)) => {
                 return Err(Attempt::Refused(error));
             }
             Err(Errno::AGAIN | Errno::INTR) => {}

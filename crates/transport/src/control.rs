@@ -11,20 +11,52 @@
 use std::mem::{offset_of, size_of};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use crate::MAX_DESCRIPTORS;
+use crate::MAX_PACKET_DESCRIPTORS;
 
 /// SCM_PIDFD, Linux 6.5 (include/linux/socket.h); the libc crate has no name for it.
 const SCM_PIDFD: i32 = 4;
 
 /// Room for everything that can legitimately come at once: all descriptors, the credentials and the pidfd that someone who
 /// shares the socket can switch on. With room for all, MSG_CTRUNC means that descriptors could not be installed.
-pub(crate) const SPACE: usize = space(MAX_DESCRIPTORS * size_of::<RawFd>())
+pub(crate) const SPACE: usize = space(MAX_PACKET_DESCRIPTORS * size_of::<RawFd>())
     + space(size_of::<libc::ucred>())
     + space(size_of::<RawFd>());
 
 /// A buffer for control messages, aligned as the kernel expects.
 #[repr(C, align(8))]
 pub(crate) struct Buffer(pub(crate) [u8; SPACE]);
+
+impl Buffer {
+    pub(crate) const fn new() -> Buffer {
+        Buffer([0; SPACE])
+    }
+
+    /// Writes one SCM_RIGHTS message, in the layout that [`walk`] reads, and gives its length with padding; `None` when
+    /// the numbers are more than a packet takes.
+    pub(crate) fn write_rights(
+        &mut self,
+        fds: impl ExactSizeIterator<Item = RawFd>,
+    ) -> Option<usize> {
+        if fds.len() > MAX_PACKET_DESCRIPTORS {
+            return None;
+        }
+        let data = fds.len() * size_of::<RawFd>();
+        self.0[..size_of::<usize>()].copy_from_slice(&(HEADER + data).to_ne_bytes());
+        for (at, int) in [
+            (offset_of!(libc::cmsghdr, cmsg_level), libc::SOL_SOCKET),
+            (offset_of!(libc::cmsghdr, cmsg_type), libc::SCM_RIGHTS),
+        ] {
+            self.0[at..at + size_of_val(&int)].copy_from_slice(&int.to_ne_bytes());
+        }
+        for (slot, fd) in self.0[HEADER..HEADER + data]
+            .chunks_exact_mut(size_of::<RawFd>())
+            .zip(fds)
+        {
+            slot.copy_from_slice(&fd.to_ne_bytes());
+        }
+        Some(space(data))
+    }
+}
 
 const HEADER: usize = align(size_of::<libc::cmsghdr>());
 

@@ -37,22 +37,29 @@ pub enum Error {
         why: Arc<str>,
     },
 
-    /// The encoded value is larger than a packet's body may be. Nothing was sent.
-    #[error("the message takes {size} bytes encoded, a packet's body holds {limit}")]
+    /// The receiver has not taken a message that was sent with a receipt, and never will.
+    #[error("the receiver went away or refused the message: it has not been acknowledged")]
+    NotAcknowledged,
+
+    /// The encoded value is larger than the link's limit. Nothing was sent.
+    #[error("the message takes {size} bytes encoded, the link's limit is {limit}")]
     BodyTooLarge {
         /// Bytes the value takes.
         size: usize,
-        /// [`MAX_BODY`](crate::MAX_BODY).
+        /// [`Limits::body`](crate::Limits::body).
         limit: usize,
     },
-    /// The value carries more descriptors than the kernel passes in one packet. Nothing was sent.
-    #[error("the message carries {count} descriptors, a packet takes {limit} (SCM_MAX_FD)")]
+    /// The value carries more descriptors than the link's limit. Nothing was sent.
+    #[error("the message carries {count} descriptors, the link's limit is {limit}")]
     TooManyDescriptors {
         /// Descriptors in the value.
         count: usize,
-        /// [`MAX_DESCRIPTORS`](crate::MAX_DESCRIPTORS).
+        /// [`Limits::descriptors`](crate::Limits::descriptors).
         limit: usize,
     },
+    /// The value contains the very link it was to be sent on. Nothing was sent.
+    #[error("a link cannot be sent on itself")]
+    LinkInItself,
     /// The value refused to be encoded. Nothing was sent.
     #[error("the message cannot be encoded")]
     Encode(#[source] EncodeError),
@@ -77,10 +84,10 @@ pub enum Error {
         /// Descriptors that came, all closed.
         received: usize,
     },
-    /// A packet was larger than any message may be (MSG_TRUNC).
-    #[error("a packet is larger than the {limit} bytes a message may take")]
+    /// A packet was larger than any may be, or says so.
+    #[error("a packet is larger than the {limit} bytes that one may take")]
     PacketTooLarge {
-        /// Bytes a packet may have: header and [`MAX_BODY`](crate::MAX_BODY).
+        /// Bytes a packet may have.
         limit: usize,
     },
     /// A control message other than descriptors came along: someone set an option on this socket.
@@ -121,6 +128,87 @@ pub enum Error {
         found: u8,
         /// Version spoken here.
         expected: u8,
+    },
+    /// A packet has another size than its header says.
+    #[error("a packet announced {announced} bytes and has {received}")]
+    PacketSize {
+        /// Bytes of header, fields and body by the header.
+        announced: usize,
+        /// Bytes that came.
+        received: usize,
+    },
+    /// A field of a packet makes no sense.
+    #[error("field {tag:#04x} of a packet makes no sense: {what}")]
+    MalformedField {
+        /// Its tag.
+        tag: u8,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A packet has a field that this end does not know and must not ignore.
+    #[error(
+        "a packet has field {tag:#04x}, which must be understood and is not: the other end speaks a newer protocol"
+    )]
+    UnknownField {
+        /// Its tag, below 0x80.
+        tag: u8,
+    },
+    /// Descriptors came in the middle of a stream's packet.
+    #[error(
+        "{descriptors} descriptors came in the middle of a packet, where only its start may bring some"
+    )]
+    LateDescriptors {
+        /// Descriptors that came, all closed.
+        descriptors: usize,
+    },
+    /// The packets of a message do not add up.
+    #[error("a message of several packets announced {announced} descriptors and has {received}")]
+    Parts {
+        /// Descriptors by its first packet.
+        announced: usize,
+        /// Descriptors that came, all closed.
+        received: usize,
+    },
+    /// A message came with more descriptors than this end takes.
+    #[error("a message came with {count} descriptors, this link takes {limit}")]
+    PeerTooManyDescriptors {
+        /// Announced, or come: all closed.
+        count: usize,
+        /// [`Limits::descriptors`](crate::Limits::descriptors) here.
+        limit: usize,
+    },
+    /// A message came with a longer body than this end takes.
+    #[error("a message came with a body of {size} bytes, this link takes {limit}")]
+    PeerBodyTooLarge {
+        /// Announced.
+        size: u64,
+        /// [`Limits::body`](crate::Limits::body) here.
+        limit: usize,
+    },
+    /// A field speaks of a descriptor that did not come.
+    #[error("a message announced {what} and came without that descriptor")]
+    MissingService {
+        /// What it would have been for.
+        what: &'static str,
+    },
+    /// The descriptor that came as a receipt cannot be one.
+    #[error("a message came with a receipt that is no Unix stream socket")]
+    NotAReceipt,
+    /// A descriptor is not of the kind that the message's type asks for.
+    #[error(
+        "a message came with a descriptor of the wrong kind: expected {expected}, found {found}"
+    )]
+    WrongDescriptor {
+        /// The kind.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A link or listener came from a peer that this end does not take them from.
+    #[error("a message came with a {what}, and this end does not adopt any from its peer")]
+    NotAdopted {
+        /// Link or listener.
+        what: &'static str,
     },
     /// A packet came with another number of descriptors than its header says.
     #[error("a message announced {announced} descriptors and came with {received}")]
@@ -279,6 +367,17 @@ impl Error {
                 | Error::SurplusDescriptors { .. }
                 | Error::MissingDescriptor { .. }
                 | Error::DescriptorTwice { .. }
+                | Error::PacketSize { .. }
+                | Error::MalformedField { .. }
+                | Error::UnknownField { .. }
+                | Error::LateDescriptors { .. }
+                | Error::Parts { .. }
+                | Error::PeerTooManyDescriptors { .. }
+                | Error::PeerBodyTooLarge { .. }
+                | Error::MissingService { .. }
+                | Error::NotAReceipt
+                | Error::WrongDescriptor { .. }
+                | Error::NotAdopted { .. }
                 | Error::Decode { .. }
         )
     }
@@ -291,8 +390,10 @@ impl From<Error> for io::Error {
             Error::WouldBlock | Error::Locked { .. } => io::ErrorKind::WouldBlock,
             Error::TimedOut => io::ErrorKind::TimedOut,
             Error::Disconnected | Error::Ended { .. } => io::ErrorKind::NotConnected,
+            Error::NotAcknowledged => io::ErrorKind::BrokenPipe,
             Error::BodyTooLarge { .. }
             | Error::TooManyDescriptors { .. }
+            | Error::LinkInItself
             | Error::Encode(_)
             | Error::Address(_) => io::ErrorKind::InvalidInput,
             Error::NotRunning { .. } => io::ErrorKind::ConnectionRefused,

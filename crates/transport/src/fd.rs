@@ -1,17 +1,22 @@
 //! Descriptors as values: [`Fd`] and [`FdRef`] can stand anywhere in a message.
 //!
-//! In the body a descriptor is its index in the packet's SCM_RIGHTS array, a `u16`. The array itself travels past serde
-//! in a thread-local that exists only while [`Link::send`](crate::Link::send) encodes or [`Link::recv`](crate::Link::recv)
-//! decodes on this thread; a guard restores what was there before, also when a `Serialize` panics or sends on another link.
+//! In the body a descriptor is its index among the message's, a `u16`. How the descriptors themselves get past serde is in
+//! [`scope`].
 
-use std::cell::RefCell;
+mod scope;
+
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use serde::de::{Deserialize, Deserializer, Error as _};
-use serde::ser::{Error as _, Serialize, Serializer};
+use serde::de::{Deserialize, Deserializer};
+use serde::ser::{Serialize, Serializer};
 
 use crate::dispose::dispose;
+
+pub(crate) use scope::{
+    Adoption, Fault, Incoming, Lent, adoption, fault, note_link, receiving, sending,
+};
 
 /// An owned descriptor that can be part of a message.
 ///
@@ -61,34 +66,71 @@ use crate::dispose::dispose;
 /// ```
 pub struct Fd {
     /// `None` only while it is being taken apart.
-    fd: Option<OwnedFd>,
-    received: bool,
+    fd: Option<Inner>,
+}
+
+enum Inner {
+    /// Made here. A message that is being sent shares it, instead of a duplicate.
+    Local(Arc<OwnedFd>),
+    /// Of unknown kind.
+    Received(OwnedFd),
+    /// Of a kind that close(2) does not wait for.
+    Checked(OwnedFd),
 }
 
 impl Fd {
-    fn take(&mut self) -> OwnedFd {
-        self.fd.take().expect("an Fd is taken apart once")
+    pub(crate) fn received(fd: OwnedFd) -> Fd {
+        Fd {
+            fd: Some(Inner::Received(fd)),
+        }
+    }
+
+    /// Drops it like any other from now on.
+    pub(crate) fn checked(mut self) -> Fd {
+        let fd = match self.fd.take() {
+            Some(Inner::Received(fd)) => Some(Inner::Checked(fd)),
+            other => other,
+        };
+        Fd { fd }
+    }
+
+    fn inner(&self) -> &Inner {
+        self.fd.as_ref().expect("an Fd is taken apart once")
     }
 }
 
 impl From<OwnedFd> for Fd {
     fn from(fd: OwnedFd) -> Fd {
         Fd {
-            fd: Some(fd),
-            received: false,
+            fd: Some(Inner::Local(Arc::new(fd))),
         }
     }
 }
 
+/// Gives the descriptor itself, closing it is the caller's from now on.
+///
+/// # Panics
+/// If a message with this `Fd` is on its way in the very moment (sent by another thread, or begun by a `try_send` and not
+/// [flushed](crate::Link::flush)), and no descriptor number is left for a duplicate. Never for a received one.
 impl From<Fd> for OwnedFd {
     fn from(mut fd: Fd) -> OwnedFd {
-        fd.take()
+        match fd.fd.take().expect("an Fd is taken apart once") {
+            Inner::Received(fd) | Inner::Checked(fd) => fd,
+            Inner::Local(shared) => Arc::try_unwrap(shared).unwrap_or_else(|shared| {
+                shared
+                    .try_clone()
+                    .expect("a descriptor number for one that is being sent")
+            }),
+        }
     }
 }
 
 impl AsFd for Fd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_ref().expect("an Fd is taken apart once").as_fd()
+        match self.inner() {
+            Inner::Local(fd) => fd.as_fd(),
+            Inner::Received(fd) | Inner::Checked(fd) => fd.as_fd(),
+        }
     }
 }
 
@@ -103,16 +145,16 @@ impl fmt::Debug for Fd {
 impl Drop for Fd {
     fn drop(&mut self) {
         match self.fd.take() {
-            Some(fd) if self.received => dispose(fd),
-            closed_here => drop(closed_here),
+            Some(Inner::Received(fd)) => dispose(fd),
+            Some(Inner::Local(_) | Inner::Checked(_)) | None => {}
         }
     }
 }
 
 /// A borrowed descriptor to send: written like an [`Fd`], received as one.
 ///
-/// It is duplicated when it is serialised, and the duplicate closed when the packet has left: a hand-written `Serialize`
-/// may drop what it has just serialised, and a number that was closed could name another file by then.
+/// It is duplicated when it is serialised, and the duplicate closed when the message has left, since nothing else keeps it
+/// open until then. For the highest rates send an [`Fd`] made of an owned descriptor, which is shared instead.
 #[derive(Clone, Copy, Debug)]
 pub struct FdRef<'a>(BorrowedFd<'a>);
 
@@ -137,158 +179,27 @@ impl AsFd for FdRef<'_> {
 
 impl Serialize for Fd {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        FdRef(self.as_fd()).serialize(serializer)
+        match self.inner() {
+            Inner::Local(shared) => {
+                scope::lend(serializer, || Ok(Lent::Shared(Arc::clone(shared))))
+            }
+            // Closing the duplicate is closing a file of unknown kind, too.
+            Inner::Received(fd) => scope::lend(serializer, || {
+                Ok(Lent::Unknown(Fd::received(fd.try_clone()?)))
+            }),
+            Inner::Checked(fd) => FdRef::new(fd).serialize(serializer),
+        }
     }
 }
 
 impl Serialize for FdRef<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let index = SCOPE.with_borrow_mut(|scope| match scope {
-            Scope::Sending(outgoing) => {
-                let index = outgoing.fds.len();
-                let duplicate = self.0.try_clone_to_owned().map_err(S::Error::custom)?;
-                outgoing.fds.push(duplicate);
-                // More than any packet takes; the frame refuses the count.
-                Ok(u16::try_from(index).unwrap_or(u16::MAX))
-            }
-            _ => Err(S::Error::custom(
-                "a descriptor can be serialised only by a link that sends it",
-            )),
-        })?;
-        serializer.serialize_u16(index)
+        scope::lend(serializer, || self.0.try_clone_to_owned().map(Lent::Own))
     }
 }
 
 impl<'de> Deserialize<'de> for Fd {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Fd, D::Error> {
-        if !SCOPE.with_borrow(|scope| matches!(scope, Scope::Receiving(_))) {
-            return Err(D::Error::custom(
-                "a descriptor can be deserialised only by a link that received it",
-            ));
-        }
-        let index = u16::deserialize(deserializer)?;
-        let slot = SCOPE.with_borrow_mut(|scope| match scope {
-            Scope::Receiving(incoming) => incoming.take(index),
-            _ => None,
-        });
-        match slot {
-            Some(fd) => Ok(Fd {
-                fd: Some(fd),
-                received: true,
-            }),
-            None => Err(D::Error::custom(format_args!(
-                "descriptor {index} did not come, or was taken already"
-            ))),
-        }
-    }
-}
-
-/// The descriptors of a message being sent: duplicates of the value's.
-#[derive(Debug, Default)]
-pub(crate) struct Outgoing {
-    pub(crate) fds: Vec<OwnedFd>,
-}
-
-/// The descriptors of a message being received.
-#[derive(Debug)]
-pub(crate) struct Incoming {
-    slots: Vec<Option<OwnedFd>>,
-    pub(crate) taken: usize,
-    /// The first index that could not be had.
-    pub(crate) fault: Option<Fault>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Fault {
-    Missing(u16),
-    Twice(u16),
-}
-
-impl Incoming {
-    fn take(&mut self, index: u16) -> Option<OwnedFd> {
-        let fault = match self.slots.get_mut(usize::from(index)) {
-            None => Fault::Missing(index),
-            Some(slot) => match slot.take() {
-                Some(fd) => {
-                    self.taken += 1;
-                    return Some(fd);
-                }
-                None => Fault::Twice(index),
-            },
-        };
-        self.fault.get_or_insert(fault);
-        None
-    }
-
-    /// Those that no place in the message asked for.
-    pub(crate) fn surplus(self) -> impl Iterator<Item = OwnedFd> {
-        self.slots.into_iter().flatten()
-    }
-}
-
-#[derive(Default)]
-enum Scope {
-    #[default]
-    Outside,
-    Sending(Outgoing),
-    Receiving(Incoming),
-}
-
-thread_local! {
-    static SCOPE: RefCell<Scope> = const { RefCell::new(Scope::Outside) };
-}
-
-/// Puts back what was there before, on return and on unwind.
-struct Entered {
-    outer: Option<Scope>,
-}
-
-impl Entered {
-    fn new(scope: Scope) -> Entered {
-        Entered {
-            outer: Some(SCOPE.replace(scope)),
-        }
-    }
-
-    fn leave(mut self) -> Scope {
-        self.outer
-            .take()
-            .map(|outer| SCOPE.replace(outer))
-            .unwrap_or_default()
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        if let Some(outer) = self.outer.take() {
-            if let Scope::Receiving(incoming) = SCOPE.replace(outer) {
-                incoming.surplus().for_each(dispose);
-            }
-        }
-    }
-}
-
-/// Runs `encode` and collects the descriptors it serialises.
-pub(crate) fn sending<R>(encode: impl FnOnce() -> R) -> (R, Outgoing) {
-    let entered = Entered::new(Scope::Sending(Outgoing::default()));
-    let result = encode();
-    match entered.leave() {
-        Scope::Sending(outgoing) => (result, outgoing),
-        _ => unreachable!("inner scopes restore this one"),
-    }
-}
-
-/// Runs `decode` with `fds` to take from.
-pub(crate) fn receiving<R>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> R) -> (R, Incoming) {
-    let slots = fds.into_iter().map(Some).collect();
-    let entered = Entered::new(Scope::Receiving(Incoming {
-        slots,
-        taken: 0,
-        fault: None,
-    }));
-    let result = decode();
-    match entered.leave() {
-        Scope::Receiving(incoming) => (result, incoming),
-        _ => unreachable!("inner scopes restore this one"),
+        scope::take(deserializer).map(Fd::received)
     }
 }

@@ -1,183 +1,261 @@
-//! One message, one packet.
+//! The bytes of a packet; docs/wire-format.md has them with all rules and reasons.
 //!
-//! A link is a SOCK_SEQPACKET socket, so the kernel keeps packets apart and whole. Each packet is a header of
-//! [`HEADER`] bytes and a body of at most [`MAX_BODY`]:
+//! A message travels in one packet, or in several where it carries more descriptors than a packet takes. A packet is a
+//! header of [`HEADER`] bytes, optional fields, and a part of the body:
 //!
 //! | offset | size | content |
 //! |---|---|---|
 //! | 0 | 1 | [`MARK`], `b'm'` (0x6d): this is memlane |
-//! | 1 | 1 | [`VERSION`] of the protocol: header, body encoding and the rules below |
+//! | 1 | 1 | [`VERSION`] of the protocol: header, body encoding and rules |
 //! | 2 | 2 | number of descriptors that come with the packet, `u16`, little endian |
-//! | 4 | 0… | body: the value in bincode 2 `standard()` encoding (little endian, variable-length integers), nothing after it |
+//! | 4 | 2 | bytes of fields, `u16`, little endian, at most [`MAX_FIELDS`] |
+//! | 6 | 2 | bytes of body, `u16`, little endian, at most [`MAX_INLINE`] |
+//! | 8 | | fields, each a tag (1), a length (1), data |
+//! | | | body: the value in bincode 2 `standard()` encoding |
 //!
-//! The descriptors come in one SCM_RIGHTS array beside the packet. In the body a descriptor is its index in that array, a
-//! `u16` in the body's encoding. Each index below the announced number appears exactly once; the order is free.
-//!
-//! Rules that a receiver checks, in this order; breaking one ends the link: no control message but SCM_RIGHTS (an
-//! SCM_PIDFD is closed and ignored); no empty packet; no descriptor lost, no byte lost; a whole header with the mark and the
-//! version; as many descriptors as announced; a body that decodes; each descriptor taken once, none left.
+//! | tag | length | meaning |
+//! |---|---|---|
+//! | 0x01 | 4 | more: descriptors alone; the message goes on in the next packet and carries this many in all (`u32`) |
+//! | 0x02 | 8 | memory: the body is this many bytes (`u64`) of the sealed memory that is the next to last of the descriptors, or the last |
+//! | 0x03 | 0 | receipt: the last descriptor is a socket to be sent one byte when the message has been taken |
+//! | 0x80… | | may be ignored by who does not know it; any other unknown field ends the link |
 
 use std::os::fd::OwnedFd;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-use crate::codec::{self, EncodeError};
-use crate::dispose::dispose;
+use crate::control::Control;
 use crate::error::Error;
-use crate::fd::{self, Fault, Outgoing};
-use crate::sys::Received;
-use crate::{MAX_BODY, MAX_DESCRIPTORS};
 
 /// First byte of each packet.
 pub const MARK: u8 = b'm';
 /// Second byte of each packet.
 pub const VERSION: u8 = 1;
-/// Bytes before the body.
-pub const HEADER: usize = 4;
-pub(crate) const MAX_PACKET: usize = HEADER + MAX_BODY;
+/// Bytes before the fields.
+pub const HEADER: usize = 8;
+/// Bytes that the fields of a packet may take.
+pub const MAX_FIELDS: usize = 256;
+/// Bytes of body that travel in a packet. Longer ones travel in sealed memory.
+pub const MAX_INLINE: usize = 16 << 10;
+pub(crate) const MAX_PACKET: usize = HEADER + MAX_FIELDS + MAX_INLINE;
 
-/// A packet ready to be sent, as often as it takes.
+const MORE: u8 = 0x01;
+const MEMORY: u8 = 0x02;
+const RECEIPT: u8 = 0x03;
+/// From here on tags may be ignored.
+const OPTIONAL: u8 = 0x80;
+
+/// Bytes of the fields that this version writes behind one another in a message's last packet.
+pub(crate) const RECEIPT_FIELD: usize = 2;
+const MEMORY_FIELD: usize = 2 + size_of::<u64>();
+const MORE_FIELD: usize = 2 + size_of::<u32>();
+/// A packet that only carries descriptors.
+pub(crate) const PART: usize = HEADER + MORE_FIELD;
+
+/// What stands before the body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fields {
+    /// The message goes on, and carries this many descriptors in all.
+    pub(crate) more: Option<u32>,
+    /// The body is in memory, this many bytes.
+    pub(crate) memory: Option<u64>,
+    pub(crate) receipt: bool,
+}
+
+impl Fields {
+    pub(crate) fn size(&self) -> usize {
+        self.more.map_or(0, |_| MORE_FIELD)
+            + self.memory.map_or(0, |_| MEMORY_FIELD)
+            + if self.receipt { RECEIPT_FIELD } else { 0 }
+    }
+
+    /// Writes header and fields at the start of `packet`.
+    pub(crate) fn write(&self, descriptors: u16, body: u16, packet: &mut [u8]) {
+        packet[0] = MARK;
+        packet[1] = VERSION;
+        packet[2..4].copy_from_slice(&descriptors.to_le_bytes());
+        packet[4..6].copy_from_slice(&(self.size() as u16).to_le_bytes());
+        packet[6..8].copy_from_slice(&body.to_le_bytes());
+        let mut at = HEADER;
+        let mut field = |tag: u8, data: &[u8]| {
+            packet[at] = tag;
+            packet[at + 1] = data.len() as u8;
+            packet[at + 2..at + 2 + data.len()].copy_from_slice(data);
+            at += 2 + data.len();
+        };
+        if let Some(total) = self.more {
+            field(MORE, &total.to_le_bytes());
+        }
+        if let Some(size) = self.memory {
+            field(MEMORY, &size.to_le_bytes());
+        }
+        if self.receipt {
+            field(RECEIPT, &[]);
+        }
+    }
+
+    fn read(mut bytes: &[u8]) -> Result<Fields, Error> {
+        let mut fields = Fields::default();
+        while let Some((&tag, rest)) = bytes.split_first() {
+            let malformed = |what| Error::MalformedField { tag, what };
+            let (&length, rest) = rest
+                .split_first()
+                .ok_or(malformed("it ends before its length"))?;
+            let (data, rest) = rest
+                .split_at_checked(usize::from(length))
+                .ok_or(malformed("it is longer than all the fields"))?;
+            bytes = rest;
+            let known = match tag {
+                MORE => set(&mut fields.more, data, u32::from_le_bytes),
+                MEMORY => set(&mut fields.memory, data, u64::from_le_bytes),
+                RECEIPT if data.is_empty() && !fields.receipt => {
+                    fields.receipt = true;
+                    true
+                }
+                OPTIONAL.. => true,
+                RECEIPT => false,
+                _ => return Err(Error::UnknownField { tag }),
+            };
+            if !known {
+                return Err(malformed("it comes twice, or with another length"));
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// Takes a field of fixed size that may come once.
+fn set<const N: usize, T>(
+    field: &mut Option<T>,
+    data: &[u8],
+    read: impl FnOnce([u8; N]) -> T,
+) -> bool {
+    match (data.try_into(), field.is_none()) {
+        (Ok(data), true) => {
+            *field = Some(read(data));
+            true
+        }
+        _ => false,
+    }
+}
+
+/// A header as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) descriptors: u16,
+    fields: u16,
+    body: u16,
+}
+
+impl Header {
+    /// What can be said of the first bytes of a packet, which may be too few.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Header, Error> {
+        if let Some(&found) = bytes.first().filter(|found| **found != MARK) {
+            return Err(Error::NotMemlane {
+                found,
+                expected: MARK,
+            });
+        }
+        // Another version may have another header.
+        if let Some(&found) = bytes.get(1).filter(|found| **found != VERSION) {
+            return Err(Error::Version {
+                found,
+                expected: VERSION,
+            });
+        }
+        let Some(header) = bytes.first_chunk::<HEADER>() else {
+            return Err(Error::ShortPacket {
+                size: bytes.len(),
+                expected: HEADER,
+            });
+        };
+        let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+        let header = Header {
+            descriptors: word(2),
+            fields: word(4),
+            body: word(6),
+        };
+        if usize::from(header.fields) > MAX_FIELDS || usize::from(header.body) > MAX_INLINE {
+            return Err(Error::PacketTooLarge { limit: MAX_PACKET });
+        }
+        Ok(header)
+    }
+
+    /// Bytes of the whole packet.
+    pub(crate) fn packet(&self) -> usize {
+        self.body_at() + usize::from(self.body)
+    }
+
+    pub(crate) fn body_at(&self) -> usize {
+        HEADER + usize::from(self.fields)
+    }
+
+    /// The fields of a packet that is there whole.
+    pub(crate) fn fields(&self, packet: &[u8]) -> Result<Fields, Error> {
+        if packet.len() != self.packet() {
+            return Err(Error::PacketSize {
+                announced: self.packet(),
+                received: packet.len(),
+            });
+        }
+        let fields = Fields::read(&packet[HEADER..self.body_at()])?;
+        if fields.more.is_some() && (self.body != 0 || fields.memory.is_some() || fields.receipt) {
+            return Err(Error::MalformedField {
+                tag: MORE,
+                what: "the packet is not the message's last, so it has descriptors and nothing else",
+            });
+        }
+        if fields.memory.is_some() && self.body != 0 {
+            return Err(Error::MalformedField {
+                tag: MEMORY,
+                what: "there is a body in the packet, too",
+            });
+        }
+        Ok(fields)
+    }
+}
+
+/// What one recvmsg brought.
 #[derive(Debug)]
-pub(crate) struct Frame {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) descriptors: Outgoing,
+pub(crate) struct Piece {
+    /// Bytes; they are in the caller's buffer.
+    pub(crate) size: usize,
+    pub(crate) control: Control,
+    /// MSG_TRUNC.
+    pub(crate) bytes_cut: bool,
+    /// MSG_CTRUNC.
+    pub(crate) control_cut: bool,
 }
 
-/// Encodes `value`, borrowing its descriptors by number.
-pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Frame, Error> {
-    let mut bytes = Vec::with_capacity(256);
-    bytes.extend_from_slice(&[MARK, VERSION, 0, 0]);
-    let (result, descriptors) = fd::sending(|| codec::append(value, &mut bytes, MAX_BODY));
-    let count = descriptors.fds.len();
-    if count > MAX_DESCRIPTORS {
-        return Err(Error::TooManyDescriptors {
-            count,
-            limit: MAX_DESCRIPTORS,
-        });
-    }
-    match result {
-        Ok(()) => {}
-        Err(EncodeError::TooLarge { size, limit }) => {
-            return Err(Error::BodyTooLarge { size, limit });
-        }
-        Err(error) => return Err(Error::Encode(error)),
-    }
-    bytes[2..HEADER].copy_from_slice(&(count as u16).to_le_bytes());
-    Ok(Frame { bytes, descriptors })
-}
-
-/// Decodes what one recvmsg brought. On error every descriptor of the packet has been given to [`dispose`].
-///
-/// A packet without bytes and without descriptors is how the kernel reports a hang-up: [`Error::Disconnected`].
-pub(crate) fn decode<T: DeserializeOwned>(packet: Received<'_>) -> Result<T, Error> {
-    let announced = match check(&packet) {
-        Ok(announced) => announced,
-        Err(error) => {
-            packet.control.fds.into_iter().for_each(dispose);
-            return Err(error);
-        }
-    };
-    debug_assert_eq!(announced, packet.control.fds.len());
-    match take(packet.control.fds, || {
-        codec::decode(&packet.bytes[HEADER..])
-    }) {
-        Ok(value) => Ok(value),
-        Err(Refused::Body(source)) => Err(Error::Decode {
-            expected: std::any::type_name::<T>(),
-            source,
-        }),
-        Err(Refused::Descriptors(error)) => Err(error),
+impl Piece {
+    /// Its descriptors, if what came with them is as it should be. `bytes` are the first of the packet.
+    pub(crate) fn descriptors(self, bytes: &[u8]) -> Result<Vec<OwnedFd>, Refused> {
+        let error = match self.control {
+            Control {
+                foreign: Some((level, kind)),
+                ..
+            } => Error::ForeignControl { level, kind },
+            Control {
+                malformed: Some(what),
+                ..
+            } => Error::MalformedControl(what),
+            _ if self.control_cut => Error::DescriptorsTruncated {
+                announced: Header::read(bytes).ok().map(|header| header.descriptors),
+                received: self.control.fds.len(),
+            },
+            _ if self.bytes_cut || bytes.len() > MAX_PACKET => {
+                Error::PacketTooLarge { limit: MAX_PACKET }
+            }
+            control => return Ok(control.fds),
+        };
+        Err(Refused {
+            error,
+            fds: self.control.fds,
+        })
     }
 }
 
-/// All that can be said before the type is known. Gives the number of descriptors.
-fn check(packet: &Received<'_>) -> Result<usize, Error> {
-    let Received {
-        bytes,
-        control,
-        bytes_cut,
-        control_cut,
-    } = packet;
-    let received = control.fds.len();
-    let announced = bytes
-        .get(2..HEADER)
-        .map(|count| u16::from_le_bytes([count[0], count[1]]));
-    if let Some((level, kind)) = control.foreign {
-        return Err(Error::ForeignControl { level, kind });
-    }
-    if let Some(what) = control.malformed {
-        return Err(Error::MalformedControl(what));
-    }
-    if *control_cut {
-        return Err(Error::DescriptorsTruncated {
-            announced,
-            received,
-        });
-    }
-    if bytes.is_empty() {
-        return Err(match received {
-            0 => Error::Disconnected,
-            descriptors => Error::EmptyPacket { descriptors },
-        });
-    }
-    if *bytes_cut || bytes.len() > MAX_PACKET {
-        return Err(Error::PacketTooLarge { limit: MAX_PACKET });
-    }
-    if bytes[0] != MARK {
-        return Err(Error::NotMemlane {
-            found: bytes[0],
-            expected: MARK,
-        });
-    }
-    let Some(announced) = announced else {
-        return Err(Error::ShortPacket {
-            size: bytes.len(),
-            expected: HEADER,
-        });
-    };
-    if bytes[1] != VERSION {
-        return Err(Error::Version {
-            found: bytes[1],
-            expected: VERSION,
-        });
-    }
-    if usize::from(announced) != received {
-        return Err(Error::DescriptorCount {
-            announced,
-            received,
-        });
-    }
-    Ok(received)
-}
-
-enum Refused {
-    Body(codec::DecodeError),
-    Descriptors(Error),
-}
-
-/// Decodes with `fds` within reach; all of them must be taken.
-fn take<T>(
-    fds: Vec<OwnedFd>,
-    decode: impl FnOnce() -> Result<T, codec::DecodeError>,
-) -> Result<T, Refused> {
-    let received = fds.len();
-    let (result, incoming) = fd::receiving(fds, decode);
-    let (taken, fault) = (incoming.taken, incoming.fault);
-    incoming.surplus().for_each(dispose);
-    match (fault, result) {
-        (Some(Fault::Missing(index)), _) => Err(Refused::Descriptors(Error::MissingDescriptor {
-            index,
-            received,
-        })),
-        (Some(Fault::Twice(index)), _) => {
-            Err(Refused::Descriptors(Error::DescriptorTwice { index }))
-        }
-        (None, Err(error)) => Err(Refused::Body(error)),
-        (None, Ok(_)) if taken < received => Err(Refused::Descriptors(Error::SurplusDescriptors {
-            received,
-            taken,
-        })),
-        (None, Ok(value)) => Ok(value),
-    }
+/// A packet or message that broke a rule, and the descriptors that came with it.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) error: Error,
+    pub(crate) fds: Vec<OwnedFd>,
 }

@@ -1,7 +1,7 @@
 //! Unix sockets that carry typed messages and descriptors: SCM_RIGHTS without loss, leak or surprise.
 //!
-//! A [`Link`] connects two processes. Any serde value goes over it, with up to [`MAX_DESCRIPTORS`] descriptors anywhere
-//! inside ([`Fd`], [`FdRef`]); a [`Listener`] makes links for those who know its [`Address`], and a [`Peer`] says who they
+//! A [`Link`] connects two processes. Any serde value goes over it, with descriptors anywhere inside ([`Fd`], [`FdRef`],
+//! or [`Typed`] ones, even whole links); a [`Listener`] makes links for those who know its [`Address`], and a [`Peer`] says who they
 //! are. The other end may be broken or hostile: it can end its link and nothing else. No panic, no descriptor leaked, no
 //! sleep in a file it serves, no memory or work beyond what its packet holds.
 //!
@@ -25,9 +25,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! What it does not do: split messages (one message, one packet, at most [`MAX_BODY`] bytes: large data belongs in a
-//! region), queue in user space (a full link is [`Error::WouldBlock`]), check what kind of file a descriptor is, or run an
-//! event loop (everything waitable is [`AsFd`](std::os::fd::AsFd)).
+//! What it does not do: queue in user space (a full link is [`Error::WouldBlock`]), or run an event loop (everything
+//! waitable is [`AsFd`](std::os::fd::AsFd), with a form that does not wait).
 //!
 //! | module | |
 //! |---|---|
@@ -44,12 +43,18 @@ mod dispose;
 mod error;
 mod fd;
 pub mod frame;
+mod limits;
 mod link;
 mod listener;
+mod memory;
+mod message;
 mod peer;
+mod receipt;
+mod socket;
 mod socket_file;
 #[allow(unsafe_code)]
 mod sys;
+mod typed;
 mod wait;
 
 use std::time::Duration;
@@ -58,16 +63,17 @@ pub use address::{Address, AddressError, MAX_NAME};
 pub use dispose::{MAX_DISPOSERS, dispose};
 pub use error::{Admitted, Error};
 pub use fd::{Fd, FdRef};
+pub use limits::Limits;
 pub use link::Link;
 pub use listener::Listener;
 pub use peer::{Access, Credentials, Peer};
+pub use receipt::Receipt;
+pub use socket::SocketKind;
 pub use socket_file::remove_stale;
+pub use typed::{EventFd, Kind, MemoryFd, StreamFd, Typed, WrongKind, kinds};
 
-/// Bytes an encoded message may have.
-pub const MAX_BODY: usize = 16 << 10;
-
-/// Descriptors a message may carry: SCM_MAX_FD, the kernel's limit for a packet (unix(7)).
-pub const MAX_DESCRIPTORS: usize = 253;
+/// Descriptors that a packet may carry: SCM_MAX_FD (unix(7)). A message may have more.
+const MAX_PACKET_DESCRIPTORS: usize = 253;
 
 /// How long [`Link::connect`] waits for a place in a service's backlog.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,15 +1,19 @@
 //! A connected socket that carries typed messages.
 
+mod inbox;
+mod outbox;
+mod value;
+
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
-    AddressFamily, Shutdown, SocketFlags, SocketType, getpeername, shutdown, socketpair, sockopt,
+    AddressFamily, Shutdown, SocketFlags, getpeername, shutdown, socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,18 +22,31 @@ use crate::address::Address;
 use crate::connect;
 use crate::dispose::dispose;
 use crate::error::Error;
-use crate::frame;
+use crate::fd::Adoption;
+use crate::limits::Limits;
+use crate::message::{Outgoing, Received};
 use crate::peer::{Credentials, Peer};
+use crate::receipt::Receipt;
+use crate::socket::{self, SocketKind};
 use crate::wait::{self, Patience};
 use crate::{Access, CONNECT_TIMEOUT, sys};
+use inbox::Inbox;
+use outbox::Outbox;
 
-/// A connection between two processes: typed messages both ways, each with up to [`MAX_DESCRIPTORS`] descriptors in it.
+/// A connection between two processes: typed messages both ways, each with any number of descriptors in it, up to its
+/// [`Limits`].
 ///
-/// A link is a SOCK_SEQPACKET socket: messages arrive whole, in order, once. All calls take `&self` and may be made from
-/// several threads; each message goes to one of the receivers.
+/// A link is a SOCK_SEQPACKET socket, or a SOCK_STREAM one where something else made it so ([`SocketKind`]): messages
+/// arrive whole, in order, once. All calls take `&self` and may be made from several threads; each message goes to one of
+/// the receivers.
 ///
 /// None of the calls depends on O_NONBLOCK, which belongs to the description and can be changed by whoever shares it
 /// (THREATS A30); a link made here may have it set or not. SIGPIPE is never raised, received descriptors are close-on-exec.
+///
+/// # Messages of several packets
+/// A message with more descriptors than a packet takes, and any message on a stream, can leave in part when there is no more
+/// room. The sending call then counts it as sent, and the rest leaves with the next call on the link, a receive included, or
+/// with [`flush`](Link::flush). Whoever drops the link before loses that message whole: the receiver never sees a part of one.
 ///
 /// # A link ends on the first broken rule
 /// When a packet breaks the protocol ([`Error::ends_link`]), everything it brought is closed, the socket is shut down in
@@ -38,7 +55,8 @@ use crate::{Access, CONNECT_TIMEOUT, sys};
 ///
 /// # Whom to receive from
 /// A holder of *this end's* socket can make a receive sleep in the kernel for ever, whatever the flags (THREATS C5b).
-/// Receive only on ends made by this process, or inherited from a process it trusts with its liveness.
+/// Receive only on ends made by this process, or inherited from a process it trusts with its liveness. For the same reason
+/// a link in a message is refused, unless this end [adopts](Link::adopting) what its peer sends.
 ///
 /// ```
 /// use memlane_transport::Link;
@@ -49,11 +67,14 @@ use crate::{Access, CONNECT_TIMEOUT, sys};
 /// assert_eq!((what.as_str(), number), ("frame", 7));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-///
-/// [`MAX_DESCRIPTORS`]: crate::MAX_DESCRIPTORS
 pub struct Link {
     fd: OwnedFd,
+    limits: Limits,
+    adoption: Adoption,
     end: OnceLock<End>,
+    /// Held for calls that do not wait.
+    outbox: Mutex<Outbox>,
+    inbox: Mutex<Inbox>,
 }
 
 #[derive(Debug)]
@@ -71,13 +92,21 @@ impl Link {
     /// No descriptor numbers or memory left.
     #[doc(alias = "socketpair")]
     pub fn pair() -> io::Result<(Link, Link)> {
+        Link::pair_of(SocketKind::Packets)
+    }
+
+    /// [`pair`](Link::pair) with a choice of the socket's type.
+    ///
+    /// # Errors
+    /// As [`pair`](Link::pair).
+    pub fn pair_of(kind: SocketKind) -> io::Result<(Link, Link)> {
         let (left, right) = socketpair(
             AddressFamily::UNIX,
-            SocketType::SEQPACKET,
+            kind.socket_type(),
             SocketFlags::CLOEXEC,
             None,
         )?;
-        Ok((Link::new(left), Link::new(right)))
+        Ok((Link::new(left, kind), Link::new(right, kind)))
     }
 
     /// Connects to the service at `address`, waiting at most [`CONNECT_TIMEOUT`] for a place in its backlog, and accepts
@@ -110,39 +139,64 @@ impl Link {
     /// Takes an inherited descriptor as a link, and sets close-on-exec on it. See the type on whom to receive from.
     ///
     /// # Errors
-    /// [`Error::WrongSocket`] when it is anything but a connected SOCK_SEQPACKET Unix socket; the descriptor is then given
-    /// to [`dispose`].
+    /// [`Error::WrongSocket`] when it is anything but a connected Unix socket of a [`SocketKind`]; the descriptor is then
+    /// given to [`dispose`].
     pub fn from_fd(fd: OwnedFd) -> Result<Link, Error> {
-        let found = match unix_seqpacket(&fd) {
-            Ok(()) => match sockopt::socket_acceptconn(&fd) {
-                Ok(true) => Some("a listening one".to_owned()),
-                // ENOTCONN; after a hang-up the name stays known.
-                _ => getpeername(&fd)
-                    .err()
-                    .map(|error| format!("one that is not connected ({error})")),
-            },
-            Err(found) => Some(found),
+        let kind = match connected(&fd) {
+            Ok(kind) => kind,
+            Err(found) => {
+                dispose(fd);
+                return Err(Error::WrongSocket {
+                    expected: "a connected SOCK_SEQPACKET or SOCK_STREAM Unix socket",
+                    found,
+                });
+            }
         };
-        if let Some(found) = found {
-            dispose(fd);
-            return Err(Error::WrongSocket {
-                expected: "a connected SOCK_SEQPACKET Unix socket",
-                found,
-            });
-        }
         fcntl_setfd(&fd, FdFlags::CLOEXEC)
             .map_err(|error| Error::io("setting close-on-exec", error))?;
-        Ok(Link::new(fd))
+        Ok(Link::new(fd, kind))
     }
 
-    pub(crate) fn new(fd: OwnedFd) -> Link {
+    pub(crate) fn new(fd: OwnedFd, kind: SocketKind) -> Link {
         Link {
             fd,
+            limits: Limits::new(),
+            adoption: Adoption::Refused,
             end: OnceLock::new(),
+            outbox: Mutex::default(),
+            inbox: Mutex::new(match kind {
+                SocketKind::Packets => Inbox::packets(),
+                SocketKind::Stream => Inbox::stream(),
+            }),
         }
     }
 
-    /// The socket itself, for instance to hand it to a child. Its O_NONBLOCK may be set or not.
+    /// The link with other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Link {
+        if limits.max_descriptors() == 0 {
+            // What the kernel does not know, the receiver checks.
+            let _ = sys::pass_rights(self.fd.as_fd(), false);
+        } else if self.limits.max_descriptors() == 0 {
+            let _ = sys::pass_rights(self.fd.as_fd(), true);
+        }
+        self.limits = limits;
+        self
+    }
+
+    /// The link, taking links and listeners in messages as what they are. Without it they are refused, and end the link.
+    ///
+    /// For a peer that this process trusts with its liveness: its parent, the broker that introduces it to others. Any
+    /// other could keep a copy of the end it sends and hold up every receive on it (THREATS C5b), and can name a service to
+    /// connect to instead.
+    #[must_use]
+    pub fn adopting(mut self) -> Link {
+        self.adoption = Adoption::Allowed;
+        self
+    }
+
+    /// The socket itself, for instance to hand it to a child. Its O_NONBLOCK may be set or not. Part of a message that was
+    /// still to be sent or received is lost: [`flush`](Link::flush) first.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
         self.fd
@@ -151,9 +205,10 @@ impl Link {
     /// Sends `value`, waiting for room as long as it takes.
     ///
     /// Descriptors in it are borrowed: whatever the outcome they are still the value's. Once it returns, the kernel holds
-    /// its own references, and the caller may close them. Room is short when the receiver is slow, when memory is, and when
-    /// this *user* has more descriptors in flight than this process's RLIMIT_NOFILE (ETOOMANYREFS, possibly on other
-    /// sockets and in other processes: THREATS A8); the call waits for all three, the latter two by retrying.
+    /// its own references, and the caller may close them. Room is short when the receiver is slow ([`Limits::in_flight`]
+    /// included), when memory is, and when this *user* has more descriptors in flight than this process's RLIMIT_NOFILE
+    /// (ETOOMANYREFS, possibly on other sockets and in other processes: THREATS A8); the call waits for all of these, the
+    /// latter two by retrying.
     ///
     /// # Errors
     /// [`Error::BodyTooLarge`], [`Error::TooManyDescriptors`], [`Error::Encode`]: nothing was sent and the link goes on.
@@ -174,13 +229,80 @@ impl Link {
     /// [`send`](Link::send), waiting at most `timeout`.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] when there was no room in time; else as [`send`](Link::send).
+    /// [`Error::TimedOut`] when there was no room in time, and nothing was sent; else as [`send`](Link::send).
     pub fn send_timeout<T: Serialize + ?Sized>(
         &self,
         value: &T,
         timeout: Duration,
     ) -> Result<(), Error> {
         self.send_within(value, Patience::timeout(timeout))
+    }
+
+    /// Sends `value` with a [`Receipt`], which tells when the receiver holds its descriptors.
+    ///
+    /// For hand-overs, where the sender's own copies must not go before the receiver's are there. Dropping the value after
+    /// [`send`](Link::send) is safe for the descriptors themselves, which the kernel keeps alive in flight; what only a
+    /// receipt can tell is that they arrived *somewhere*.
+    ///
+    /// # Errors
+    /// As [`send`](Link::send); [`Error::Io`] when no descriptor numbers are left for the receipt.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use memlane_transport::{Fd, Link};
+    /// let (left, right) = Link::pair()?;
+    /// let file = Fd::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null")?));
+    /// let receipt = left.transfer(&file)?;
+    /// let taken: Fd = right.recv()?;
+    /// receipt.wait_timeout(Duration::from_secs(5))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn transfer<T: Serialize + ?Sized>(&self, value: &T) -> Result<Receipt, Error> {
+        self.transfer_within(value, Patience::Forever)
+    }
+
+    /// [`transfer`](Link::transfer) without waiting for room.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] when there is no room; else as [`transfer`](Link::transfer).
+    pub fn try_transfer<T: Serialize + ?Sized>(&self, value: &T) -> Result<Receipt, Error> {
+        self.transfer_within(value, Patience::None)
+    }
+
+    /// [`transfer`](Link::transfer), waiting at most `timeout` for room. The receipt has a time-out of its own.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when there was no room in time; else as [`transfer`](Link::transfer).
+    pub fn transfer_timeout<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        timeout: Duration,
+    ) -> Result<Receipt, Error> {
+        self.transfer_within(value, Patience::timeout(timeout))
+    }
+
+    /// Sends the rest of a message that left in part, waiting for room as long as it takes.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`], [`Error::Ended`], [`Error::Io`].
+    pub fn flush(&self) -> Result<(), Error> {
+        self.flush_within(Patience::Forever)
+    }
+
+    /// [`flush`](Link::flush) without waiting.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] when a part is still to be sent; else as [`flush`](Link::flush).
+    pub fn try_flush(&self) -> Result<(), Error> {
+        self.flush_within(Patience::None)
+    }
+
+    /// [`flush`](Link::flush), waiting at most `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when a part is still to be sent; else as [`flush`](Link::flush).
+    pub fn flush_timeout(&self, timeout: Duration) -> Result<(), Error> {
+        self.flush_within(Patience::timeout(timeout))
     }
 
     /// Receives the next message, waiting as long as it takes. The descriptors in it are the caller's.
@@ -231,52 +353,131 @@ impl Link {
         patience: Patience,
     ) -> Result<(), Error> {
         self.check()?;
-        let frame = frame::encode(value)?;
-        let mut pause = Duration::from_micros(100);
-        loop {
-            let error = match sys::send(self.as_fd(), &frame.bytes, &frame.descriptors.fds) {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            match Errno::from_io_error(&error) {
-                Some(Errno::AGAIN) => {
-                    wait::ready(self.as_fd(), PollFlags::OUT, patience)?;
-                }
-                // The socket has room, so there is nothing to wait for but time, and the peer's end.
-                Some(Errno::NOBUFS | Errno::NOMEM | Errno::TOOMANYREFS) => {
-                    let left = patience.left(pause)?;
-                    let found = wait::once(self.as_fd(), PollFlags::empty(), left)?;
-                    if found.is_some_and(|found| found.contains(PollFlags::HUP)) {
-                        return Err(Error::Disconnected);
-                    }
-                    pause = (pause * 2).min(Duration::from_millis(20));
-                }
-                Some(Errno::PIPE | Errno::CONNRESET) => return Err(Error::Disconnected),
-                _ => return Err(Error::io("sending a message", error)),
-            }
-            self.check()?;
+        self.send_message(self.encode(value, None)?, patience)
+    }
+
+    fn transfer_within<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        patience: Patience,
+    ) -> Result<Receipt, Error> {
+        self.check()?;
+        let (receipt, theirs) = Receipt::pair()?;
+        self.send_message(self.encode(value, Some(theirs))?, patience)?;
+        Ok(receipt)
+    }
+
+    pub(crate) fn encode<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        receipt: Option<OwnedFd>,
+    ) -> Result<Outgoing, Error> {
+        Outgoing::new(value, receipt, &self.limits, self.as_fd())
+    }
+
+    fn send_message(&self, message: Outgoing, patience: Patience) -> Result<(), Error> {
+        let mut message = Some(message);
+        let mut pause = Pause::new();
+        while let Err(stop) = self.advance(&mut message) {
+            self.wait_for_room(stop, patience, &mut pause)?;
         }
+        match self.flush_within(patience) {
+            // It has begun to leave: the next call goes on with it.
+            Err(Error::WouldBlock | Error::TimedOut) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sends what there is room for: the message that has begun, then `message`, which is gone when it has begun itself.
+    pub(crate) fn advance(&self, message: &mut Option<Outgoing>) -> Result<(), outbox::Stop> {
+        self.check().map_err(outbox::Stop::Failed)?;
+        self.outbox().send(self.as_fd(), message, &self.limits)
+    }
+
+    fn flush_within(&self, patience: Patience) -> Result<(), Error> {
+        let mut pause = Pause::new();
+        while let Err(stop) = self.advance(&mut None) {
+            self.wait_for_room(stop, patience, &mut pause)?;
+        }
+        Ok(())
+    }
+
+    fn wait_for_room(
+        &self,
+        stop: outbox::Stop,
+        patience: Patience,
+        pause: &mut Pause,
+    ) -> Result<(), Error> {
+        match stop {
+            outbox::Stop::Full => {
+                wait::ready(self.as_fd(), PollFlags::OUT, patience)?;
+            }
+            // The socket has room, so there is nothing to wait for but time, and the peer's end.
+            outbox::Stop::Later => {
+                let left = patience.left(pause.next())?;
+                let found = wait::once(self.as_fd(), PollFlags::empty(), left)?;
+                if found.is_some_and(|found| found.contains(PollFlags::HUP)) {
+                    return Err(Error::Disconnected);
+                }
+            }
+            outbox::Stop::Failed(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn recv_within<T: DeserializeOwned>(&self, patience: Patience) -> Result<T, Error> {
         let mut packet = sys::Packet::new();
         let mut resets = 0;
+        let mut pause = Pause::new();
         loop {
             self.check()?;
-            match sys::receive(self.as_fd(), &mut packet) {
-                Ok(received) => return frame::decode(received).map_err(|error| self.end(error)),
-                Err(error) => match Errno::from_io_error(&error) {
-                    Some(Errno::AGAIN) => {
-                        wait::ready(self.as_fd(), PollFlags::IN, patience)?;
-                    }
-                    // The peer closed with messages of ours unread. The kernel says so once, *before* it gives out what the
-                    // peer had sent (sock_error in __skb_try_recv_datagram).
-                    Some(Errno::CONNRESET) if resets < 2 => resets += 1,
-                    Some(Errno::CONNRESET) => return Err(self.end(Error::Disconnected)),
-                    _ => return Err(Error::io("receiving a message", error)),
-                },
+            // The guard goes before the message is decoded, which runs code of the message's type.
+            let result = self
+                .inbox()
+                .receive(self.as_fd(), &mut packet, &self.limits);
+            match result {
+                Ok(message) => return self.open(message),
+                Err(inbox::Stop::Empty) => self.wait_for_message(patience, &mut pause)?,
+                Err(inbox::Stop::Reset) if resets < 2 => resets += 1,
+                Err(inbox::Stop::Reset) => return Err(self.end(Error::Disconnected)),
+                Err(inbox::Stop::Failed(error)) => return Err(self.end(error)),
             }
         }
+    }
+
+    fn open<T: DeserializeOwned>(&self, message: Received<'_>) -> Result<T, Error> {
+        message
+            .decode(&self.limits, self.adoption)
+            .map_err(|error| self.end(error))
+    }
+
+    /// Waits for what the peer sends, and goes on sending what has begun: both ends may be in the middle of a message.
+    fn wait_for_message(&self, patience: Patience, pause: &mut Pause) -> Result<(), Error> {
+        let events = match self.advance(&mut None) {
+            Err(outbox::Stop::Full) => PollFlags::IN | PollFlags::OUT,
+            Err(outbox::Stop::Later) => {
+                wait::once(self.as_fd(), PollFlags::IN, patience.left(pause.next())?)?;
+                return Ok(());
+            }
+            // What the peer had sent before is still there to be received.
+            Ok(()) | Err(outbox::Stop::Failed(Error::Disconnected)) => PollFlags::IN,
+            Err(outbox::Stop::Failed(error)) => return Err(error),
+        };
+        wait::ready(self.as_fd(), events, patience).map(drop)
+    }
+
+    /// Whether no message is there in part, in either direction: the socket alone is the whole link.
+    pub(crate) fn is_between_messages(&self) -> bool {
+        !self.outbox().has_begun() && !self.inbox().has_begun()
+    }
+
+    /// Nothing panics while they are held.
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers an error that is final and hangs up.
@@ -312,17 +513,31 @@ fn describe(error: &Error) -> String {
     }
 }
 
-/// Says what `fd` is, if it is no SOCK_SEQPACKET Unix socket. The kernel answers without asking the file's owner.
-pub(crate) fn unix_seqpacket(fd: &OwnedFd) -> Result<(), String> {
-    match sockopt::socket_domain(fd) {
-        Ok(AddressFamily::UNIX) => {}
-        Ok(domain) => return Err(format!("a socket of family {}", domain.as_raw())),
-        Err(error) => return Err(format!("no socket ({error})")),
+/// What kind of link `fd` can be, or what it is instead.
+fn connected(fd: &OwnedFd) -> Result<SocketKind, String> {
+    let kind = socket::kind(fd)?;
+    if sockopt::socket_acceptconn(fd) == Ok(true) {
+        return Err("a listening one".to_owned());
     }
-    match sockopt::socket_type(fd) {
-        Ok(SocketType::SEQPACKET) => Ok(()),
-        Ok(kind) => Err(format!("a Unix socket of type {}", kind.as_raw())),
-        Err(error) => Err(format!("a Unix socket of unknown type ({error})")),
+    // ENOTCONN; after a hang-up the name stays known.
+    match getpeername(fd) {
+        Ok(_) => Ok(kind),
+        Err(error) => Err(format!("one that is not connected ({error})")),
+    }
+}
+
+/// Time to wait where nothing tells when to try again: longer each time.
+pub(crate) struct Pause(Duration);
+
+impl Pause {
+    pub(crate) fn new() -> Pause {
+        Pause(Duration::from_micros(100))
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(Duration::from_millis(20));
+        pause
     }
 }
 

@@ -1,5 +1,7 @@
 //! A socket at an address, and the links that come in.
 
+mod value;
+
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -9,16 +11,19 @@ use rustix::event::PollFlags;
 use rustix::fs::{Mode, OFlags, fchmod, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, getsockname, listen,
+    AddressFamily, SocketAddrUnix, SocketFlags, accept_with, bind, getsockname, listen,
 };
 use rustix::net::{socket_with, sockopt};
 
 use crate::address::Address;
 use crate::dispose::dispose;
 use crate::error::Error;
-use crate::link::{Link, unix_seqpacket};
+use crate::limits::Limits;
+use crate::link::Link;
 use crate::peer::Access;
+use crate::socket::{self, SocketKind};
 use crate::socket_file::{Found, Identity, LOCK_TIMEOUT, SocketFile, not_a_socket};
+use crate::sys;
 use crate::wait::{self, Patience};
 
 /// Connections that may wait to be accepted; the system's `net.core.somaxconn` lowers it.
@@ -48,7 +53,9 @@ const BACKLOG: i32 = 128;
 pub struct Listener {
     fd: OwnedFd,
     address: Address,
+    kind: SocketKind,
     access: Access,
+    limits: Limits,
     file: Option<OwnFile>,
 }
 
@@ -76,9 +83,21 @@ impl Listener {
     /// # Errors
     /// As [`bind`](Listener::bind).
     pub fn bind_with(address: &Address, access: Access) -> Result<Listener, Error> {
+        Listener::bind_kind(address, access, SocketKind::Packets)
+    }
+
+    /// [`bind_with`](Listener::bind_with) with a choice of the socket's type. Who connects need not know it.
+    ///
+    /// # Errors
+    /// As [`bind`](Listener::bind).
+    pub fn bind_kind(
+        address: &Address,
+        access: Access,
+        kind: SocketKind,
+    ) -> Result<Listener, Error> {
         let target = address.to_socket()?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        let fd = socket_with(AddressFamily::UNIX, kind.socket_type(), flags, None)
             .map_err(|error| Error::io("making a socket", error))?;
         let file = match address {
             Address::Path(path) => Some(bind_file(&fd, path, &target, access)?),
@@ -91,24 +110,36 @@ impl Listener {
         Ok(Listener {
             fd,
             address: address.clone(),
+            kind,
             access,
+            limits: Limits::new(),
             file,
         })
+    }
+
+    /// The listener with other limits for the links it accepts. With no descriptors at all, the kernel refuses them to
+    /// whoever connects from now on (see [`Limits::descriptors`]).
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Listener {
+        // What the kernel does not know, the receiver checks.
+        let _ = sys::pass_rights(self.fd.as_fd(), limits.max_descriptors() > 0);
+        self.limits = limits;
+        self
     }
 
     /// Takes an inherited listening socket, for instance from systemd's socket activation, and sets close-on-exec and
     /// O_NONBLOCK on it. The file of a path address stays when the listener goes: it belongs to whoever bound it.
     ///
     /// # Errors
-    /// [`Error::WrongSocket`] when it is anything but a listening SOCK_SEQPACKET Unix socket with a name; the descriptor is
+    /// [`Error::WrongSocket`] when it is anything but a listening Unix socket of a [`SocketKind`], with a name; the descriptor is
     /// then given to [`dispose`].
     pub fn from_fd(fd: OwnedFd, access: Access) -> Result<Listener, Error> {
-        let address = match listening_address(&fd) {
-            Ok(address) => address,
+        let (address, kind) = match listening(&fd) {
+            Ok(found) => found,
             Err(found) => {
                 dispose(fd);
                 return Err(Error::WrongSocket {
-                    expected: "a listening SOCK_SEQPACKET Unix socket",
+                    expected: "a listening SOCK_SEQPACKET or SOCK_STREAM Unix socket",
                     found,
                 });
             }
@@ -121,9 +152,23 @@ impl Listener {
         Ok(Listener {
             fd,
             address,
+            kind,
             access,
+            limits: Limits::new(),
             file: None,
         })
+    }
+
+    /// The listener with another rule whom to admit. The mode of a socket file stays as it is.
+    #[must_use]
+    pub fn with_access(mut self, access: Access) -> Listener {
+        self.access = access;
+        self
+    }
+
+    /// Lets go of the listener without removing its file: another process goes on with it.
+    pub fn release(mut self) {
+        self.file = None;
     }
 
     /// Waits for the next client and gives its link.
@@ -167,7 +212,7 @@ impl Listener {
             match accept_with(&self.fd, SocketFlags::CLOEXEC) {
                 Ok(fd) => {
                     self.access.admit_client(fd.as_fd())?;
-                    return Ok(Link::new(fd));
+                    return Ok(Link::new(fd, self.kind).with_limits(self.limits));
                 }
                 Err(Errno::AGAIN) => {
                     wait::ready(self.as_fd(), PollFlags::IN, patience)?;
@@ -243,15 +288,17 @@ fn refused(address: &Address, error: Errno) -> Error {
     }
 }
 
-fn listening_address(fd: &OwnedFd) -> Result<Address, String> {
-    unix_seqpacket(fd)?;
+fn listening(fd: &OwnedFd) -> Result<(Address, SocketKind), String> {
+    let kind = socket::kind(fd)?;
     if !sockopt::socket_acceptconn(fd).unwrap_or(false) {
         return Err("one that does not listen".to_owned());
     }
     let name = getsockname(fd).map_err(|error| format!("one without a name ({error})"))?;
     let name = SocketAddrUnix::try_from(name)
         .map_err(|error| format!("one with a strange name ({error})"))?;
-    Address::from_socket(&name).map_err(|error| format!("one with a strange name ({error})"))
+    let address = Address::from_socket(&name)
+        .map_err(|error| format!("one with a strange name ({error})"))?;
+    Ok((address, kind))
 }
 
 impl Drop for Listener {

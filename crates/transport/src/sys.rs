@@ -7,11 +7,13 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::{ptr, slice};
 
-use crate::control::{self, Control};
-use crate::frame::MAX_PACKET;
+use rustix::net::{AddressFamily, SocketType, sockopt};
+
+use crate::control;
+use crate::frame::{MAX_PACKET, Piece};
 
 /// asm-generic/socket.h, Linux 6.5.
 #[cfg(not(any(target_arch = "sparc", target_arch = "sparc64")))]
@@ -21,34 +23,42 @@ const SO_PEERPIDFD: libc::c_int = 0x0056;
 
 /// Room for the largest packet and one byte more, so that a larger one is seen to be larger. Uninitialised: 16 KiB of zeros
 /// would cost more than the system call.
-pub(crate) struct Packet([MaybeUninit<u8>; MAX_PACKET + 1]);
+pub(crate) struct Packet {
+    bytes: [MaybeUninit<u8>; MAX_PACKET + 1],
+    filled: usize,
+}
 
 impl Packet {
     pub(crate) const fn new() -> Packet {
-        Packet([MaybeUninit::uninit(); MAX_PACKET + 1])
+        Packet {
+            bytes: [MaybeUninit::uninit(); MAX_PACKET + 1],
+            filled: 0,
+        }
+    }
+
+    /// What has been received.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the kernel wrote the first `filled` bytes (`receive`).
+        unsafe { slice::from_raw_parts(self.bytes.as_ptr().cast::<u8>(), self.filled) }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.filled = 0;
     }
 }
 
-/// One packet, everything in it owned.
-#[derive(Debug)]
-pub(crate) struct Received<'p> {
-    pub(crate) bytes: &'p [u8],
-    pub(crate) control: Control,
-    /// MSG_TRUNC.
-    pub(crate) bytes_cut: bool,
-    /// MSG_CTRUNC.
-    pub(crate) control_cut: bool,
-}
-
-/// Receives one packet without waiting; close-on-exec is set on its descriptors as they are made.
-pub(crate) fn receive<'p>(
+/// Receives at most `room` bytes behind those that `packet` has, without waiting; close-on-exec is set on the descriptors
+/// as they are made.
+pub(crate) fn receive(
     socket: BorrowedFd<'_>,
-    packet: &'p mut Packet,
-) -> io::Result<Received<'p>> {
-    let mut buffer = control::Buffer([0; control::SPACE]);
+    packet: &mut Packet,
+    room: usize,
+) -> io::Result<Piece> {
+    let mut buffer = control::Buffer::new();
+    let free = &mut packet.bytes[packet.filled..];
     let mut iov = libc::iovec {
-        iov_base: packet.0.as_mut_ptr().cast(),
-        iov_len: packet.0.len(),
+        iov_base: free.as_mut_ptr().cast(),
+        iov_len: room.min(free.len()),
     };
     loop {
         // SAFETY: msghdr is plain data; all zero is no name, no buffers, no flags.
@@ -72,11 +82,10 @@ pub(crate) fn receive<'p>(
         let used = (header.msg_controllen as usize).min(control::SPACE);
         // SAFETY: this is what the recvmsg above left, and it is adopted only here.
         let control = unsafe { control::adopt(&buffer.0[..used]) };
-        let count = count.min(packet.0.len());
-        // SAFETY: the kernel wrote the first `count` bytes of the packet.
-        let bytes = unsafe { std::slice::from_raw_parts(packet.0.as_ptr().cast::<u8>(), count) };
-        return Ok(Received {
-            bytes,
+        let size = count.min(iov.iov_len);
+        packet.filled += size;
+        return Ok(Piece {
+            size,
             control,
             bytes_cut: header.msg_flags & libc::MSG_TRUNC != 0,
             control_cut: header.msg_flags & libc::MSG_CTRUNC != 0,
@@ -84,10 +93,10 @@ pub(crate) fn receive<'p>(
     }
 }
 
-/// Sends one packet without waiting and without SIGPIPE (which Linux raises for streams only; nothing promises it). The
-/// kernel takes its own references of `fds`.
-pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
-    let mut buffer = control::Buffer([0; control::SPACE]);
+/// Sends bytes without waiting and without SIGPIPE (which Linux raises for streams only; nothing promises it), and says
+/// how many left: all of them, but for a stream. The kernel takes its own references of `fds`.
+pub(crate) fn send<F: AsRawFd>(socket: impl AsFd, bytes: &[u8], fds: &[F]) -> io::Result<usize> {
+    let mut buffer = control::Buffer::new();
     let mut iov = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
@@ -97,40 +106,47 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> io:
     header.msg_iov = &raw mut iov;
     header.msg_iovlen = 1;
     if !fds.is_empty() {
-        let data = size_of_val(fds);
-        let room = control::space(data);
-        if room > control::SPACE {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        let room = buffer
+            .write_rights(fds.iter().map(AsRawFd::as_raw_fd))
+            .ok_or(io::ErrorKind::InvalidInput)?;
         header.msg_control = (&raw mut buffer.0).cast();
         header.msg_controllen = room as _;
-        // SAFETY: the buffer is aligned for a cmsghdr and has room for it and for `data` bytes behind it, checked above. An
-        // OwnedFd has the representation of a descriptor's number (std::os::fd::OwnedFd).
-        unsafe {
-            let message = libc::CMSG_FIRSTHDR(&raw const header);
-            (*message).cmsg_level = libc::SOL_SOCKET;
-            (*message).cmsg_type = libc::SCM_RIGHTS;
-            (*message).cmsg_len = libc::CMSG_LEN(data as libc::c_uint) as _;
-            ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), libc::CMSG_DATA(message), data);
-        }
     }
     loop {
         // SAFETY: `header` points to `iov` and `buffer`, which live through the call; sendmsg only reads them.
         let sent = unsafe {
             libc::sendmsg(
-                socket.as_raw_fd(),
+                socket.as_fd().as_raw_fd(),
                 &raw const header,
                 libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
             )
         };
-        if sent >= 0 {
-            return Ok(());
+        if let Ok(sent) = usize::try_from(sent) {
+            return Ok(sent);
         }
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
     }
+}
+
+/// SIOCOUTQ: bytes of kernel memory that hold what was sent here and not received yet (unix_outq_len, net/unix/af_unix.c).
+pub(crate) fn unreceived(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int. SIOCOUTQ and TIOCOUTQ are the same number (linux/sockios.h).
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 {
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Family and type of a socket. The kernel answers without asking the file's owner; `None` for anything else.
+pub(crate) fn socket_kind(fd: impl AsFd) -> Option<(AddressFamily, SocketType)> {
+    let domain = sockopt::socket_domain(&fd).ok()?;
+    Some((domain, sockopt::socket_type(&fd).ok()?))
 }
 
 /// SO_PEERCRED.
@@ -179,5 +195,31 @@ unsafe fn socket_option<T>(
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// asm-generic/socket.h, Linux 6.16.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
+/// SO_PASSRIGHTS: whether the peer may send descriptors to this socket. `false` where the kernel does not know it.
+pub(crate) fn pass_rights(socket: BorrowedFd<'_>, pass: bool) -> io::Result<bool> {
+    let value = libc::c_int::from(pass);
+    // SAFETY: the kernel reads one int.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT) => Ok(false),
+        _ => Err(error),
     }
 }

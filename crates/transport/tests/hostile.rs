@@ -5,7 +5,8 @@ mod common;
 use std::os::fd::{AsFd, OwnedFd};
 
 use common::{all_writers_closed, alone, frame, memfd, raw_send};
-use memlane_transport::{Error, Fd, Link, MAX_BODY, MAX_DESCRIPTORS, codec};
+use memlane_transport::frame::{MAX_FIELDS, MAX_INLINE};
+use memlane_transport::{Error, Fd, Link, codec};
 use serde::de::DeserializeOwned;
 
 /// Sends the packet with `count` descriptors, half of them pipes, to a link that expects a `T`.
@@ -53,7 +54,7 @@ fn refuse<T: DeserializeOwned>(packet: &[u8], count: usize) -> Error {
 }
 
 fn body<T: serde::Serialize>(value: &T) -> Vec<u8> {
-    codec::encode(value, MAX_BODY).unwrap()
+    codec::encode(value, MAX_INLINE).unwrap()
 }
 
 #[test]
@@ -135,14 +136,9 @@ fn an_empty_packet_with_descriptors() {
         matches!(error, Error::EmptyPacket { descriptors: 1 }),
         "{error:?}"
     );
-    let error = refuse::<()>(&[], MAX_DESCRIPTORS);
+    let error = refuse::<()>(&[], 253);
     assert!(
-        matches!(
-            error,
-            Error::EmptyPacket {
-                descriptors: MAX_DESCRIPTORS
-            }
-        ),
+        matches!(error, Error::EmptyPacket { descriptors: 253 }),
         "{error:?}"
     );
 }
@@ -167,11 +163,11 @@ fn a_packet_too_large() {
     for excess in [1, 2, 100_000] {
         for count in [0, 2] {
             let error = refuse::<Vec<u8>>(
-                &frame(count, &vec![0; MAX_BODY + excess]),
+                &frame(count, &vec![0; MAX_INLINE + excess]),
                 usize::from(count),
             );
             assert!(
-                matches!(error, Error::PacketTooLarge { limit } if limit == MAX_BODY + 4),
+                matches!(error, Error::PacketTooLarge { limit } if limit == 8 + MAX_FIELDS + MAX_INLINE),
                 "{error:?}"
             );
         }
@@ -224,10 +220,10 @@ fn another_protocol_or_version() {
 #[test]
 fn a_torn_header() {
     let _alone = alone();
-    for size in 1..4 {
-        let error = refuse::<()>(&[b'm', 1, 1][..size], 1);
+    for size in 1..8 {
+        let error = refuse::<()>(&frame(1, &[])[..size], 1);
         assert!(
-            matches!(error, Error::ShortPacket { size: s, expected: 4 } if s == size),
+            matches!(error, Error::ShortPacket { size: s, expected: 8 } if s == size),
             "{error:?}"
         );
     }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{alone, memfd};
-use memlane_transport::{Error, Fd, FdRef, Link, MAX_BODY, MAX_DESCRIPTORS};
+use memlane_transport::{Error, Fd, FdRef, Limits, Link};
 
 fn goes_on(left: &Link, right: &Link) {
     assert!(matches!(right.try_recv::<()>(), Err(Error::WouldBlock)));
@@ -14,43 +14,41 @@ fn goes_on(left: &Link, right: &Link) {
 #[test]
 fn one_descriptor_too_many() {
     let _alone = alone();
-    let (left, right) = Link::pair().unwrap();
     let file = memfd();
-    let error = left
-        .send(&vec![FdRef::new(&file); MAX_DESCRIPTORS + 1])
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::TooManyDescriptors {
-                count: 254,
-                limit: 253
-            }
-        ),
-        "{error}"
-    );
-    assert!(!error.ends_link());
-    goes_on(&left, &right);
-    left.send(&vec![FdRef::new(&file); MAX_DESCRIPTORS])
-        .unwrap();
-    assert_eq!(right.recv::<Vec<Fd>>().unwrap().len(), MAX_DESCRIPTORS);
+    for limit in [0, 1, 253, 254, 1024] {
+        let (left, right) = Link::pair().unwrap();
+        let left = left.with_limits(Limits::new().descriptors(limit));
+        let error = left.send(&vec![FdRef::new(&file); limit + 1]).unwrap_err();
+        assert!(
+            matches!(error, Error::TooManyDescriptors { count, limit: l } if count == limit + 1 && l == limit),
+            "{error}"
+        );
+        assert!(!error.ends_link());
+        goes_on(&left, &right);
+        left.send(&vec![FdRef::new(&file); limit]).unwrap();
+        assert_eq!(right.recv::<Vec<Fd>>().unwrap().len(), limit);
+    }
 }
 
 #[test]
 fn one_byte_too_many() {
     let _alone = alone();
-    let (left, right) = Link::pair().unwrap();
-    // Three bytes for the length.
-    let most = "x".repeat(MAX_BODY - 3);
-    left.send(&most).unwrap();
-    assert_eq!(right.recv::<String>().unwrap(), most);
+    for limit in [1000, 16 << 10, 100_000] {
+        let (left, right) = Link::pair().unwrap();
+        let left = left.with_limits(Limits::new().body(limit));
+        // A length from 2^16 on takes five bytes, a shorter one three.
+        let length = if limit > 1 << 16 { 5 } else { 3 };
+        let most = "x".repeat(limit - length);
+        left.send(&most).unwrap();
+        assert_eq!(right.recv::<String>().unwrap(), most);
 
-    let error = left.send(&"x".repeat(MAX_BODY - 2)).unwrap_err();
-    assert!(
-        matches!(error, Error::BodyTooLarge { size, limit: MAX_BODY } if size == MAX_BODY + 1),
-        "{error}"
-    );
-    goes_on(&left, &right);
+        let error = left.send(&"x".repeat(limit - length + 1)).unwrap_err();
+        assert!(
+            matches!(error, Error::BodyTooLarge { size, limit: l } if size == limit + 1 && l == limit),
+            "{error}"
+        );
+        goes_on(&left, &right);
+    }
 }
 
 #[test]

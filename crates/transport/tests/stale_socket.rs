@@ -152,7 +152,6 @@ fn is_not_one_that_some_process_has() {
         let error = Listener::bind(&address).unwrap_err();
         assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
         assert!(!remove_stale(&address).unwrap());
-        assert!(Link::connect(&address).is_err());
         assert!(is_socket(path));
     };
     let stream = UnixListener::bind(directory.join("stream")).unwrap();
@@ -165,6 +164,8 @@ fn is_not_one_that_some_process_has() {
 
     let _datagram = UnixDatagram::bind(directory.join("datagram")).unwrap();
     in_use(&directory.join("datagram"));
+    let error = Link::connect(&Address::path(directory.join("datagram")).unwrap()).unwrap_err();
+    assert!(matches!(error, Error::WrongSocket { .. }), "{error:?}");
 
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
     let silent = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();

@@ -27,8 +27,8 @@ use super::peer::Peer;
 use crate::{
     process_of,
     protocol::{
-        AnswerRef, DoorbellOffer, Greeting, Opening, PublisherDoorbellRef, Refusal, Rings, VERSION,
-        WelcomeRef,
+        AnswerRef, DoorbellOffer, Greeting, LIMITS, Opening, PublisherDoorbellRef, Refusal, Rings,
+        VERSION, WelcomeRef,
     },
 };
 
@@ -89,7 +89,7 @@ impl State {
 
 #[derive(Debug)]
 enum Connection {
-    Greeting(Greeter),
+    Greeting(Box<Greeter>),
     Joined {
         id: u64,
         peer: Arc<Peer>,
@@ -263,6 +263,7 @@ impl Control {
         process: Option<OwnedFd>,
     ) -> rustix::io::Result<()> {
         self.prune(state);
+        let link = link.with_limits(LIMITS);
         let source = state.next_source();
         self.watch(&link, source, EventFlags::IN | EventFlags::RDHUP)?;
         let opening = Opening { version: VERSION };
@@ -274,7 +275,9 @@ impl Control {
             since: Instant::now(),
             opened: false,
         };
-        state.links.insert(source, Connection::Greeting(greeter));
+        state
+            .links
+            .insert(source, Connection::Greeting(Box::new(greeter)));
         // Most clients have greeted by the time they are accepted.
         self.shake_hands(state, source);
         Ok(())
@@ -324,7 +327,7 @@ impl Control {
         // Deleted first, since a refused link is closed. Events of it that are on their way name a source that
         // is no more.
         let _ = epoll::delete(&*self.epoll, &greeter.link);
-        self.admit(state, greeting, greeter);
+        self.admit(state, greeting, *greeter);
     }
 
     /// Makes a greeted link a subscriber, or tells it why not.

@@ -20,7 +20,8 @@ use crate::{
     names::address_of,
     process_of,
     protocol::{
-        Answer, DoorbellOfferRef, GreetingRef, Opening, PublisherDoorbell, Rings, VERSION, Welcome,
+        Answer, DoorbellOfferRef, GreetingRef, LIMITS, Opening, PublisherDoorbell, Rings, VERSION,
+        Welcome,
     },
 };
 
@@ -123,7 +124,7 @@ impl<T: Trust> SubscriberBuilder<T> {
         let deadline = after(self.timeout);
         // Connected first: while the publisher wakes up for that, the rest is made (measured: 15 to 30 us sooner
         // than the other way round).
-        let link = Link::connect_with(address, self.access)?;
+        let link = Link::connect_with(address, self.access)?.with_limits(LIMITS);
         let prepared = Prepared::new(self.wait, T::TRUSTED)?;
         prepared.send(&link, deadline)?;
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
@@ -140,6 +141,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     ///
     /// As [`connect`](SubscriberBuilder::connect).
     pub fn over(self, link: Link) -> Result<Subscriber<T>, Error> {
+        let link = link.with_limits(LIMITS);
         let deadline = after(self.timeout);
         let prepared = Prepared::new(self.wait, T::TRUSTED)?;
         prepared.send(&link, deadline)?;

@@ -163,10 +163,18 @@ pub fn raw_send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
     assert_eq!(sent, bytes.len());
 }
 
-/// A frame: mark, version, number of descriptors, body.
+/// A packet without fields.
 pub fn frame(announced: u16, body: &[u8]) -> Vec<u8> {
+    packet(announced, &[], body)
+}
+
+/// A packet: mark, version, number of descriptors, lengths, fields, body.
+pub fn packet(announced: u16, fields: &[u8], body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![b'm', 1];
-    bytes.extend(announced.to_le_bytes());
+    for word in [announced, fields.len() as u16, body.len() as u16] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(fields);
     bytes.extend(body);
     bytes
 }

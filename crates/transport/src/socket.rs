@@ -1,0 +1,47 @@
+//! Types of sockets that a link can be.
+
+use std::os::fd::AsFd;
+
+use rustix::net::{AddressFamily, SocketType};
+
+use crate::sys;
+
+/// What a link is made of. Messages, limits and errors are the same on both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SocketKind {
+    /// SOCK_SEQPACKET: the kernel keeps packets whole and apart, one system call receives one.
+    #[default]
+    Packets,
+    /// SOCK_STREAM: for sockets that something else makes, which can often make no other. A message takes two system calls
+    /// to receive, and what is left of one that has begun must be [flushed](crate::Link::flush).
+    Stream,
+}
+
+impl SocketKind {
+    pub(crate) fn socket_type(self) -> SocketType {
+        match self {
+            SocketKind::Packets => SocketType::SEQPACKET,
+            SocketKind::Stream => SocketType::STREAM,
+        }
+    }
+}
+
+/// What kind `fd` is, or what it is instead. The kernel answers without asking the file's owner.
+pub(crate) fn kind(fd: impl AsFd) -> Result<SocketKind, String> {
+    match sys::socket_kind(fd) {
+        Some((AddressFamily::UNIX, SocketType::SEQPACKET)) => Ok(SocketKind::Packets),
+        Some((AddressFamily::UNIX, SocketType::STREAM)) => Ok(SocketKind::Stream),
+        Some((AddressFamily::UNIX, kind)) => {
+            Err(format!("a Unix socket of type {}", kind.as_raw()))
+        }
+        Some((family, _)) => Err(format!("a socket of family {}", family.as_raw())),
+        None => Err("no socket".to_owned()),
+    }
+}
+
+/// Device and inode: which socket it is. Never waits, as the socket is one's own.
+pub(crate) fn identity(socket: impl AsFd) -> Option<(u64, u64)> {
+    let stat = rustix::fs::fstat(socket).ok()?;
+    Some((stat.st_dev, stat.st_ino))
+}
