@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::activation::ActivationError;
 use crate::address::{Address, AddressError};
 use crate::codec::{DecodeError, EncodeError};
 
@@ -294,6 +295,9 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// What a service manager passed could not be taken.
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
     /// This process, or the system, has no descriptor numbers left; the connection stays in the backlog.
     #[error("no descriptor numbers are left to accept a connection; it waits in the backlog")]
     DescriptorLimit(#[source] io::Error),

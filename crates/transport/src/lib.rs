@@ -32,8 +32,10 @@
 //! |---|---|
 //! | [`frame`] | the bytes of a packet |
 //! | [`codec`] | values to bytes and back, with limits |
+//! | [`activation`] | sockets passed by a service manager |
 #![deny(unsafe_code)]
 
+pub mod activation;
 mod address;
 pub mod codec;
 mod connect;

@@ -5,6 +5,8 @@
 //! * SO_PEERCRED: a peer of another pid namespace has pid 0, which `rustix::net::UCred` (a non-zero pid) cannot hold.
 //! * SO_PEERPIDFD: unknown to rustix and libc.
 
+pub(crate) mod activation;
+
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
