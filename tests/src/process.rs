@@ -193,7 +193,9 @@ pub fn play(roles: &[(&str, Part)]) {
     let _watchdog = Watchdog::start(name.clone());
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let role = Role {
-        link: Link::from_fd(stdin.expect("standard input")).expect("a link as standard input"),
+        link: Link::from_fd(stdin.expect("standard input"))
+            .expect("a link as standard input")
+            .adopting(),
     };
     let (_, part) = roles
         .iter()

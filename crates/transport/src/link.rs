@@ -51,7 +51,8 @@ use outbox::Outbox;
 /// # A link ends on the first broken rule
 /// When a packet breaks the protocol ([`Error::ends_link`]), everything it brought is closed, the socket is shut down in
 /// both directions, and every later call returns [`Error::Ended`] with the reason. Packets that were queued behind it are
-/// discarded when the link is dropped.
+/// discarded when the link is dropped. The same happens when the kernel refuses a later packet of a message that has left
+/// in part (one of its descriptors is an io_uring, which cannot be passed: EINVAL).
 ///
 /// # Whom to receive from
 /// A holder of *this end's* socket can make a receive sleep in the kernel for ever, whatever the flags (THREATS C5b).
@@ -81,7 +82,7 @@ pub struct Link {
 enum End {
     /// The hang-up has been received.
     Disconnected,
-    /// A packet broke the protocol; its error as text.
+    /// A packet broke the protocol, or a message could not be sent to its end; the error as text.
     Broken(Arc<str>),
 }
 
@@ -213,7 +214,8 @@ impl Link {
     /// # Errors
     /// [`Error::BodyTooLarge`], [`Error::TooManyDescriptors`], [`Error::Encode`]: nothing was sent and the link goes on.
     /// [`Error::Disconnected`]: nobody will read it; what the peer had sent can still be received.
-    /// [`Error::Ended`], [`Error::Io`]; with EPERM the other end's socket takes no descriptors (SO_PASSRIGHTS, Linux 6.16).
+    /// [`Error::Ended`], [`Error::Io`]; with EPERM the other end's socket takes no descriptors (SO_PASSRIGHTS, Linux 6.16),
+    /// with EINVAL one of them cannot be passed (an io_uring), with EMSGSIZE the socket's send buffer was made too small.
     pub fn send<T: Serialize + ?Sized>(&self, value: &T) -> Result<(), Error> {
         self.send_within(value, Patience::Forever)
     }
@@ -420,7 +422,7 @@ impl Link {
                     return Err(Error::Disconnected);
                 }
             }
-            outbox::Stop::Failed(error) => return Err(error),
+            outbox::Stop::Failed(error) | outbox::Stop::Torn(error) => return Err(error),
         }
         Ok(())
     }
@@ -461,7 +463,7 @@ impl Link {
             }
             // What the peer had sent before is still there to be received.
             Ok(()) | Err(outbox::Stop::Failed(Error::Disconnected)) => PollFlags::IN,
-            Err(outbox::Stop::Failed(error)) => return Err(error),
+            Err(outbox::Stop::Failed(error) | outbox::Stop::Torn(error)) => return Err(error),
         };
         wait::ready(self.as_fd(), events, patience).map(drop)
     }
@@ -487,11 +489,15 @@ impl Link {
             error if error.ends_link() => End::Broken(describe(error).into()),
             _ => return error,
         };
+        self.finish(end);
+        error
+    }
+
+    fn finish(&self, end: End) {
         if self.end.set(end).is_ok() {
             // Fails when the peer is gone, which is as good.
             let _ = shutdown(&self.fd, Shutdown::Both);
         }
-        error
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -25,7 +25,10 @@ pub(crate) enum Stop {
     Full,
     /// Nothing will tell: try again after a while.
     Later,
+    /// The message, or the one before, cannot be sent.
     Failed(Error),
+    /// A message cannot be sent to its end, so that nothing can be sent behind it.
+    Torn(Error),
 }
 
 impl Outbox {
@@ -58,11 +61,11 @@ impl Outbox {
                 *message = Some(next);
                 Err(stop)
             }
-            Err(Stop::Failed(error)) => Err(Stop::Failed(error)),
-            Err(_) => {
+            Err(Stop::Full | Stop::Later) => {
                 self.begun = Some((next, progress));
                 Ok(())
             }
+            Err(Stop::Failed(error) | Stop::Torn(error)) => Err(Stop::Torn(error)),
         }
     }
 
@@ -73,9 +76,13 @@ impl Outbox {
         };
         match write(socket, message, progress) {
             Err(stop @ (Stop::Full | Stop::Later)) => Err(stop),
-            other => {
+            Ok(()) => {
                 self.begun = None;
-                other
+                Ok(())
+            }
+            Err(Stop::Failed(error) | Stop::Torn(error)) => {
+                self.begun = None;
+                Err(Stop::Torn(error))
             }
         }
     }
