@@ -1,5 +1,8 @@
 //! What the tests share: descriptors counted, children made of the test itself, a peer that speaks raw packets.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, unused_imports)]
+
+pub mod fuse;
+mod kinds;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,6 +17,8 @@ use std::time::{Duration, Instant};
 use memlane_transport::Link;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+pub use kinds::{Kinds, kinds};
 
 /// One test at a time in this process, and as many descriptors after it as before.
 pub fn alone() -> Alone {
@@ -103,6 +108,7 @@ pub fn parent() -> Link {
 }
 
 /// A child that is killed with the test.
+#[derive(Debug)]
 pub struct Reaped(pub Child);
 
 impl Reaped {
