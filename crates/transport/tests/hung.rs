@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use common::fuse::{Fuse, Request, op};
 use common::{
-    Reaped, alone, child, descriptors, frame, kinds, memfd, parent, raw_send, role, until,
+    Reaped, alone, child, descriptors, frame, kinds, memfd, packet, parent, raw_send, role, until,
 };
-use memlane_transport::{Error, Fd, Link, MAX_BODY, MAX_DISPOSERS, codec};
+use memlane_transport::frame::MAX_INLINE;
+use memlane_transport::{Error, EventFd, Fd, Link, MAX_DISPOSERS, MemoryFd, StreamFd, codec};
 use rustix::event::{PollFd, PollFlags, poll};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 #[test]
@@ -49,7 +51,7 @@ enum Answer {
 type Message = (String, Vec<Fd>, bool);
 
 fn body(fds: &[u16]) -> Vec<u8> {
-    codec::encode(&("ring", fds, true), MAX_BODY).unwrap()
+    codec::encode(&("ring", fds, true), MAX_INLINE).unwrap()
 }
 
 /// A service with a single thread.
@@ -224,7 +226,14 @@ fn in_packets_that_break_the_protocol() {
         return;
     };
     let not_a_bool = [b"\x04ring\x01\x00".as_slice(), &[9]].concat();
-    let cases: [(Vec<u8>, usize, &str); 12] = [
+    // The fields of docs/wire-format.md whose descriptor is the link's own: memory, receipt; and of a message in parts.
+    let memory = [&[2, 8][..], &100_u64.to_le_bytes()].concat();
+    let receipt = [3, 0];
+    let more = [&[1, 4][..], &1_u32.to_le_bytes()].concat();
+    let cases: [(Vec<u8>, usize, &str); 15] = [
+        (packet(1, &memory, &[]), 1, "WrongDescriptor {"),
+        (packet(1, &receipt, &body(&[])), 1, "NotAReceipt"),
+        (packet(1, &more, &[]), 1, "Parts {"),
         (
             frame(1, &body(&[])),
             1,
@@ -254,9 +263,9 @@ fn in_packets_that_break_the_protocol() {
         (frame(1, &not_a_bool), 1, "Decode {"),
         (frame(1, &[200, 1]), 1, "Decode {"),
         (Vec::new(), 1, "EmptyPacket { descriptors: 1 }"),
-        (vec![b'm', 1], 1, "ShortPacket { size: 2, expected: 4 }"),
+        (vec![b'm', 1], 1, "ShortPacket { size: 2, expected: 8 }"),
         (b"GET / HTTP/1.1".to_vec(), 1, "NotMemlane {"),
-        (frame(1, &vec![0; MAX_BODY + 1]), 1, "PacketTooLarge {"),
+        (frame(1, &vec![0; MAX_INLINE + 1]), 1, "PacketTooLarge {"),
     ];
     let mut sent = 0;
     for (packet, count, expected) in cases {
@@ -478,6 +487,40 @@ fn questions_that_no_file_answers_itself() {
     if let Some(fuse) = kinds.fuse() {
         assert_eq!(fuse.requests(), []);
     }
+}
+
+/// Typed descriptors (A20, A21): each type takes its own kind and no other.
+#[test]
+fn every_kind_in_place_of_another() {
+    let _alone = alone();
+    let kinds = kinds();
+    let index = codec::encode(&0_u16, MAX_INLINE).unwrap();
+    for (name, fd) in kinds.iter() {
+        for (taker, takes) in [
+            (
+                "sealed memfd",
+                receives::<MemoryFd> as fn(&OwnedFd, &[u8]) -> _,
+            ),
+            ("eventfd", receives::<EventFd>),
+            ("Unix stream socket", receives::<StreamFd>),
+        ] {
+            match takes(fd, &index) {
+                Ok(()) => assert_eq!(*name, taker),
+                Err(Error::WrongDescriptor { .. }) => assert_ne!(*name, taker),
+                Err(error) => panic!("{name}: {error:?}"),
+            }
+        }
+    }
+    if let Some(fuse) = kinds.fuse() {
+        until("the copies closed", || fuse.requests().len() == 3);
+        only_closed_elsewhere(fuse, this_thread());
+    }
+}
+
+fn receives<T: DeserializeOwned>(fd: &OwnedFd, body: &[u8]) -> Result<(), Error> {
+    let (link, hostile) = Link::pair().unwrap();
+    raw_send(&hostile, &frame(1, body), &[fd.as_fd()]);
+    link.recv::<T>().map(drop)
 }
 
 /// A copy of each kind, refused or received and dropped.
