@@ -47,7 +47,7 @@ pub use error::{
 };
 pub use memlane_region::ring::Corrupt;
 pub use memlane_signaling::WaitPolicy;
-pub use memlane_transport::{Access, Address, Link};
+pub use memlane_transport::{Access, Address, Link, Peer};
 pub use names::address_of;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
 pub use subscriber::{

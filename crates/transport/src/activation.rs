@@ -53,10 +53,10 @@ use std::str::FromStr;
 
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
+use crate::access::Access;
 use crate::error::Error;
 use crate::link::Link;
 use crate::listener::Listener;
-use crate::peer::Access;
 use crate::sys;
 
 /// PID_FS_MAGIC (linux/magic.h), Linux 6.9.
@@ -161,7 +161,7 @@ impl Listener {
     /// descriptor is no listener, all of them being closed then. A service that gets other things, too, sorts them out
     /// with [`activation::take`](take).
     pub fn activated(access: Access) -> Result<Vec<(String, Listener)>, Error> {
-        adopt(|fd| Listener::from_fd(fd, access))
+        adopt(|fd| Listener::from_fd(fd, access.clone()))
     }
 }
 

@@ -8,10 +8,10 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, socket_with};
 
+use crate::access::Access;
 use crate::address::Address;
 use crate::error::Error;
 use crate::link::Link;
-use crate::peer::Access;
 use crate::socket::SocketKind;
 use crate::socket_file::{Found, LOCK_TIMEOUT, SocketFile, not_a_socket};
 use crate::wait::Patience;

@@ -5,15 +5,18 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::access::{Admitted, describe};
 use crate::activation::ActivationError;
 use crate::address::{Address, AddressError};
 use crate::codec::{DecodeError, EncodeError};
+use crate::peer::Credentials;
+use crate::process::Refusal;
 
 /// What can go wrong on a link or a listener.
 ///
 /// Four groups share the type: outcomes a caller expects ([`WouldBlock`], [`TimedOut`], [`Disconnected`]), mistakes of
 /// the sender found before anything was sent, packets that break the protocol (they end the link, see
-/// [`ends_link`](Error::ends_link)), and what happens around addresses. Everything else is [`Io`].
+/// [`ends_link`](Error::ends_link)), and what happens around addresses and other processes. Everything else is [`Io`].
 ///
 /// [`WouldBlock`]: Error::WouldBlock
 /// [`TimedOut`]: Error::TimedOut
@@ -279,11 +282,13 @@ pub enum Error {
         /// The directory.
         directory: PathBuf,
     },
-    /// The process at the other end runs as a user the access rule does not admit.
-    #[error("the other end runs as uid {uid}, {expected} is required")]
+    /// The process at the other end is not one that the access rule admits.
+    #[error("the other end is {}; {expected}", describe(found, groups))]
     AccessDenied {
-        /// Its uid.
-        uid: u32,
+        /// Who it is.
+        found: Credentials,
+        /// Its supplementary groups, where the rule had to ask for them.
+        groups: Box<[u32]>,
         /// Whom the rule admits.
         expected: Admitted,
     },
@@ -298,9 +303,40 @@ pub enum Error {
     /// What a service manager passed could not be taken.
     #[error(transparent)]
     Activation(#[from] ActivationError),
-    /// This process, or the system, has no descriptor numbers left; the connection stays in the backlog.
-    #[error("no descriptor numbers are left to accept a connection; it waits in the backlog")]
+    /// This process (RLIMIT_NOFILE), or the system, has no descriptor numbers left. A connection that was to be accepted stays
+    /// in the backlog.
+    #[error("no descriptor numbers are left; nothing was accepted or taken")]
     DescriptorLimit(#[source] io::Error),
+
+    /// The kernel does not let this process at another one's descriptors.
+    #[error(transparent)]
+    NotPermitted(Box<Refusal>),
+    /// The other process has no descriptor of that number.
+    #[error("descriptor {number} is not open in the other process")]
+    NotOpen {
+        /// The number.
+        number: i32,
+    },
+    /// The other process has ended, or had before this process could get hold of it.
+    #[error("the other process has ended")]
+    ProcessEnded,
+    /// The other process has no number here: it lives in a pid namespace that is not visible from this one's, or the number
+    /// cannot be asked for (that takes Linux 6.13, or /proc).
+    #[error("the other process has no pid that this process knows, and kcmp takes pids")]
+    ProcessInvisible,
+    /// The descriptor that should name a process is not a pidfd.
+    #[error("the descriptor given for a process is not a pidfd")]
+    NotAPidfd,
+    /// The kernel lacks the system call, or a seccomp filter says it does.
+    #[error("{call} is not available here: it takes {needs}, and no seccomp filter that hides it")]
+    Unsupported {
+        /// The system call.
+        call: &'static str,
+        /// The kernel that has it.
+        needs: &'static str,
+        /// How the kernel answered.
+        source: io::Error,
+    },
     /// Any other failure of the operating system.
     #[error("{doing} failed")]
     Io {
@@ -309,25 +345,6 @@ pub enum Error {
         /// How the kernel answered.
         source: io::Error,
     },
-}
-
-/// Whom an access rule admits, for [`Error::AccessDenied`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Admitted {
-    /// This uid.
-    Uid(u32),
-    /// This uid, or root.
-    UidOrRoot(u32),
-}
-
-impl std::fmt::Display for Admitted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Admitted::Uid(uid) => write!(f, "uid {uid}"),
-            Admitted::UidOrRoot(uid) => write!(f, "uid {uid} or root"),
-        }
-    }
 }
 
 impl Error {
@@ -403,7 +420,10 @@ impl From<Error> for io::Error {
             Error::NotRunning { .. } => io::ErrorKind::ConnectionRefused,
             Error::AddressInUse { .. } => io::ErrorKind::AddrInUse,
             Error::NotASocket { .. } => io::ErrorKind::AlreadyExists,
-            Error::AccessDenied { .. } => io::ErrorKind::PermissionDenied,
+            Error::AccessDenied { .. } | Error::NotPermitted(_) => io::ErrorKind::PermissionDenied,
+            Error::NotOpen { .. } | Error::ProcessEnded => io::ErrorKind::NotFound,
+            Error::NotAPidfd => io::ErrorKind::InvalidInput,
+            Error::ProcessInvisible | Error::Unsupported { .. } => io::ErrorKind::Unsupported,
             Error::Io { source, .. } | Error::DescriptorLimit(source) => source.kind(),
             _ => io::ErrorKind::InvalidData,
         };

@@ -35,6 +35,7 @@
 //! | [`activation`] | sockets passed by a service manager |
 #![deny(unsafe_code)]
 
+mod access;
 pub mod activation;
 mod address;
 pub mod codec;
@@ -51,6 +52,7 @@ mod listener;
 mod memory;
 mod message;
 mod peer;
+mod process;
 mod receipt;
 mod socket;
 mod socket_file;
@@ -61,14 +63,16 @@ mod wait;
 
 use std::time::Duration;
 
+pub use access::{Access, Admitted};
 pub use address::{Address, AddressError, MAX_NAME};
 pub use dispose::{MAX_DISPOSERS, dispose};
-pub use error::{Admitted, Error};
+pub use error::Error;
 pub use fd::{Fd, FdRef};
 pub use limits::Limits;
 pub use link::Link;
 pub use listener::Listener;
-pub use peer::{Access, Credentials, Peer};
+pub use peer::{Credentials, Peer};
+pub use process::{Obstacle, Refusal, same_description, same_description_in, take_descriptor};
 pub use receipt::Receipt;
 pub use socket::SocketKind;
 pub use socket_file::remove_stale;
@@ -86,6 +90,7 @@ const _: () = {
     shared::<Link>();
     shared::<Listener>();
     shared::<Peer>();
+    shared::<Access>();
     shared::<Fd>();
     shared::<FdRef<'static>>();
     shared::<Error>();

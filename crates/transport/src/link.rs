@@ -177,9 +177,9 @@ impl Link {
     pub fn with_limits(mut self, limits: Limits) -> Link {
         if limits.max_descriptors() == 0 {
             // What the kernel does not know, the receiver checks.
-            let _ = sys::pass_rights(self.fd.as_fd(), false);
+            let _ = sys::identity::set_pass_rights(self.fd.as_fd(), false);
         } else if self.limits.max_descriptors() == 0 {
-            let _ = sys::pass_rights(self.fd.as_fd(), true);
+            let _ = sys::identity::set_pass_rights(self.fd.as_fd(), true);
         }
         self.limits = limits;
         self

@@ -15,12 +15,12 @@ use rustix::net::{
 };
 use rustix::net::{socket_with, sockopt};
 
+use crate::access::Access;
 use crate::address::Address;
 use crate::dispose::dispose;
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::link::Link;
-use crate::peer::Access;
 use crate::socket::{self, SocketKind};
 use crate::socket_file::{Found, Identity, LOCK_TIMEOUT, SocketFile, not_a_socket};
 use crate::sys;
@@ -31,8 +31,8 @@ const BACKLOG: i32 = 128;
 
 /// Links come in here.
 ///
-/// A path address is a socket file. It has mode 0600 from its first moment, whatever the umask; one left by a dead process
-/// is replaced; and it goes away with its listener, if it is still the listener's and the dropping process is the one that
+/// A path address is a socket file. It has mode 0600 from its first moment, whatever the umask, and is opened to others only
+/// for a [rule](Access) that may admit them; one left by a dead process is replaced; and it goes away with its listener, if it is still the listener's and the dropping process is the one that
 /// bound it (a forked child leaves it alone). After a SIGKILL it stays, until the next bind or connect at the address
 /// notices. Directories are locked with flock(2) for these steps, so put sockets in one that others cannot open:
 /// `$XDG_RUNTIME_DIR`, not `/tmp`.
@@ -100,7 +100,7 @@ impl Listener {
         let fd = socket_with(AddressFamily::UNIX, kind.socket_type(), flags, None)
             .map_err(|error| Error::io("making a socket", error))?;
         let file = match address {
-            Address::Path(path) => Some(bind_file(&fd, path, &target, access)?),
+            Address::Path(path) => Some(bind_file(&fd, path, &target, &access)?),
             Address::Abstract(_) => {
                 bind(&fd, &target).map_err(|error| refused(address, error))?;
                 start(&fd)?;
@@ -122,7 +122,7 @@ impl Listener {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Listener {
         // What the kernel does not know, the receiver checks.
-        let _ = sys::pass_rights(self.fd.as_fd(), limits.max_descriptors() > 0);
+        let _ = sys::identity::set_pass_rights(self.fd.as_fd(), limits.max_descriptors() > 0);
         self.limits = limits;
         self
     }
@@ -176,11 +176,13 @@ impl Listener {
     /// # Errors
     /// None of these ends the listener:
     /// - [`Error::AccessDenied`]: a client came that the access rule does not admit; it has been hung up on. Accept again.
+    ///   A closure that panics has not admitted it.
     /// - [`Error::DescriptorLimit`]: this process or the system is out of descriptor numbers. The client waits in the
     ///   backlog and the listener stays readable, so free some or wait before accepting again, or the loop spins. (The
     ///   listener keeps no spare descriptor for this: hanging up on clients that could be served a moment later is the
     ///   caller's decision.)
-    /// - [`Error::Io`].
+    /// - [`Error::Io`]; while "asking who the peer is" (a closure is shown a pidfd, which takes a second descriptor number)
+    ///   the client has been hung up on.
     pub fn accept(&self) -> Result<Link, Error> {
         self.accept_within(Patience::Forever)
     }
@@ -232,7 +234,7 @@ fn bind_file(
     fd: &OwnedFd,
     path: &PathBuf,
     target: &SocketAddrUnix,
-    access: Access,
+    access: &Access,
 ) -> Result<OwnFile, Error> {
     let address = || Address::Path(path.clone());
     let absolute = std::path::absolute(path)
@@ -266,7 +268,7 @@ fn bind_file(
     };
     let ready = match access {
         Access::SameUser => Ok(()),
-        Access::Anyone => file.open_to(Mode::from_raw_mode(0o666)),
+        _ => file.open_to(Mode::from_raw_mode(0o666)),
     };
     if let Err(error) = ready.and_then(|()| start(fd)) {
         let _ = file.remove(identity);

@@ -1,13 +1,17 @@
 //! Who is at the other end of a link.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::error::{Admitted, Error};
-use crate::sys;
+use crate::error::Error;
+use crate::fd::Fd;
+use crate::process;
+use crate::sys::identity;
 
 /// The user and process that the kernel noted when a link was made (SO_PEERCRED).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +27,7 @@ pub struct Credentials {
 
 impl Credentials {
     pub(crate) fn of(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
-        let found = sys::peer_credentials(socket)?;
+        let found = identity::peer_credentials(socket)?;
         let pid = u32::try_from(found.pid).ok().filter(|pid| *pid != 0);
         Ok(Credentials {
             pid,
@@ -42,18 +46,23 @@ impl Credentials {
 /// the process that opened the connection, which answers for whomever it gives it to; and the pidfd tells that *that*
 /// process ended, while the link itself may live on elsewhere.
 ///
+/// Uid, gid, groups and label are those of *that moment*: a process that has changed them since, or executed another
+/// program, still shows as it was. The pid and the pidfd are those of the process as it is now.
+///
 /// A pid can be reused once its process is gone; the pidfd cannot. It is close-on-exec, readable (poll(2)) when the process
 /// has ended, and there is one per `Peer`.
 #[derive(Debug)]
 pub struct Peer {
     credentials: Credentials,
+    groups: Box<[u32]>,
+    label: Option<OsString>,
     pidfd: Option<OwnedFd>,
 }
 
 impl Peer {
     pub(crate) fn of(socket: BorrowedFd<'_>) -> io::Result<Peer> {
         let credentials = Credentials::of(socket)?;
-        let pidfd = match sys::peer_pidfd(socket) {
+        let pidfd = match identity::peer_pidfd(socket) {
             Ok(pidfd) => Some(pidfd),
             Err(error) => match Errno::from_io_error(&error) {
                 // Before Linux 6.5. The pid is of the time of the connection: it may have been reused since.
@@ -63,7 +72,12 @@ impl Peer {
                 _ => return Err(error),
             },
         };
-        Ok(Peer { credentials, pidfd })
+        Ok(Peer {
+            credentials,
+            groups: identity::peer_groups(socket)?,
+            label: identity::peer_label(socket)?.map(OsString::from_vec),
+            pidfd,
+        })
     }
 
     /// Pid, uid and gid.
@@ -90,6 +104,22 @@ impl Peer {
         self.credentials.gid
     }
 
+    /// Its supplementary groups (SO_PEERGROUPS), as the kernel orders them; with or without the effective one. Empty on
+    /// kernels that do not tell (before 4.13).
+    #[must_use]
+    #[doc(alias = "SO_PEERGROUPS")]
+    pub fn groups(&self) -> &[u32] {
+        &self.groups
+    }
+
+    /// What the security module calls it (SO_PEERSEC): an SELinux context, an AppArmor profile, a Smack label. `None` where no
+    /// module labels sockets.
+    #[must_use]
+    #[doc(alias = "SO_PEERSEC")]
+    pub fn label(&self) -> Option<&OsStr> {
+        self.label.as_deref()
+    }
+
     /// The pidfd, `None` if the process was gone and reaped already.
     #[must_use]
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
@@ -101,6 +131,32 @@ impl Peer {
     pub fn into_pidfd(self) -> Option<OwnedFd> {
         self.pidfd
     }
+
+    pub(crate) fn into_groups(self) -> Box<[u32]> {
+        self.groups
+    }
+
+    /// A copy of the descriptor that the process has as `number` now: [`take_descriptor`](crate::take_descriptor). A number
+    /// that the process told of names whatever it has there when this is called; the copy may be of any kind.
+    ///
+    /// # Errors
+    /// As [`take_descriptor`](crate::take_descriptor); [`Error::ProcessEnded`] also when there is no pidfd.
+    #[doc(alias = "pidfd_getfd")]
+    pub fn take_descriptor(&self, number: RawFd) -> Result<Fd, Error> {
+        process::take_descriptor(self.pidfd().ok_or(Error::ProcessEnded)?, number)
+    }
+
+    /// Whether `own` is the open file description that the process has as `number` now:
+    /// [`same_description_in`](crate::same_description_in).
+    ///
+    /// # Errors
+    /// As [`same_description_in`](crate::same_description_in); [`Error::ProcessEnded`] also when there is no pidfd.
+    #[doc(alias = "kcmp")]
+    pub fn same_description(&self, number: RawFd, own: impl AsFd) -> Result<bool, Error> {
+        let pidfd = self.pidfd().ok_or(Error::ProcessEnded)?;
+        let pid = self.pid().ok_or(Error::ProcessInvisible)?;
+        process::compare(pidfd, pid, number, own.as_fd())
+    }
 }
 
 fn by_pid(pid: Option<u32>) -> io::Result<Option<OwnedFd>> {
@@ -111,55 +167,6 @@ fn by_pid(pid: Option<u32>) -> io::Result<Option<OwnedFd>> {
         Ok(pidfd) => Ok(Some(pidfd)),
         Err(Errno::SRCH | Errno::NOSYS) => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Whom to talk to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Access {
-    /// Processes with this process's effective uid. A connecting side admits a server of root, too: root needs no name to
-    /// get at this process.
-    #[default]
-    SameUser,
-    /// Any process that can reach the address. A socket file is then made with mode 0666.
-    Anyone,
-}
-
-impl Access {
-    /// Decides about a client.
-    pub(crate) fn admit_client(self, socket: BorrowedFd<'_>) -> Result<(), Error> {
-        let own = geteuid().as_raw();
-        self.admit(socket, Admitted::Uid(own), |uid| uid == own)
-    }
-
-    /// Decides about a server.
-    pub(crate) fn admit_server(self, socket: BorrowedFd<'_>) -> Result<(), Error> {
-        let own = geteuid().as_raw();
-        self.admit(socket, Admitted::UidOrRoot(own), |uid| {
-            uid == own || uid == 0
-        })
-    }
-
-    fn admit(
-        self,
-        socket: BorrowedFd<'_>,
-        expected: Admitted,
-        rule: impl Fn(u32) -> bool,
-    ) -> Result<(), Error> {
-        if self == Access::Anyone {
-            return Ok(());
-        }
-        let found = Credentials::of(socket)
-            .map_err(|source| Error::io("asking who the peer is", source))?;
-        if rule(found.uid) {
-            Ok(())
-        } else {
-            Err(Error::AccessDenied {
-                uid: found.uid,
-                expected,
-            })
-        }
     }
 }
 

@@ -2,26 +2,22 @@
 //!
 //! * recvmsg(2): its control buffer is walked by [`control`](crate::control), which see for why.
 //! * sendmsg(2): takes descriptor numbers, because the message that owns the descriptors has been encoded by then.
-//! * SO_PEERCRED: a peer of another pid namespace has pid 0, which `rustix::net::UCred` (a non-zero pid) cannot hold.
-//! * SO_PEERPIDFD: unknown to rustix and libc.
+//! * [`identity`]: what the kernel tells of a socket's peer.
+//! * [`process`]: pidfd information, and comparing open file descriptions.
 
 pub(crate) mod activation;
+pub(crate) mod identity;
+pub(crate) mod process;
 
 use std::io;
-use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::{ptr, slice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::slice;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::control;
 use crate::frame::{MAX_PACKET, Piece};
-
-/// asm-generic/socket.h, Linux 6.5.
-#[cfg(not(any(target_arch = "sparc", target_arch = "sparc64")))]
-const SO_PEERPIDFD: libc::c_int = 77;
-#[cfg(any(target_arch = "sparc", target_arch = "sparc64"))]
-const SO_PEERPIDFD: libc::c_int = 0x0056;
 
 /// Room for the largest packet and one byte more, so that a larger one is seen to be larger. Uninitialised: 16 KiB of zeros
 /// would cost more than the system call.
@@ -149,79 +145,4 @@ pub(crate) fn unreceived(socket: BorrowedFd<'_>) -> io::Result<usize> {
 pub(crate) fn socket_kind(fd: impl AsFd) -> Option<(AddressFamily, SocketType)> {
     let domain = sockopt::socket_domain(&fd).ok()?;
     Some((domain, sockopt::socket_type(&fd).ok()?))
-}
-
-/// SO_PEERCRED.
-pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
-    let mut credentials = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
-    // SAFETY: ucred is plain data, any bytes are one.
-    unsafe { socket_option(socket, libc::SO_PEERCRED, &mut credentials)? };
-    Ok(credentials)
-}
-
-/// SO_PEERPIDFD. The kernel makes pidfds close-on-exec (pidfd_open(2)).
-pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let mut fd: RawFd = -1;
-    // SAFETY: any bytes are an integer.
-    unsafe { socket_option(socket, SO_PEERPIDFD, &mut fd)? };
-    if fd < 0 {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
-    // SAFETY: the kernel has just installed this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// # Safety
-/// `T` must be valid for any bytes.
-unsafe fn socket_option<T>(
-    socket: BorrowedFd<'_>,
-    option: libc::c_int,
-    value: &mut T,
-) -> io::Result<()> {
-    let mut length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `value`, which any bytes suit.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            ptr::from_mut(value).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// asm-generic/socket.h, Linux 6.16.
-const SO_PASSRIGHTS: libc::c_int = 83;
-
-/// SO_PASSRIGHTS: whether the peer may send descriptors to this socket. `false` where the kernel does not know it.
-pub(crate) fn pass_rights(socket: BorrowedFd<'_>, pass: bool) -> io::Result<bool> {
-    let value = libc::c_int::from(pass);
-    // SAFETY: the kernel reads one int.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_PASSRIGHTS,
-            (&raw const value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        return Ok(true);
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::ENOPROTOOPT) => Ok(false),
-        _ => Err(error),
-    }
 }

@@ -17,7 +17,13 @@ fn its_mode_does_not_depend_on_the_umask() {
         let directory: std::path::PathBuf = link.recv().unwrap();
         for mask in [0o000, 0o022, 0o077] {
             rustix::process::umask(Mode::from_raw_mode(mask));
-            for (access, mode) in [(Access::SameUser, 0o600), (Access::Anyone, 0o666)] {
+            for (access, mode) in [
+                (Access::SameUser, 0o600),
+                (Access::Anyone, 0o666),
+                (Access::users([1000]), 0o666),
+                (Access::groups([1000]), 0o666),
+                (Access::when(|_| false), 0o666),
+            ] {
                 let path = directory.join("service");
                 let _listener =
                     Listener::bind_with(&Address::path(&path).unwrap(), access).unwrap();

@@ -95,7 +95,7 @@ impl PublisherBuilder {
     ///
     /// [`Error`]: the address is taken, or resources are short.
     pub fn bind_to(self, address: &Address) -> Result<Publisher, Error> {
-        let access = self.access;
+        let access = self.access.clone();
         // Made first: who connects finds everything ready.
         let publisher = self.unbound()?;
         let listener = Listener::bind_with(address, access)?;

@@ -124,7 +124,7 @@ impl<T: Trust> SubscriberBuilder<T> {
         let deadline = after(self.timeout);
         // Connected first: while the publisher wakes up for that, the rest is made (measured: 15 to 30 us sooner
         // than the other way round).
-        let link = Link::connect_with(address, self.access)?.with_limits(LIMITS);
+        let link = Link::connect_with(address, self.access.clone())?.with_limits(LIMITS);
         let prepared = Prepared::new(self.wait, T::TRUSTED)?;
         prepared.send(&link, deadline)?;
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;

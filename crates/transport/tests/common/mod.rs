@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memlane_transport::Link;
+use memlane_transport::{Link, Listener};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
@@ -150,6 +150,22 @@ impl Drop for Reaped {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Turns this process, all its threads, into one of another user and with these groups. It must be root.
+pub fn become_user(user: u32, groups: &[u32]) {
+    // SAFETY: plain calls; the pointer has as many groups as are said. The C library changes every thread.
+    let done = unsafe {
+        libc::setgroups(groups.len(), groups.as_ptr()) == 0
+            && libc::setresgid(user, user, user) == 0
+            && libc::setresuid(user, user, user) == 0
+    };
+    assert!(done, "{}", std::io::Error::last_os_error());
+}
+
+/// The next client; a child that failed before it connected is not waited for for ever.
+pub fn accept(listener: &Listener) -> Link {
+    listener.accept_timeout(Duration::from_secs(60)).unwrap()
 }
 
 /// Sends bytes and descriptors as they are.
