@@ -23,8 +23,9 @@ pub(crate) fn connect(address: &Address, access: Access, timeout: Duration) -> R
     for _ in 0..4 {
         match attempt(address, &target, kind, patience) {
             Ok(fd) => {
-                access.admit_server(fd.as_fd())?;
-                return Ok(Link::new(fd, kind));
+                let link = Link::new(fd, kind);
+                access.admit_server(link.as_fd())?;
+                return Ok(link);
             }
             // The service listens with a socket of the other type.
             Err(Attempt::Refused(Errno::PROTOTYPE)) if kind == SocketKind::Packets => {

@@ -1,55 +1,74 @@
-//! Closing descriptors whose kind nobody has checked.
+//! Closing descriptors that can make close(2) wait.
 //!
 //! close(2) on a file of a hostile or dead FUSE or NFS server sleeps until that server answers, and not even SIGKILL ends the
-//! sleep (THREATS A18). A descriptor that a peer sent and this process refuses is such a file until proven otherwise, so it
-//! is not closed on the thread that refused it.
+//! sleep (THREATS A18). A TCP socket whose peer takes nothing waits as long as SO_LINGER says, which is up to whoever set it
+//! (socket(7)); and closing a *Unix* socket closes what is unread in its queue, where such a socket can be, sent by the
+//! other end. So what came from a peer, and what a peer can send to, is not closed on the thread that is done with it.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
-use rustix::net::AddressFamily;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, sockopt};
 
 /// Threads that close at the same time.
 pub const MAX_DISPOSERS: usize = 16;
 
-/// Closes `fd` without ever waiting for a file system.
+/// How long a thread waits for more to close.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// Closes `fd` without ever waiting for a file system or a network.
 ///
-/// Shared memory (F_GET_SEALS answers) and Unix sockets are closed at once: neither can hang, and both questions are
-/// answered by the kernel without asking the file's owner. Anything else is closed by one of at most [`MAX_DISPOSERS`]
-/// threads that live as long as there is something to close.
+/// Shared memory (F_GET_SEALS answers) is closed at once: it cannot hang, and the kernel answers without asking the file's
+/// owner. Anything else is closed by one of at most [`MAX_DISPOSERS`] threads, which end when there has been nothing to
+/// close for 200 ms. [`Link`](crate::Link)s, [`Receipt`](crate::Receipt)s and received [`Fd`](crate::Fd)s do this when they are dropped: the other end of a
+/// link learns of it some microseconds later.
 ///
-/// When all of them hang, further descriptors wait in a queue and count against RLIMIT_NOFILE: a peer can fill the limit only
-/// by breaking a link for each refused message, so limit how often one peer may reconnect. When no thread can be started,
-/// descriptors wait until the next call. What still hangs when the process exits hangs the exit: keep peers that can serve
-/// FUSE files (`/dev/fuse`, user namespaces) out of a trusted process's listener.
+/// When all of them hang, Unix sockets without anything unread are closed at once after all, and further descriptors wait in
+/// a queue and count against RLIMIT_NOFILE. A peer gets there only by breaking or leaving a link for each, so limit how often one
+/// may reconnect; a link that takes no descriptors at all ([`Limits::descriptors`](crate::Limits::descriptors)) cannot be used for it
+/// from Linux 6.16 on. When no thread can be started, descriptors wait until the next call.
+///
+/// What still hangs when the process exits hangs the exit, and the execve(2) of a forked child, which closes its copies: keep
+/// peers that can serve FUSE files (`/dev/fuse`, user namespaces) out of a trusted process's listener. A fork that does not
+/// exec may inherit what waits to be closed.
 pub fn dispose(fd: OwnedFd) {
-    if is_harmless(&fd) {
+    if rustix::fs::fcntl_get_seals(&fd).is_ok() {
         drop(fd);
-        return;
-    }
-    let mut disposer = disposer();
-    disposer.queue.push_back(fd);
-    // A thread takes one descriptor at a time: those that wait need a thread each, as the ones being closed may never end.
-    if disposer.threads < MAX_DISPOSERS {
-        let spawned = thread::Builder::new()
-            .name("memlane-dispose".to_owned())
-            .stack_size(128 << 10)
-            .spawn(close_all);
-        disposer.threads += usize::from(spawned.is_ok());
+    } else {
+        enqueue(Closing { fd, done: None });
     }
 }
 
-fn is_harmless(fd: &OwnedFd) -> bool {
-    rustix::fs::fcntl_get_seals(fd).is_ok()
-        || rustix::net::sockopt::socket_domain(fd.as_fd())
-            .is_ok_and(|domain| domain == AddressFamily::UNIX)
+/// [`dispose`], but returns only when it is closed, or after `timeout`, or when all the threads hang.
+pub(crate) fn dispose_within(fd: OwnedFd, timeout: Duration) {
+    let (done, closed) = mpsc::sync_channel(0);
+    let begun = enqueue(Closing {
+        fd,
+        done: Some(done),
+    });
+    if begun {
+        // Nothing is ever sent: the channel is closed with the descriptor.
+        let _: Result<(), RecvTimeoutError> = closed.recv_timeout(timeout);
+    }
+}
+
+struct Closing {
+    /// Closed first: fields are dropped in this order.
+    fd: OwnedFd,
+    #[allow(dead_code, reason = "dropped to say that the descriptor is closed")]
+    done: Option<SyncSender<()>>,
 }
 
 struct Disposer {
-    queue: VecDeque<OwnedFd>,
+    queue: VecDeque<Closing>,
     threads: usize,
+    /// Those of them that wait for something to close, or have been told of it.
+    idle: usize,
     /// The process that `threads` are counted in: a forked child has none of its parent's.
     process: u32,
 }
@@ -57,8 +76,10 @@ struct Disposer {
 static DISPOSER: Mutex<Disposer> = Mutex::new(Disposer {
     queue: VecDeque::new(),
     threads: 0,
+    idle: 0,
     process: 0,
 });
+static MORE: Condvar = Condvar::new();
 
 fn disposer() -> MutexGuard<'static, Disposer> {
     let mut disposer = DISPOSER.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,18 +87,69 @@ fn disposer() -> MutexGuard<'static, Disposer> {
     if disposer.process != process {
         disposer.process = process;
         disposer.threads = 0;
+        disposer.idle = 0;
     }
     disposer
 }
 
+/// Whether a thread closes it now.
+fn enqueue(closing: Closing) -> bool {
+    let mut disposer = disposer();
+    // A thread takes one descriptor at a time: those that wait need a thread each, as the ones being closed may never end.
+    if disposer.queue.len() < disposer.idle {
+        disposer.queue.push_back(closing);
+        MORE.notify_one();
+        return true;
+    }
+    if disposer.threads < MAX_DISPOSERS {
+        disposer.queue.push_back(closing);
+        let spawned = thread::Builder::new()
+            .name("memlane-dispose".to_owned())
+            .stack_size(128 << 10)
+            .spawn(close_all);
+        disposer.threads += usize::from(spawned.is_ok());
+        return spawned.is_ok();
+    }
+    if has_nothing_unread(closing.fd.as_fd()) {
+        // It could get something in this moment; but then its peer would have had to fill all the threads before.
+        drop(disposer);
+        drop(closing);
+    } else {
+        disposer.queue.push_back(closing);
+    }
+    false
+}
+
+/// Whether it is a Unix socket with an empty queue.
+fn has_nothing_unread(fd: BorrowedFd<'_>) -> bool {
+    // Asked first: to poll a file of unknown kind can hang.
+    if sockopt::socket_domain(fd) != Ok(AddressFamily::UNIX) {
+        return false;
+    }
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())) == Ok(0)
+}
+
 fn close_all() {
+    let mut disposer = disposer();
     loop {
-        let mut disposer = disposer();
-        let Some(fd) = disposer.queue.pop_front() else {
+        if let Some(closing) = disposer.queue.pop_front() {
+            drop(disposer);
+            // A socket's own lingering ends here; that of one in its queue cannot be reached. Nothing but a socket is entered.
+            let _ = sockopt::set_socket_linger(&closing.fd, None);
+            drop(closing);
+            disposer = self::disposer();
+            continue;
+        }
+        disposer.idle += 1;
+        let (woken, waited) = MORE
+            .wait_timeout(disposer, IDLE)
+            .unwrap_or_else(PoisonError::into_inner);
+        disposer = woken;
+        disposer.idle -= 1;
+        if waited.timed_out() && disposer.queue.is_empty() {
             disposer.threads -= 1;
             return;
-        };
-        drop(disposer);
-        drop(fd);
+        }
     }
 }

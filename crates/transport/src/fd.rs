@@ -8,11 +8,12 @@ mod scope;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
-use crate::dispose::dispose;
+use crate::dispose::{dispose, dispose_within};
 
 pub(crate) use scope::{
     Adoption, Fault, Incoming, Lent, adoption, fault, note_link, receiving, sending,
@@ -76,12 +77,25 @@ enum Inner {
     Received(OwnedFd),
     /// Of a kind that close(2) does not wait for.
     Checked(OwnedFd),
+    /// A socket that a peer can send to.
+    Socket(OwnedFd),
 }
+
+/// How long dropping a socket waits for another thread to close it. That takes some 20 us, unless the peer has sent what
+/// makes it wait; then it goes on without this thread.
+const CLOSING: Duration = Duration::from_millis(50);
 
 impl Fd {
     pub(crate) fn received(fd: OwnedFd) -> Fd {
         Fd {
             fd: Some(Inner::Received(fd)),
+        }
+    }
+
+    /// A socket of this process's own: when dropping it returns, its peer knows, and its name is free.
+    pub(crate) fn socket(fd: OwnedFd) -> Fd {
+        Fd {
+            fd: Some(Inner::Socket(fd)),
         }
     }
 
@@ -115,7 +129,7 @@ impl From<OwnedFd> for Fd {
 impl From<Fd> for OwnedFd {
     fn from(mut fd: Fd) -> OwnedFd {
         match fd.fd.take().expect("an Fd is taken apart once") {
-            Inner::Received(fd) | Inner::Checked(fd) => fd,
+            Inner::Received(fd) | Inner::Checked(fd) | Inner::Socket(fd) => fd,
             Inner::Local(shared) => Arc::try_unwrap(shared).unwrap_or_else(|shared| {
                 shared
                     .try_clone()
@@ -129,7 +143,7 @@ impl AsFd for Fd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self.inner() {
             Inner::Local(fd) => fd.as_fd(),
-            Inner::Received(fd) | Inner::Checked(fd) => fd.as_fd(),
+            Inner::Received(fd) | Inner::Checked(fd) | Inner::Socket(fd) => fd.as_fd(),
         }
     }
 }
@@ -146,6 +160,7 @@ impl Drop for Fd {
     fn drop(&mut self) {
         match self.fd.take() {
             Some(Inner::Received(fd)) => dispose(fd),
+            Some(Inner::Socket(fd)) => dispose_within(fd, CLOSING),
             Some(Inner::Local(_) | Inner::Checked(_)) | None => {}
         }
     }
@@ -187,7 +202,7 @@ impl Serialize for Fd {
             Inner::Received(fd) => scope::lend(serializer, || {
                 Ok(Lent::Unknown(Fd::received(fd.try_clone()?)))
             }),
-            Inner::Checked(fd) => FdRef::new(fd).serialize(serializer),
+            Inner::Checked(fd) | Inner::Socket(fd) => FdRef::new(fd).serialize(serializer),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::address::Address;
 use crate::connect;
 use crate::dispose::dispose;
 use crate::error::Error;
-use crate::fd::Adoption;
+use crate::fd::{Adoption, Fd};
 use crate::limits::Limits;
 use crate::message::{Outgoing, Received};
 use crate::peer::{Credentials, Peer};
@@ -68,8 +68,12 @@ use outbox::Outbox;
 /// assert_eq!((what.as_str(), number), ("frame", 7));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # Dropping
+/// The socket is closed on another thread (see [`dispose`]), since the peer can have sent what makes close(2) wait for days;
+/// dropping waits for that for at most 50 ms. It is closed within some 20 us otherwise. [`into_fd`](Link::into_fd) leaves closing to the caller.
 pub struct Link {
-    fd: OwnedFd,
+    fd: Fd,
     limits: Limits,
     adoption: Adoption,
     end: OnceLock<End>,
@@ -160,7 +164,7 @@ impl Link {
 
     pub(crate) fn new(fd: OwnedFd, kind: SocketKind) -> Link {
         Link {
-            fd,
+            fd: Fd::socket(fd),
             limits: Limits::new(),
             adoption: Adoption::Refused,
             end: OnceLock::new(),
@@ -200,7 +204,7 @@ impl Link {
     /// still to be sent or received is lost: [`flush`](Link::flush) first.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
-        self.fd
+        self.fd.into()
     }
 
     /// Sends `value`, waiting for room as long as it takes.
@@ -555,20 +559,20 @@ impl AsFd for Link {
 
 impl AsRawFd for Link {
     fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.as_fd().as_raw_fd()
     }
 }
 
 impl From<Link> for OwnedFd {
     fn from(link: Link) -> OwnedFd {
-        link.fd
+        link.into_fd()
     }
 }
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut link = f.debug_struct("Link");
-        link.field("fd", &self.fd.as_raw_fd());
+        link.field("fd", &self.as_fd().as_raw_fd());
         if let Some(end) = self.end.get() {
             link.field("end", end);
         }

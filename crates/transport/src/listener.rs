@@ -19,6 +19,7 @@ use crate::access::Access;
 use crate::address::Address;
 use crate::dispose::dispose;
 use crate::error::Error;
+use crate::fd::Fd;
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::socket::{self, SocketKind};
@@ -51,7 +52,7 @@ const BACKLOG: i32 = 128;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Listener {
-    fd: OwnedFd,
+    fd: Fd,
     address: Address,
     kind: SocketKind,
     access: Access,
@@ -108,7 +109,7 @@ impl Listener {
             }
         };
         Ok(Listener {
-            fd,
+            fd: Fd::socket(fd),
             address: address.clone(),
             kind,
             access,
@@ -150,7 +151,7 @@ impl Listener {
             .and_then(|flags| fcntl_setfl(&fd, flags | OFlags::NONBLOCK))
             .map_err(|error| Error::io("preparing an inherited socket", error))?;
         Ok(Listener {
-            fd,
+            fd: Fd::socket(fd),
             address,
             kind,
             access,
@@ -211,10 +212,11 @@ impl Listener {
 
     fn accept_within(&self, patience: Patience) -> Result<Link, Error> {
         loop {
-            match accept_with(&self.fd, SocketFlags::CLOEXEC) {
+            match accept_with(self.as_fd(), SocketFlags::CLOEXEC) {
                 Ok(fd) => {
-                    self.access.admit_client(fd.as_fd())?;
-                    return Ok(Link::new(fd, self.kind).with_limits(self.limits));
+                    let link = Link::new(fd, self.kind);
+                    self.access.admit_client(link.as_fd())?;
+                    return Ok(link.with_limits(self.limits));
                 }
                 Err(Errno::AGAIN) => {
                     wait::ready(self.as_fd(), PollFlags::IN, patience)?;
@@ -306,12 +308,12 @@ fn listening(fd: &OwnedFd) -> Result<(Address, SocketKind), String> {
 impl Drop for Listener {
     fn drop(&mut self) {
         // The socket is still open here, so to every other process the file is live until it is gone.
-        let Some(own) = self.file.take() else { return };
-        if own.process != std::process::id() {
-            return;
-        }
-        if let Ok(file) = SocketFile::lock(&own.path, Duration::from_millis(100)) {
-            let _ = file.remove(own.identity);
+        if let Some(own) = self.file.take() {
+            if own.process == std::process::id() {
+                if let Ok(file) = SocketFile::lock(&own.path, Duration::from_millis(100)) {
+                    let _ = file.remove(own.identity);
+                }
+            }
         }
     }
 }
@@ -324,14 +326,14 @@ impl AsFd for Listener {
 
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.as_fd().as_raw_fd()
     }
 }
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Listener")
-            .field("fd", &self.fd.as_raw_fd())
+            .field("fd", &self.as_fd().as_raw_fd())
             .field("address", &self.address)
             .field("access", &self.access)
             .finish()

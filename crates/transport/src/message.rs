@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::codec::{self, EncodeError};
 use crate::dispose::dispose;
 use crate::error::Error;
-use crate::fd::{Adoption, Fault, Incoming, Lent, receiving, sending};
+use crate::fd::{Adoption, Fault, Fd, Incoming, Lent, receiving, sending};
 use crate::frame::{Fields, HEADER, MAX_INLINE, PART, RECEIPT_FIELD, Refused};
 use crate::{Limits, MAX_PACKET_DESCRIPTORS, memory, socket, sys};
 
@@ -177,16 +177,18 @@ impl Received<'_> {
                 return Err(error);
             }
         };
-        let value = take(self.fds, adoption, self.body.bytes())?;
+        let result = take(self.fds, adoption, self.body.bytes());
         if let Some(receipt) = receipt {
-            // Not to be had when the sender no longer waits, and then nothing is owed.
-            let _ = sys::send::<OwnedFd>(&receipt, &[1], &[]);
+            if result.is_ok() {
+                // Not to be had when the sender no longer waits, and then nothing is owed.
+                let _ = sys::send::<OwnedFd>(&receipt, &[1], &[]);
+            }
         }
-        Ok(value)
+        result
     }
 
     /// Takes out the descriptors that are not the value's: the receipt, and the memory that the body is in.
-    fn unpack(&mut self, limits: &Limits) -> Result<Option<OwnedFd>, Error> {
+    fn unpack(&mut self, limits: &Limits) -> Result<Option<Fd>, Error> {
         let missing = |what| Error::MissingService { what };
         let receipt = if self.fields.receipt {
             let receipt = self.fds.pop().ok_or(missing("a receipt"))?;
@@ -195,7 +197,7 @@ impl Received<'_> {
                 self.fds.push(receipt);
                 return Err(Error::NotAReceipt);
             }
-            Some(receipt)
+            Some(Fd::received(receipt))
         } else {
             None
         };

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
 use crate::error::Error;
+use crate::fd::Fd;
 use crate::wait::{self, Patience};
 
 /// Tells when the receiver holds the descriptors of a message; see [`Link::transfer`](crate::Link::transfer).
@@ -26,7 +27,7 @@ use crate::wait::{self, Patience};
 /// Readable (poll(2)) when there is an answer. Dropping it is allowed at any time and does not recall the message.
 #[derive(Debug)]
 pub struct Receipt {
-    socket: OwnedFd,
+    socket: Fd,
 }
 
 impl Receipt {
@@ -39,6 +40,7 @@ impl Receipt {
             None,
         )
         .map_err(|error| Error::io("making a receipt", error))?;
+        let socket = Fd::socket(socket);
         Ok((Receipt { socket }, theirs))
     }
 

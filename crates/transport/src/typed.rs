@@ -19,6 +19,10 @@ pub trait Kind {
     /// The kind for an error's text, with its article: `"an eventfd"`.
     const NAME: &'static str;
 
+    /// Whether close(2) on this kind never waits for anybody, so that it can be closed where it is dropped. Otherwise
+    /// [`dispose`](crate::dispose) closes received ones.
+    const CLOSES_AT_ONCE: bool = false;
+
     /// Says what `fd` is instead, if it is something else.
     ///
     /// # Errors
@@ -28,7 +32,7 @@ pub trait Kind {
     /// The descriptor comes from a peer and may be served by one. Only questions that the kernel answers without entering
     /// the file will do: F_GET_SEALS, F_GETFL, getsockopt(2), statx(2) with AT_STATX_DONT_SYNC, readlink(2) of
     /// `/proc/self/fd`. Never fstat, ioctl, read, write, poll, or epoll: on a FUSE file they can sleep for ever, in a sleep
-    /// that nothing ends (THREATS A18). What passes is closed where it is dropped, so its close(2) must not wait for anybody.
+    /// that nothing ends (THREATS A18).
     fn check(fd: BorrowedFd<'_>) -> Result<(), String>;
 }
 
@@ -82,7 +86,7 @@ impl<K: Kind> TryFrom<Fd> for Typed<K> {
     fn try_from(fd: Fd) -> Result<Typed<K>, WrongKind> {
         match K::check(fd.as_fd()) {
             Ok(()) => Ok(Typed {
-                fd: fd.checked(),
+                fd: if K::CLOSES_AT_ONCE { fd.checked() } else { fd },
                 kind: PhantomData,
             }),
             Err(found) => Err(WrongKind {

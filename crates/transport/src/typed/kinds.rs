@@ -17,6 +17,7 @@ pub enum Memory {}
 
 impl Kind for Memory {
     const NAME: &'static str = "memory sealed against shrinking";
+    const CLOSES_AT_ONCE: bool = true;
 
     fn check(fd: BorrowedFd<'_>) -> Result<(), String> {
         match fcntl_get_seals(fd) {
@@ -33,6 +34,7 @@ pub enum Event {}
 
 impl Kind for Event {
     const NAME: &'static str = "an eventfd";
+    const CLOSES_AT_ONCE: bool = true;
 
     fn check(fd: BorrowedFd<'_>) -> Result<(), String> {
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
