@@ -35,6 +35,7 @@
 //! Linux 5.11 or newer.
 #![deny(unsafe_code)]
 
+mod doorbells;
 mod error;
 mod names;
 mod page;

@@ -180,6 +180,13 @@ impl Ringer {
     }
 }
 
+/// The descriptor. Closing a socket that was received can wait for whatever its other end has sent to it.
+impl From<Ringer> for OwnedFd {
+    fn from(ringer: Ringer) -> OwnedFd {
+        ringer.fd
+    }
+}
+
 fn wrong(expected: &str, found: impl std::fmt::Display) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,

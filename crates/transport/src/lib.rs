@@ -74,7 +74,7 @@ pub use listener::Listener;
 pub use peer::{Credentials, Peer};
 pub use process::{Obstacle, Refusal, same_description, same_description_in, take_descriptor};
 pub use receipt::Receipt;
-pub use socket::SocketKind;
+pub use socket::{SocketKind, refuse_descriptors};
 pub use socket_file::remove_stale;
 pub use typed::{EventFd, Kind, MemoryFd, StreamFd, Typed, WrongKind, kinds};
 

@@ -27,6 +27,19 @@ impl SocketKind {
     }
 }
 
+/// Makes the kernel refuse descriptors to whoever sends to this Unix socket from now on (EPERM; SO_PASSRIGHTS, Linux 6.16), and
+/// says whether the kernel can.
+///
+/// For sockets that a peer sends plain bytes to. Without it a descriptor may be in their queue, and reading or closing it can
+/// make the reader wait for as long as its sender likes (see [`dispose`](crate::dispose)). All who share the socket are
+/// concerned.
+///
+/// # Errors
+/// EBADF, ENOTSOCK, EOPNOTSUPP: it is no Unix socket.
+pub fn refuse_descriptors(socket: impl AsFd) -> std::io::Result<bool> {
+    sys::identity::set_pass_rights(socket.as_fd(), false)
+}
+
 /// What kind `fd` is, or what it is instead. The kernel answers without asking the file's owner.
 pub(crate) fn kind(fd: impl AsFd) -> Result<SocketKind, String> {
     match sys::socket_kind(fd) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use memlane_region::{Remote, page_size, ring::Roster};
-use memlane_signaling::{Backing, Doorbell, Ringer};
+use memlane_signaling::{Backing, Ringer};
 use memlane_transport::{Error as LinkError, Fd, FdRef, Link, Listener, dispose};
 use rustix::{
     event::{
@@ -25,6 +25,7 @@ use rustix::{
 
 use super::peer::Peer;
 use crate::{
+    doorbells::{self, Bell},
     process_of,
     protocol::{
         AnswerRef, DoorbellOffer, Greeting, LIMITS, Opening, PublisherDoorbellRef, Refusal, Rings,
@@ -350,7 +351,7 @@ impl Control {
         } else {
             Backing::Socket
         };
-        let made = self.terms.sleeps.then(|| Doorbell::new(backing));
+        let made = self.terms.sleeps.then(|| doorbells::make(backing));
         let (doorbell, end) = match made.transpose() {
             Ok(made) => made.unzip(),
             Err(error) => return refuse(&link, short(error)),
@@ -410,7 +411,7 @@ impl Control {
         &self,
         page: Fd,
         offer: DoorbellOffer,
-    ) -> Result<(Remote, Option<Ringer>, Rings), Refusal> {
+    ) -> Result<(Remote, Option<Bell>, Rings), Refusal> {
         let subscribers = self.roster.len();
         if subscribers >= self.terms.max_subscribers {
             return Err(Refusal::Full {
@@ -435,7 +436,7 @@ impl Control {
             }
         };
         match Ringer::open(end.into(), backing) {
-            Ok(ringer) => Ok((page, Some(ringer), rings)),
+            Ok(ringer) => Ok((page, Some(Bell::new(ringer)), rings)),
             Err(wrong) => {
                 dispose(wrong.descriptor);
                 Err(Refusal::Doorbell {

@@ -7,10 +7,13 @@ use std::{
 };
 
 use memlane_region::{Remote, ring};
-use memlane_signaling::{Doorbell, Ringer, Rung};
+use memlane_signaling::{Doorbell, Rung};
 use memlane_transport::Link;
 
-use crate::page::{CURSOR, SUBSCRIBER_ARMED};
+use crate::{
+    doorbells::Bell,
+    page::{CURSOR, SUBSCRIBER_ARMED},
+};
 
 /// One subscriber, as its publisher sees it. Shared by the hot side (cursor, doorbells) and the control side
 /// (link).
@@ -19,7 +22,7 @@ pub(super) struct Peer {
     /// The subscriber's control page.
     page: Remote,
     /// Wakes the subscriber; none if it never sleeps.
-    ringer: Option<Ringer>,
+    ringer: Option<Bell>,
     rung: Rung,
     /// Wakes this publisher when it waits for room; none if it never sleeps.
     doorbell: Option<Doorbell>,
@@ -31,7 +34,7 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(
         page: Remote,
-        ringer: Option<Ringer>,
+        ringer: Option<Bell>,
         doorbell: Option<Doorbell>,
         link: Link,
     ) -> Peer {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     Error, after,
+    doorbells::{self, Bell},
     names::address_of,
     process_of,
     protocol::{
@@ -262,7 +263,7 @@ impl Offers {
     fn new(wait: WaitPolicy, trusted: bool) -> Result<Offers, Error> {
         let make = |wanted: bool, backing| {
             wanted
-                .then(|| Doorbell::new(backing))
+                .then(|| doorbells::make(backing))
                 .transpose()
                 .map_err(Error::os("make a doorbell"))
         };
@@ -302,7 +303,7 @@ fn examine(
     welcome: Welcome,
     quota: usize,
     trusted: bool,
-) -> Result<(Remote, u64, Option<Ringer>), Error> {
+) -> Result<(Remote, u64, Option<Bell>), Error> {
     let capacity = usize::try_from(welcome.capacity).unwrap_or(usize::MAX);
     if capacity < page_size() {
         let why = format!("expected a ring of at least one page, got {capacity} bytes");
@@ -342,5 +343,5 @@ fn examine(
             why: error.to_string(),
         }
     })?;
-    Ok((memory, welcome.start, Some(ringer)))
+    Ok((memory, welcome.start, Some(Bell::new(ringer))))
 }

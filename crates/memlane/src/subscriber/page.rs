@@ -1,20 +1,22 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memlane_region::{Remote, Shared, ring::CursorPage};
-use memlane_signaling::Ringer;
 
-use crate::page::{CURSOR, SUBSCRIBER_ARMED, WANTED};
+use crate::{
+    doorbells::Bell,
+    page::{CURSOR, SUBSCRIBER_ARMED, WANTED},
+};
 
 /// This subscriber's control page, and what wakes the publisher that reads it.
 #[derive(Debug)]
 pub(super) struct Page {
     mine: Shared,
     /// None if the publisher never sleeps.
-    ringer: Option<Ringer>,
+    ringer: Option<Bell>,
 }
 
 impl Page {
-    pub(super) fn new(mine: Shared, ringer: Option<Ringer>) -> Page {
+    pub(super) fn new(mine: Shared, ringer: Option<Bell>) -> Page {
         Page { mine, ringer }
     }
 
