@@ -1,7 +1,7 @@
 //! Two pinned processes, and what they cost to connect: memlane beside the things it has to be compared
 //! with.
 //!
-//! The binary `two_process` is the whole user interface; `two_process --help` lists what it measures. A
+//! The binary `two_process` is the user interface; `two_process --help` lists what it measures. A
 //! measurement is a [`Task`](task::Task): one benchmark, one contender, one message size. The [`runner`]
 //! starts the task's processes by running its own executable again, sleeps while they work, and fails at
 //! once when one of them dies. The [`worker`] side pins itself, gets its descriptors over an inherited
@@ -10,8 +10,12 @@
 //! Both sides of every comparison run through the same loops ([`measure`]), which know only the two traits
 //! in [`path`]. So the timestamps, the payloads and the checks are the same by construction, and only what
 //! is behind the traits differs: [`references`], written as a careful textbook would, or memlane.
+//!
+//! The binary `descriptors` compares links with bare sendmsg and recvmsg where descriptors are passed; it has
+//! loops of its own, in [`descriptors`].
 
 pub mod control;
+pub mod descriptors;
 pub mod machine;
 pub mod measure;
 pub mod metrics;

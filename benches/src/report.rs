@@ -9,7 +9,7 @@ use crate::task::{Benchmark, Contender};
 
 /// How a number is written.
 #[derive(Clone, Copy, Debug)]
-enum Unit {
+pub(crate) enum Unit {
     Time,
     Millions,
     Gigabytes,
@@ -19,7 +19,7 @@ enum Unit {
 }
 
 impl Unit {
-    fn write(self, value: f64) -> String {
+    pub(crate) fn write(self, value: f64) -> String {
         match self {
             Self::Time if value < 1e3 => format!("{value:.1} ns"),
             Self::Time if value < 1e6 => format!("{:.2} us", value / 1e3),

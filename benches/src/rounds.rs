@@ -339,7 +339,8 @@ fn probes(metrics: &Metrics) -> impl Iterator<Item = f64> {
         .filter_map(|name| metrics.get(name))
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle of `values`, or the mean of the two in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
     Some(if values.len().is_multiple_of(2) {
