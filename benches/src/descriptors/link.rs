@@ -3,13 +3,13 @@
 use std::os::fd::OwnedFd;
 
 use anyhow::Result;
-use memlane_transport::{Fd, Link};
+use memlane_transport::{Fds, Link};
 
 /// The sending end.
 #[derive(Debug)]
 pub struct Outgoing {
     link: Link,
-    message: (u64, Vec<Fd>),
+    message: (u64, Fds),
 }
 
 impl Outgoing {
@@ -21,7 +21,7 @@ impl Outgoing {
     pub fn new(socket: OwnedFd, descriptors: Vec<OwnedFd>) -> Result<Self> {
         Ok(Self {
             link: Link::from_fd(socket)?,
-            message: (0, descriptors.into_iter().map(Fd::from).collect()),
+            message: (0, Fds::from(descriptors)),
         })
     }
 }
@@ -37,7 +37,7 @@ impl super::Outgoing for Outgoing {
 #[derive(Debug)]
 pub struct Incoming {
     link: Link,
-    held: Vec<Vec<Fd>>,
+    held: Vec<Fds>,
 }
 
 impl Incoming {
@@ -65,9 +65,8 @@ impl super::Incoming for Incoming {
         let mut closed = 0;
         for descriptors in self.held.drain(..) {
             closed += descriptors.len();
-            for descriptor in descriptors {
-                drop(OwnedFd::from(descriptor));
-            }
+            // Known to be memfds, as the other contender knows.
+            drop(descriptors.into_vec());
         }
         closed
     }

@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The kinds of sockets that are measured.
-pub const KINDS: &[Kind] = &[Kind::Seqpacket];
+pub const KINDS: &[Kind] = &[Kind::Seqpacket, Kind::Stream];
 
 /// Descriptors in a message, as measured by default.
 pub const COUNTS: &[usize] = &[0, 1, 4, 64, 253, 1000];

@@ -33,14 +33,11 @@ impl Buffer {
 
     /// Writes one SCM_RIGHTS message, in the layout that [`walk`] reads, and gives its length with padding; `None` when
     /// the numbers are more than a packet takes.
-    pub(crate) fn write_rights(
-        &mut self,
-        fds: impl ExactSizeIterator<Item = RawFd>,
-    ) -> Option<usize> {
+    pub(crate) fn write_rights(&mut self, fds: &[RawFd]) -> Option<usize> {
         if fds.len() > MAX_PACKET_DESCRIPTORS {
             return None;
         }
-        let data = fds.len() * size_of::<RawFd>();
+        let data = size_of_val(fds);
         self.0[..size_of::<usize>()].copy_from_slice(&(HEADER + data).to_ne_bytes());
         for (at, int) in [
             (offset_of!(libc::cmsghdr, cmsg_level), libc::SOL_SOCKET),
@@ -88,6 +85,7 @@ pub(crate) unsafe fn adopt(buffer: &[u8]) -> Control {
     let mut control = Control::default();
     control.malformed = walk(buffer, |level, kind, data| match (level, kind) {
         (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+            control.fds.reserve_exact(data.len() / size_of::<RawFd>());
             // SAFETY: the kernel installed these for us, see the module's argument.
             control
                 .fds

@@ -67,7 +67,7 @@ pub use access::{Access, Admitted};
 pub use address::{Address, AddressError, MAX_NAME};
 pub use dispose::{MAX_DISPOSERS, dispose};
 pub use error::Error;
-pub use fd::{Fd, FdRef};
+pub use fd::{Fd, FdRef, Fds, SharedFd};
 pub use limits::Limits;
 pub use link::Link;
 pub use listener::Listener;
@@ -92,6 +92,8 @@ const _: () = {
     shared::<Peer>();
     shared::<Access>();
     shared::<Fd>();
+    shared::<SharedFd>();
+    shared::<Fds>();
     shared::<FdRef<'static>>();
     shared::<Error>();
 };

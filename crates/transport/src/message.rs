@@ -1,6 +1,7 @@
 //! Values to packets, and packets to values.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::cell::Cell;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::net::AddressFamily;
 use serde::Serialize;
@@ -9,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::codec::{self, EncodeError};
 use crate::dispose::dispose;
 use crate::error::Error;
-use crate::fd::{Adoption, Fault, Fd, Incoming, Lent, receiving, sending};
+use crate::fd::{Adoption, Descriptors, Fault, Fd, Incoming, Lent, receiving, sending};
 use crate::frame::{Fields, HEADER, MAX_INLINE, PART, RECEIPT_FIELD, Refused};
 use crate::{Limits, MAX_PACKET_DESCRIPTORS, memory, socket, sys};
 
@@ -18,7 +19,27 @@ use crate::{Limits, MAX_PACKET_DESCRIPTORS, memory, socket, sys};
 pub(crate) struct Outgoing {
     /// The last packet, often the only one.
     bytes: Vec<u8>,
-    fds: Vec<Lent>,
+    fds: Descriptors,
+}
+
+thread_local! {
+    /// Buffers of a message that has left, empty, for the next.
+    static SPARE: Cell<(Vec<u8>, Descriptors)> = const { Cell::new((Vec::new(), Descriptors::new())) };
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        let (mut bytes, mut fds) = (
+            std::mem::take(&mut self.bytes),
+            std::mem::take(&mut self.fds),
+        );
+        bytes.clear();
+        fds.clear();
+        if bytes.capacity() <= 2 * MAX_INLINE {
+            // Not on a thread that is ending.
+            let _ = SPARE.try_with(|spare| spare.set((bytes, fds)));
+        }
+    }
 }
 
 /// How much of a message has left.
@@ -42,10 +63,11 @@ impl Outgoing {
             receipt: receipt.is_some(),
             ..Fields::default()
         };
-        let mut bytes = Vec::with_capacity(256);
+        let (mut bytes, spare_fds) = SPARE.take();
         bytes.resize(HEADER + fields.size(), 0);
         let (limit, most) = (limits.max_body(), limits.max_descriptors());
-        let (result, outgoing) = sending(most, || codec::append(value, &mut bytes, limit));
+        let (result, outgoing) =
+            sending(spare_fds, most, || codec::append(value, &mut bytes, limit));
         if outgoing.count > most {
             return Err(Error::TooManyDescriptors {
                 count: outgoing.count,
@@ -77,7 +99,9 @@ impl Outgoing {
             body = 0;
             fds.push(Lent::Own(memory));
         }
-        fds.extend(receipt.map(Lent::Own));
+        if let Some(receipt) = receipt {
+            fds.push(Lent::Own(receipt));
+        }
         let mut message = Outgoing { bytes, fds };
         let last = message.descriptors(message.packets() - 1).len();
         fields.write(last as u16, body as u16, &mut message.bytes);
@@ -85,7 +109,7 @@ impl Outgoing {
     }
 
     pub(crate) fn carries_descriptors(&self) -> bool {
-        !self.fds.is_empty()
+        !self.fds.numbers().is_empty()
     }
 
     /// Bytes of the last packet.
@@ -94,21 +118,25 @@ impl Outgoing {
     }
 
     fn packets(&self) -> usize {
-        self.fds.len().div_ceil(MAX_PACKET_DESCRIPTORS).max(1)
+        self.fds
+            .numbers()
+            .len()
+            .div_ceil(MAX_PACKET_DESCRIPTORS)
+            .max(1)
     }
 
     /// The descriptors that go with packet number `packet`.
-    fn descriptors(&self, packet: usize) -> &[Lent] {
-        let start = (packet * MAX_PACKET_DESCRIPTORS).min(self.fds.len());
-        let end = (start + MAX_PACKET_DESCRIPTORS).min(self.fds.len());
-        &self.fds[start..end]
+    fn descriptors(&self, packet: usize) -> &[RawFd] {
+        let start = (packet * MAX_PACKET_DESCRIPTORS).min(self.fds.numbers().len());
+        let end = (start + MAX_PACKET_DESCRIPTORS).min(self.fds.numbers().len());
+        &self.fds.numbers()[start..end]
     }
 
     /// Sends what has not left, as far as there is room for it. A packet's descriptors leave with its first byte.
     pub(crate) fn send(
         &self,
         progress: &mut Progress,
-        mut send: impl FnMut(&[u8], &[Lent]) -> std::io::Result<usize>,
+        mut send: impl FnMut(&[u8], &[RawFd]) -> std::io::Result<usize>,
     ) -> std::io::Result<()> {
         let packets = self.packets();
         let mut part = [0; PART];
@@ -117,7 +145,7 @@ impl Outgoing {
                 &self.bytes
             } else {
                 let fields = Fields {
-                    more: Some(self.fds.len() as u32),
+                    more: Some(self.fds.numbers().len() as u32),
                     ..Fields::default()
                 };
                 fields.write(MAX_PACKET_DESCRIPTORS as u16, 0, &mut part);
@@ -181,7 +209,7 @@ impl Received<'_> {
         if let Some(receipt) = receipt {
             if result.is_ok() {
                 // Not to be had when the sender no longer waits, and then nothing is owed.
-                let _ = sys::send::<OwnedFd>(&receipt, &[1], &[]);
+                let _ = sys::send(&receipt, &[1], &[]);
             }
         }
         result

@@ -11,7 +11,7 @@ pub(crate) mod process;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::slice;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
@@ -92,8 +92,8 @@ pub(crate) fn receive(
 }
 
 /// Sends bytes without waiting and without SIGPIPE (which Linux raises for streams only; nothing promises it), and says
-/// how many left: all of them, but for a stream. The kernel takes its own references of `fds`.
-pub(crate) fn send<F: AsRawFd>(socket: impl AsFd, bytes: &[u8], fds: &[F]) -> io::Result<usize> {
+/// how many left: all of them, but for a stream. The kernel takes its own references of `fds`, which the caller keeps open.
+pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
     let mut buffer = control::Buffer::new();
     let mut iov = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -105,7 +105,7 @@ pub(crate) fn send<F: AsRawFd>(socket: impl AsFd, bytes: &[u8], fds: &[F]) -> io
     header.msg_iovlen = 1;
     if !fds.is_empty() {
         let room = buffer
-            .write_rights(fds.iter().map(AsRawFd::as_raw_fd))
+            .write_rights(fds)
             .ok_or(io::ErrorKind::InvalidInput)?;
         header.msg_control = (&raw mut buffer.0).cast();
         header.msg_controllen = room as _;

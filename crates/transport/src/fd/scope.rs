@@ -1,80 +1,169 @@
 //! Descriptors on their way past serde.
 //!
-//! They travel in a thread-local that exists only while a link encodes or decodes on this thread; a guard restores what
+//! They travel in a thread-local that is in use only while a link encodes or decodes on this thread; a guard restores what
 //! was there before, also when a `Serialize` panics or sends on another link.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::vec;
 
-use serde::de::{Deserialize, Deserializer, Error as _};
-use serde::ser::{Error as _, Serializer};
+use serde::de::{Deserialize, Deserializer};
+use serde::ser::Serializer;
 
 use crate::dispose::dispose;
 use crate::fd::Fd;
+use crate::fd::batch::Batch;
 
 /// A descriptor that stays open until its message has left, whatever becomes of the value: a hand-written `Serialize` may
 /// drop what it has just serialised, or another thread replace it, and the number could name another file by then.
 #[derive(Debug)]
+#[allow(dead_code, reason = "held, not read: the numbers are beside them")]
 pub(crate) enum Lent {
-    Shared(Arc<OwnedFd>),
+    Shared(Arc<Fd>),
+    Batch(Arc<Batch>),
     Own(OwnedFd),
     Unknown(Fd),
 }
 
-impl AsRawFd for Lent {
-    fn as_raw_fd(&self) -> RawFd {
+impl Lent {
+    fn numbers(&self, numbers: &mut Vec<RawFd>) {
         match self {
-            Lent::Shared(fd) => fd.as_raw_fd(),
-            Lent::Own(fd) => fd.as_raw_fd(),
-            Lent::Unknown(fd) => fd.as_fd().as_raw_fd(),
+            Lent::Shared(fd) => numbers.push(fd.as_fd().as_raw_fd()),
+            Lent::Batch(fds) => numbers.extend(fds.as_slice().iter().map(AsRawFd::as_raw_fd)),
+            Lent::Own(fd) => numbers.push(fd.as_raw_fd()),
+            Lent::Unknown(fd) => numbers.push(fd.as_fd().as_raw_fd()),
         }
     }
 }
 
+/// Descriptors of a message, in order, and what keeps them open.
+#[derive(Debug, Default)]
+pub(crate) struct Descriptors {
+    numbers: Vec<RawFd>,
+    held: Vec<Lent>,
+}
+
+impl Descriptors {
+    pub(crate) const fn new() -> Descriptors {
+        Descriptors {
+            numbers: Vec::new(),
+            held: Vec::new(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, lent: Lent) {
+        lent.numbers(&mut self.numbers);
+        self.held.push(lent);
+    }
+
+    pub(crate) fn numbers(&self) -> &[RawFd] {
+        &self.numbers
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.numbers.clear();
+        self.held.clear();
+    }
+}
+
 /// Adds a descriptor to the message being sent and writes its index.
+#[inline]
 pub(super) fn lend<S: Serializer>(
     serializer: S,
     fd: impl FnOnce() -> std::io::Result<Lent>,
 ) -> Result<S::Ok, S::Error> {
-    let index = SCOPE.with_borrow_mut(|scope| match scope {
-        Scope::Sending(outgoing) => {
-            let index = outgoing.count;
-            outgoing.count += 1;
-            // What is too much is only counted, for the error.
-            if index < outgoing.limit {
-                outgoing.fds.push(fd().map_err(S::Error::custom)?);
-            }
-            Ok(u16::try_from(index).unwrap_or(u16::MAX))
-        }
-        _ => Err(S::Error::custom(
-            "a descriptor can be serialised only by a link that sends it",
-        )),
-    })?;
+    let index = lend_many::<S::Error>(1, fd)?;
     serializer.serialize_u16(index)
 }
 
+/// Adds what keeps `count` descriptors open to the message being sent, and gives the index of the first.
+#[inline]
+pub(super) fn lend_many<E: serde::ser::Error>(
+    count: usize,
+    lent: impl FnOnce() -> std::io::Result<Lent>,
+) -> Result<u16, E> {
+    SCOPE.with(|scope| {
+        if scope.state.get() != State::Sending {
+            return Err(E::custom(
+                "a descriptor can be serialised only by a link that sends it",
+            ));
+        }
+        let mut outgoing = scope.outgoing.borrow_mut();
+        let index = outgoing.count;
+        outgoing.count += count;
+        // What is too much is only counted, for the error.
+        if outgoing.count <= outgoing.limit {
+            outgoing.fds.push(lent().map_err(E::custom)?);
+        }
+        Ok(u16::try_from(index).unwrap_or(u16::MAX))
+    })
+}
+
 /// Reads an index and takes the descriptor out of the message being received.
+#[inline]
 pub(super) fn take<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OwnedFd, D::Error> {
     let index = u16::deserialize(deserializer)?;
-    SCOPE.with_borrow_mut(|scope| match scope {
-        Scope::Receiving(incoming) => incoming.take(index).ok_or_else(|| {
-            D::Error::custom(format_args!(
-                "descriptor {index} did not come, or was taken already"
-            ))
-        }),
-        _ => Err(D::Error::custom(
-            "a descriptor can be deserialised only by a link that received it",
-        )),
-    })
+    let taken = SCOPE.with(|scope| match scope.state.get() {
+        State::Receiving => scope.incoming.borrow_mut().take(index),
+        _ => None,
+    });
+    taken.ok_or_else(|| missing(index))
+}
+
+/// Appends the `count` descriptors from index `first` on to `fds`. On error those that were taken before are disposed of.
+pub(super) fn take_run<E: serde::de::Error>(
+    fds: &mut Vec<OwnedFd>,
+    first: u16,
+    count: usize,
+) -> Result<(), E> {
+    let refused = SCOPE.with(|scope| {
+        if scope.state.get() != State::Receiving {
+            return Some(first);
+        }
+        let mut incoming = scope.incoming.borrow_mut();
+        if let Some(run) = incoming.take_run(first, count) {
+            if fds.is_empty() {
+                *fds = run;
+            } else {
+                fds.extend(run);
+            }
+            return None;
+        }
+        for index in (usize::from(first)..).take(count) {
+            // A run that goes on behind the largest index has not come either.
+            let index = u16::try_from(index).unwrap_or(u16::MAX);
+            match incoming.take(index) {
+                Some(fd) => fds.push(fd),
+                None => return Some(index),
+            }
+        }
+        None
+    });
+    let Some(index) = refused else { return Ok(()) };
+    fds.drain(..).for_each(dispose);
+    Err(missing(index))
+}
+
+#[cold]
+fn missing<E: serde::de::Error>(index: u16) -> E {
+    if SCOPE.with(|scope| scope.state.get()) == State::Receiving {
+        E::custom(format_args!(
+            "descriptor {index} did not come, or was taken already"
+        ))
+    } else {
+        E::custom("a descriptor can be deserialised only by a link that received it")
+    }
 }
 
 /// Notes why the message being received is refused: more than a text, which is all that serde passes on.
 pub(crate) fn fault<E: serde::de::Error>(fault: Fault) -> E {
     let error = E::custom(&fault);
-    SCOPE.with_borrow_mut(|scope| {
-        if let Scope::Receiving(incoming) = scope {
-            incoming.fault.get_or_insert(fault);
+    SCOPE.with(|scope| {
+        if scope.state.get() == State::Receiving {
+            scope.incoming.borrow_mut().fault.get_or_insert(fault);
         }
     });
     error
@@ -82,32 +171,33 @@ pub(crate) fn fault<E: serde::de::Error>(fault: Fault) -> E {
 
 /// Notes that the message being sent carries this link.
 pub(crate) fn note_link(identity: Option<(u64, u64)>) {
-    SCOPE.with_borrow_mut(|scope| {
-        if let Scope::Sending(outgoing) = scope {
-            outgoing.links.push(identity);
+    SCOPE.with(|scope| {
+        if scope.state.get() == State::Sending {
+            scope.outgoing.borrow_mut().links.push(identity);
         }
     });
 }
 
 /// Whether links and listeners may be taken out of the message being received.
 pub(crate) fn adoption() -> Adoption {
-    SCOPE.with_borrow(|scope| match scope {
-        Scope::Receiving(incoming) => incoming.adoption,
+    SCOPE.with(|scope| match scope.state.get() {
+        State::Receiving => scope.incoming.borrow().adoption,
         _ => Adoption::Refused,
     })
 }
 
 /// Whether links and listeners that come in a message are taken as such.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Adoption {
+    #[default]
     Refused,
     Allowed,
 }
 
 /// The descriptors of a message being sent.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    pub(crate) fds: Vec<Lent>,
+    pub(crate) fds: Descriptors,
     /// Those of them that are links.
     pub(crate) links: Vec<Option<(u64, u64)>>,
     /// How many the value has, counted also beyond the limit.
@@ -116,13 +206,26 @@ pub(crate) struct Outgoing {
 }
 
 /// The descriptors of a message being received.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Incoming {
-    slots: Vec<Option<OwnedFd>>,
+    slots: Slots,
     adoption: Adoption,
     pub(crate) taken: usize,
     /// The first thing that was wrong with one.
     fault: Option<Fault>,
+}
+
+#[derive(Debug)]
+enum Slots {
+    /// Taken one after the other so far, as they are when both ends derive what they send.
+    InOrder(vec::IntoIter<OwnedFd>),
+    AnyOrder(Vec<Option<OwnedFd>>),
+}
+
+impl Default for Slots {
+    fn default() -> Slots {
+        Slots::InOrder(Vec::new().into_iter())
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -141,8 +244,47 @@ pub(crate) enum Fault {
 }
 
 impl Incoming {
+    #[inline]
     fn take(&mut self, index: u16) -> Option<OwnedFd> {
-        let fault = match self.slots.get_mut(usize::from(index)) {
+        if let Slots::InOrder(rest) = &mut self.slots {
+            if usize::from(index) == self.taken {
+                if let Some(fd) = rest.next() {
+                    self.taken += 1;
+                    return Some(fd);
+                }
+            }
+        }
+        self.take_any(index)
+    }
+
+    /// All of these at once, if they are next.
+    fn take_run(&mut self, first: u16, count: usize) -> Option<Vec<OwnedFd>> {
+        match &mut self.slots {
+            Slots::InOrder(rest) if usize::from(first) == self.taken && count <= rest.len() => {
+                self.taken += count;
+                Some(if count == rest.len() {
+                    // In the vector they came in.
+                    std::mem::take(rest).collect()
+                } else {
+                    rest.take(count).collect()
+                })
+            }
+            _ => None,
+        }
+    }
+
+    #[cold]
+    fn take_any(&mut self, index: u16) -> Option<OwnedFd> {
+        if let Slots::InOrder(rest) = &mut self.slots {
+            let mut slots = Vec::new();
+            slots.resize_with(self.taken, || None);
+            slots.extend(rest.map(Some));
+            self.slots = Slots::AnyOrder(slots);
+        }
+        let Slots::AnyOrder(slots) = &mut self.slots else {
+            return None;
+        };
+        let fault = match slots.get_mut(usize::from(index)) {
             None => Fault::Missing(index),
             Some(slot) => match slot.take() {
                 Some(fd) => {
@@ -158,83 +300,115 @@ impl Incoming {
 
     /// Closes those that no place in the message asked for, and says what was wrong.
     pub(crate) fn dispose_of_surplus(self) -> Option<Fault> {
-        self.slots.into_iter().flatten().for_each(dispose);
+        match self.slots {
+            Slots::InOrder(rest) => rest.for_each(dispose),
+            Slots::AnyOrder(slots) => slots.into_iter().flatten().for_each(dispose),
+        }
         self.fault
     }
 }
 
-#[derive(Default)]
-enum Scope {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
     #[default]
     Outside,
-    Sending(Outgoing),
-    Receiving(Incoming),
+    Sending,
+    Receiving,
+}
+
+#[derive(Default)]
+struct Scope {
+    state: Cell<State>,
+    outgoing: RefCell<Outgoing>,
+    incoming: RefCell<Incoming>,
 }
 
 thread_local! {
-    static SCOPE: RefCell<Scope> = const { RefCell::new(Scope::Outside) };
+    /// Never dropped: it is empty whenever no call is under way on the thread, and so needs no destructor.
+    static SCOPE: ManuallyDrop<Scope> = ManuallyDrop::new(Scope::default());
 }
 
 /// Puts back what was there before, on return and on unwind.
 struct Entered {
-    outer: Option<Scope>,
+    /// `None` at the outermost level, where nearly every call is.
+    outer: Option<Box<Scope>>,
 }
 
 impl Entered {
-    fn new(scope: Scope) -> Entered {
-        Entered {
-            outer: Some(SCOPE.replace(scope)),
-        }
-    }
-
-    fn leave(mut self) -> Scope {
-        self.outer
-            .take()
-            .map(|outer| SCOPE.replace(outer))
-            .unwrap_or_default()
+    #[inline]
+    fn new(state: State) -> Entered {
+        SCOPE.with(|scope| {
+            let outer = match scope.state.get() {
+                State::Outside => None,
+                outer => Some(Box::new(Scope {
+                    state: Cell::new(outer),
+                    outgoing: RefCell::new(scope.outgoing.take()),
+                    incoming: RefCell::new(scope.incoming.take()),
+                })),
+            };
+            scope.state.set(state);
+            Entered { outer }
+        })
     }
 }
 
 impl Drop for Entered {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(outer) = self.outer.take() {
-            if let Scope::Receiving(incoming) = SCOPE.replace(outer) {
+        SCOPE.with(|scope| {
+            let state = scope.state.replace(State::Outside);
+            // Of an unwind: a call that returned has taken them.
+            let (outgoing, incoming) = match state {
+                State::Sending => (Some(scope.outgoing.take()), None),
+                _ => (None, Some(scope.incoming.take())),
+            };
+            if let Some(outer) = self.outer.take() {
+                scope.state.set(outer.state.get());
+                *scope.outgoing.borrow_mut() = outer.outgoing.into_inner();
+                *scope.incoming.borrow_mut() = outer.incoming.into_inner();
+            }
+            drop(outgoing);
+            if let Some(incoming) = incoming {
                 incoming.dispose_of_surplus();
             }
-        }
+        });
     }
 }
 
-/// Runs `encode` and collects the descriptors it serialises, `limit` at most.
-pub(crate) fn sending<R>(limit: usize, encode: impl FnOnce() -> R) -> (R, Outgoing) {
-    let entered = Entered::new(Scope::Sending(Outgoing {
-        fds: Vec::new(),
-        links: Vec::new(),
-        count: 0,
-        limit,
-    }));
+/// Runs `encode` and collects the descriptors it serialises behind those in `fds`, which is empty: `limit` at most.
+#[inline]
+pub(crate) fn sending<R>(
+    fds: Descriptors,
+    limit: usize,
+    encode: impl FnOnce() -> R,
+) -> (R, Outgoing) {
+    let entered = Entered::new(State::Sending);
+    SCOPE.with(|scope| {
+        let mut outgoing = scope.outgoing.borrow_mut();
+        outgoing.fds = fds;
+        outgoing.limit = limit;
+    });
     let result = encode();
-    match entered.leave() {
-        Scope::Sending(outgoing) => (result, outgoing),
-        _ => unreachable!("inner scopes restore this one"),
-    }
+    let outgoing = SCOPE.with(|scope| scope.outgoing.take());
+    drop(entered);
+    (result, outgoing)
 }
 
 /// Runs `decode` with `fds` to take from.
+#[inline]
 pub(crate) fn receiving<R>(
     fds: Vec<OwnedFd>,
     adoption: Adoption,
     decode: impl FnOnce() -> R,
 ) -> (R, Incoming) {
-    let entered = Entered::new(Scope::Receiving(Incoming {
-        slots: fds.into_iter().map(Some).collect(),
-        adoption,
-        taken: 0,
-        fault: None,
-    }));
+    let entered = Entered::new(State::Receiving);
+    SCOPE.with(|scope| {
+        let mut incoming = scope.incoming.borrow_mut();
+        incoming.slots = Slots::InOrder(fds.into_iter());
+        incoming.adoption = adoption;
+    });
     let result = decode();
-    match entered.leave() {
-        Scope::Receiving(incoming) => (result, incoming),
-        _ => unreachable!("inner scopes restore this one"),
-    }
+    let incoming = SCOPE.with(|scope| scope.incoming.take());
+    drop(entered);
+    (result, incoming)
 }

@@ -177,7 +177,8 @@ mod tests {
     #[test]
     fn rights_pass_only_where_they_may() {
         let (here, there) = UnixStream::pair().unwrap();
-        let fds = [OwnedFd::from(std::fs::File::open("/dev/null").unwrap())];
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let fds = [null.as_raw_fd()];
         if !set_pass_rights(there.as_fd(), false).unwrap() {
             // Before Linux 6.16.
             send(here.as_fd(), b"x", &fds).unwrap();
@@ -185,11 +186,10 @@ mod tests {
         }
         let error = send(here.as_fd(), b"x", &fds).unwrap_err();
         assert_eq!(Errno::from_io_error(&error), Some(Errno::PERM));
-        send::<OwnedFd>(here.as_fd(), b"x", &[]).unwrap();
+        send(here.as_fd(), b"x", &[]).unwrap();
         assert!(set_pass_rights(there.as_fd(), true).unwrap());
         send(here.as_fd(), b"x", &fds).unwrap();
 
-        let null = fds[0].as_fd();
-        assert!(set_pass_rights(null, true).is_err());
+        assert!(set_pass_rights(null.as_fd(), true).is_err());
     }
 }
