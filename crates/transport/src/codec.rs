@@ -40,6 +40,12 @@ pub enum EncodeError {
         /// Bytes allowed.
         limit: usize,
     },
+    /// There is no memory for the encoded value.
+    #[error("no memory for the {size} bytes that the value takes so far")]
+    Memory {
+        /// Bytes of the value up to where it stopped.
+        size: usize,
+    },
     /// The value's own `Serialize`, or bincode, refused.
     #[error("{0}")]
     Refused(String),
@@ -100,10 +106,12 @@ pub fn encode_into<T: Serialize + ?Sized>(
         Bounded {
             limit: buffer.len(),
             size: 0,
+            memory: true,
             put: |at: usize, bytes: &[u8]| {
                 if let Some(room) = buffer.get_mut(at..at + bytes.len()) {
                     room.copy_from_slice(bytes);
                 }
+                true
             },
         },
     )
@@ -121,7 +129,15 @@ pub(crate) fn append<T: Serialize + ?Sized>(
         Bounded {
             limit,
             size: 0,
-            put: |_, bytes: &[u8]| buffer.extend_from_slice(bytes),
+            memory: true,
+            put: |_, bytes: &[u8]| {
+                // To abort is what a plain `extend` does, and a large value can be refused instead.
+                let room = buffer.try_reserve(bytes.len()).is_ok();
+                if room {
+                    buffer.extend_from_slice(bytes);
+                }
+                room
+            },
         },
     );
     if result.is_err() {
@@ -140,11 +156,12 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
 
 fn run<T: Serialize + ?Sized>(
     value: &T,
-    mut writer: Bounded<impl FnMut(usize, &[u8])>,
+    mut writer: Bounded<impl FnMut(usize, &[u8]) -> bool>,
 ) -> Result<usize, EncodeError> {
     let result = bincode::serde::encode_into_writer(value, &mut writer, CONFIG);
     let (size, limit) = (writer.size, writer.limit);
     match result {
+        _ if !writer.memory => Err(EncodeError::Memory { size }),
         Err(error) => Err(EncodeError::Refused(error.to_string())),
         Ok(()) if size > limit => Err(EncodeError::TooLarge { size, limit }),
         Ok(()) => Ok(size),
@@ -155,16 +172,23 @@ fn run<T: Serialize + ?Sized>(
 struct Bounded<F> {
     limit: usize,
     size: usize,
+    /// Whether there has been enough of it.
+    memory: bool,
+    /// Takes bytes at a position, if there is room for them.
     put: F,
 }
 
-impl<F: FnMut(usize, &[u8])> Writer for Bounded<F> {
+impl<F: FnMut(usize, &[u8]) -> bool> Writer for Bounded<F> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
         let at = self.size;
         self.size = at.saturating_add(bytes.len());
-        if self.size <= self.limit {
-            (self.put)(at, bytes);
+        if self.size <= self.limit && self.memory {
+            self.memory = (self.put)(at, bytes);
         }
-        Ok(())
+        if self.memory {
+            Ok(())
+        } else {
+            Err(bincode::error::EncodeError::Other("no memory"))
+        }
     }
 }

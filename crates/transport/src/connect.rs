@@ -39,6 +39,14 @@ pub(crate) fn connect(address: &Address, access: Access, timeout: Duration) -> R
                 });
             }
             Err(Attempt::Failed(error)) => return Err(error),
+            // Each type of socket has abstract names of its own (unix_abstract_hash, net/unix/af_unix.c), so nobody here says
+            // nothing of the other type.
+            Err(Attempt::Refused(_))
+                if kind == SocketKind::Packets && address.as_path().is_none() =>
+            {
+                kind = SocketKind::Stream;
+                continue;
+            }
             Err(Attempt::Refused(Errno::NOENT)) => break,
             Err(Attempt::Refused(_)) => {}
         }

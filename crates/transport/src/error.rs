@@ -34,7 +34,8 @@ pub enum Error {
     /// The other end closed its socket, in order or by dying. Everything it had sent has been delivered.
     #[error("the other end has disconnected")]
     Disconnected,
-    /// The link was ended earlier, because the other end broke the protocol.
+    /// The link was ended earlier, because the other end broke the protocol, or because a message of this end had left in part
+    /// and the kernel refused the rest.
     #[error("the link was ended: {why}")]
     Ended {
         /// The text of the error that ended it.
@@ -304,8 +305,8 @@ pub enum Error {
     #[error(transparent)]
     Activation(#[from] ActivationError),
     /// This process (RLIMIT_NOFILE), or the system, has no descriptor numbers left. A connection that was to be accepted stays
-    /// in the backlog.
-    #[error("no descriptor numbers are left; nothing was accepted or taken")]
+    /// in the backlog; a message whose descriptors were to be duplicated was not sent ([`Fds`](crate::Fds) need no numbers).
+    #[error("no descriptor numbers are left; nothing was accepted, taken, or sent")]
     DescriptorLimit(#[source] io::Error),
 
     /// The kernel does not let this process at another one's descriptors.

@@ -397,7 +397,11 @@ impl Link {
     /// Sends what there is room for: the message that has begun, then `message`, which is gone when it has begun itself.
     pub(crate) fn advance(&self, message: &mut Option<Outgoing>) -> Result<(), outbox::Stop> {
         self.check().map_err(outbox::Stop::Failed)?;
-        self.outbox().send(self.as_fd(), message, &self.limits)
+        let result = self.outbox().send(self.as_fd(), message, &self.limits);
+        if let Err(outbox::Stop::Torn(error)) = &result {
+            self.finish(End::Broken(describe(error).into()));
+        }
+        result
     }
 
     fn flush_within(&self, patience: Patience) -> Result<(), Error> {

@@ -87,7 +87,8 @@ impl Listener {
         Listener::bind_kind(address, access, SocketKind::Packets)
     }
 
-    /// [`bind_with`](Listener::bind_with) with a choice of the socket's type. Who connects need not know it.
+    /// [`bind_with`](Listener::bind_with) with a choice of the socket's type. Who connects need not know it; where an abstract
+    /// name is taken with both types, which the kernel allows, [`Link::connect`] finds the packets.
     ///
     /// # Errors
     /// As [`bind`](Listener::bind).

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
+use rustix::io::Errno;
 use rustix::net::AddressFamily;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,6 +73,12 @@ impl Outgoing {
             return Err(Error::TooManyDescriptors {
                 count: outgoing.count,
                 limit: most,
+            });
+        }
+        if let Some(error) = outgoing.failure {
+            return Err(match Errno::from_io_error(&error) {
+                Some(Errno::MFILE | Errno::NFILE) => Error::DescriptorLimit(error),
+                _ => Error::io("duplicating a descriptor to be sent", error),
             });
         }
         match result {

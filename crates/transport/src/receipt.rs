@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_oobinline;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
 use crate::error::Error;
@@ -39,6 +40,12 @@ impl Receipt {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )
+        .and_then(|(socket, theirs)| {
+            // An urgent byte (MSG_OOB) is an answer like any other. Left apart, it would make the socket readable without
+            // there being anything to peek at (manage_oob, net/unix/af_unix.c), and a wait would spin.
+            set_socket_oobinline(&socket, true)?;
+            Ok((socket, theirs))
+        })
         .map_err(|error| Error::io("making a receipt", error))?;
         let socket = Fd::socket(socket);
         Ok((Receipt { socket }, theirs))

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Directory, Reaped, abstract_name, alone, child, descriptors, parent, role};
-use memlane_transport::{Address, Error, Fd, Link, Listener};
+use memlane_transport::{Access, Address, Error, Fd, Link, Listener};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{FdFlags, fcntl_getfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -144,4 +144,34 @@ fn out_of_descriptor_numbers() {
     client.send("patience").unwrap();
     link.send(&()).unwrap();
     process.succeed();
+}
+
+/// Whoever connects need not know the type. Of abstract names each type has its own, and packets come first.
+#[test]
+fn of_either_kind() {
+    let _alone = alone();
+    let directory = Directory::new();
+    for kind in common::raw::KINDS {
+        for address in [
+            Address::path(directory.join("kind")).unwrap(),
+            abstract_name("kind"),
+        ] {
+            let listener = Listener::bind_kind(&address, Access::SameUser, kind).unwrap();
+            let client = Link::connect(&address).unwrap();
+            let server = listener.accept().unwrap();
+            client.send(&(1_u8, Fd::from(common::memfd()))).unwrap();
+            assert_eq!(server.recv::<(u8, Fd)>().unwrap().0, 1);
+            let error = Listener::bind_kind(&address, Access::SameUser, kind).unwrap_err();
+            assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
+            drop(listener);
+            let error = Link::connect(&address).unwrap_err();
+            assert!(matches!(error, Error::NotRunning { .. }), "{error:?}");
+        }
+    }
+    let address = abstract_name("both");
+    let [packets, stream] = common::raw::KINDS
+        .map(|kind| Listener::bind_kind(&address, Access::SameUser, kind).unwrap());
+    let _client = Link::connect(&address).unwrap();
+    packets.try_accept().unwrap();
+    assert!(matches!(stream.try_accept(), Err(Error::WouldBlock)));
 }

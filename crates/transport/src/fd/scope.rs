@@ -96,7 +96,14 @@ pub(super) fn lend_many<E: serde::ser::Error>(
         outgoing.count += count;
         // What is too much is only counted, for the error.
         if outgoing.count <= outgoing.limit {
-            outgoing.fds.push(lent().map_err(E::custom)?);
+            match lent() {
+                Ok(lent) => outgoing.fds.push(lent),
+                Err(error) => {
+                    let refused = E::custom(&error);
+                    outgoing.failure.get_or_insert(error);
+                    return Err(refused);
+                }
+            }
         }
         Ok(u16::try_from(index).unwrap_or(u16::MAX))
     })
@@ -203,6 +210,8 @@ pub(crate) struct Outgoing {
     /// How many the value has, counted also beyond the limit.
     pub(crate) count: usize,
     limit: usize,
+    /// Why one could not be duplicated.
+    pub(crate) failure: Option<std::io::Error>,
 }
 
 /// The descriptors of a message being received.

@@ -19,6 +19,8 @@ pub(crate) struct Inbox {
     parts: Option<Parts>,
     /// A stream's packet that has not come whole.
     stream: Option<Box<Partial>>,
+    /// Nothing comes any more: what is queued behind a hang-up or a broken rule is not looked at.
+    ended: bool,
 }
 
 struct Partial {
@@ -55,6 +57,7 @@ impl Inbox {
                 packet: Packet::new(),
                 fds: Vec::new(),
             })),
+            ended: false,
         }
     }
 
@@ -67,8 +70,28 @@ impl Inbox {
                 .is_some_and(|stream| !stream.packet.bytes().is_empty())
     }
 
-    /// Takes what has come. `packet` is where a message that comes in a packet of its own stays.
+    /// Takes what has come. `packet` is where a message that comes in a packet of its own stays. After a hang-up or a broken
+    /// rule, what had come of a message is closed, and nothing comes any more.
     pub(crate) fn receive<'p>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        packet: &'p mut Packet,
+        limits: &Limits,
+    ) -> Result<Received<'p>, Stop> {
+        if self.ended {
+            return Err(Stop::Empty);
+        }
+        let result = self.next(socket, packet, limits);
+        if let Err(Stop::Failed(error)) = &result {
+            if error.ends_link() || error.is_disconnected() {
+                self.ended = true;
+                self.dispose_of_begun();
+            }
+        }
+        result
+    }
+
+    fn next<'p>(
         &mut self,
         socket: BorrowedFd<'_>,
         packet: &'p mut Packet,
@@ -103,6 +126,15 @@ impl Inbox {
             };
             return Ok(Received { body, fds, fields });
         }
+    }
+}
+
+impl Inbox {
+    fn dispose_of_begun(&mut self) {
+        let parts = self.parts.take().map(Parts::into_descriptors);
+        let partial = self.stream.as_mut();
+        let partial = partial.map(|stream| std::mem::take(&mut stream.fds));
+        parts.into_iter().chain(partial).flatten().for_each(dispose);
     }
 }
 
@@ -187,9 +219,7 @@ fn stop(error: std::io::Error) -> Stop {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        let parts = self.parts.take().map(Parts::into_descriptors);
-        let partial = self.stream.take().map(|stream| stream.fds);
-        parts.into_iter().chain(partial).flatten().for_each(dispose);
+        self.dispose_of_begun();
     }
 }
 

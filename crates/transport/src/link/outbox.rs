@@ -65,7 +65,7 @@ impl Outbox {
                 self.begun = Some((next, progress));
                 Ok(())
             }
-            Err(Stop::Failed(error) | Stop::Torn(error)) => Err(Stop::Torn(error)),
+            Err(Stop::Failed(error) | Stop::Torn(error)) => Err(torn(error)),
         }
     }
 
@@ -82,7 +82,7 @@ impl Outbox {
             }
             Err(Stop::Failed(error) | Stop::Torn(error)) => {
                 self.begun = None;
-                Err(Stop::Torn(error))
+                Err(torn(error))
             }
         }
     }
@@ -90,6 +90,16 @@ impl Outbox {
     /// Whether a message has begun.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.is_some()
+    }
+}
+
+/// Why a message does not go on of which a part has left. When the peer is gone, nothing is sent behind it anyway, and what the
+/// peer had sent can still be received.
+fn torn(error: Error) -> Stop {
+    if error.is_disconnected() {
+        Stop::Failed(error)
+    } else {
+        Stop::Torn(error)
     }
 }
 

@@ -4,6 +4,8 @@
 pub mod fuse;
 mod kinds;
 
+pub mod raw;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
