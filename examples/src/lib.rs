@@ -4,5 +4,6 @@
 //! cargo run --release --example producer_consumer -- [FILE]    stream a file to several processes, and check it
 //! cargo run --release --example publish                         the smallest publisher ...
 //! cargo run --release --example subscribe                       ... and, in another terminal, the smallest subscriber
+//! cargo run --example broker                                      sandboxed processes introduced to one another
 //! systemd-socket-activate --seqpacket --listen=PATH target/release/examples/activated    a service started by its client
 //! ```

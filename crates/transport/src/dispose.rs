@@ -31,7 +31,8 @@ const IDLE: Duration = Duration::from_millis(200);
 /// When all of them hang, Unix sockets without anything unread are closed at once after all, and further descriptors wait in
 /// a queue and count against RLIMIT_NOFILE. A peer gets there only by breaking or leaving a link for each, so limit how often one
 /// may reconnect; a link that takes no descriptors at all ([`Limits::descriptors`](crate::Limits::descriptors)) cannot be used for it
-/// from Linux 6.16 on. When no thread can be started, descriptors wait until the next call.
+/// from Linux 6.16 on. Where no thread can be started (a seccomp filter without clone(2)), Unix sockets are closed at once, and
+/// what else there is waits until the next call.
 ///
 /// What still hangs when the process exits hangs the exit, and the execve(2) of a forked child, which closes its copies: keep
 /// peers that can serve FUSE files (`/dev/fuse`, user namespaces) out of a trusted process's listener. A fork that does not
@@ -107,10 +108,23 @@ fn enqueue(closing: Closing) -> bool {
             .name("memlane-dispose".to_owned())
             .stack_size(128 << 10)
             .spawn(close_all);
-        disposer.threads += usize::from(spawned.is_ok());
-        return spawned.is_ok();
+        if spawned.is_ok() {
+            disposer.threads += 1;
+            return true;
+        }
+        // A sandbox without threads, perhaps: a peer that is never hung up on would be worse than one that can delay this.
+        let closing = disposer.queue.pop_back();
+        if let Some(closing) = closing {
+            if disposer.threads > 0 || !is_unix_socket(closing.fd.as_fd()) {
+                disposer.queue.push_back(closing);
+            } else {
+                drop(disposer);
+                drop(closing);
+            }
+        }
+        return false;
     }
-    if has_nothing_unread(closing.fd.as_fd()) {
+    if is_unix_socket(closing.fd.as_fd()) && has_nothing_unread(closing.fd.as_fd()) {
         // It could get something in this moment; but then its peer would have had to fill all the threads before.
         drop(disposer);
         drop(closing);
@@ -120,12 +134,13 @@ fn enqueue(closing: Closing) -> bool {
     false
 }
 
-/// Whether it is a Unix socket with an empty queue.
+/// The kernel answers without entering the file.
+fn is_unix_socket(fd: BorrowedFd<'_>) -> bool {
+    sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
+}
+
+/// Whether a Unix socket has an empty queue.
 fn has_nothing_unread(fd: BorrowedFd<'_>) -> bool {
-    // Asked first: to poll a file of unknown kind can hang.
-    if sockopt::socket_domain(fd) != Ok(AddressFamily::UNIX) {
-        return false;
-    }
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec::default())) == Ok(0)
 }

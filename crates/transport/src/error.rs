@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::access::{Admitted, describe};
 use crate::activation::ActivationError;
 use crate::address::{Address, AddressError};
+use crate::broker::Declined;
 use crate::codec::{DecodeError, EncodeError};
 use crate::peer::Credentials;
 use crate::process::Refusal;
@@ -45,6 +46,15 @@ pub enum Error {
     /// The receiver has not taken a message that was sent with a receipt, and never will.
     #[error("the receiver went away or refused the message: it has not been acknowledged")]
     NotAcknowledged,
+
+    /// A broker did not make an introduction.
+    #[error("no introduction to {name:?}: {reason}")]
+    Declined {
+        /// Whom it was asked for.
+        name: String,
+        /// Why not.
+        reason: Declined,
+    },
 
     /// The encoded value is larger than the link's limit. Nothing was sent.
     #[error("the message takes {size} bytes encoded, the link's limit is {limit}")]
@@ -363,12 +373,19 @@ impl Error {
     }
 
     /// Whether the same call may succeed later without anything being changed here: no room, nothing there yet, no
-    /// descriptor numbers free, a directory locked for a moment.
+    /// descriptor numbers free, a directory locked for a moment, a busy broker.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Error::WouldBlock | Error::TimedOut | Error::DescriptorLimit(_) | Error::Locked { .. }
+            Error::WouldBlock
+                | Error::TimedOut
+                | Error::DescriptorLimit(_)
+                | Error::Locked { .. }
+                | Error::Declined {
+                    reason: Declined::Busy,
+                    ..
+                }
         )
     }
 

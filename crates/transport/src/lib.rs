@@ -33,11 +33,13 @@
 //! | [`frame`] | the bytes of a packet |
 //! | [`codec`] | values to bytes and back, with limits |
 //! | [`activation`] | sockets passed by a service manager |
+//! | [`broker`] | introductions, for processes that cannot open sockets |
 #![deny(unsafe_code)]
 
 mod access;
 pub mod activation;
 mod address;
+pub mod broker;
 pub mod codec;
 mod connect;
 #[allow(unsafe_code)]
@@ -96,4 +98,7 @@ const _: () = {
     shared::<Fds>();
     shared::<FdRef<'static>>();
     shared::<Error>();
+    const fn movable<T: Send>() {}
+    movable::<broker::Broker>();
+    movable::<broker::Client>();
 };

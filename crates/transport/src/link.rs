@@ -2,6 +2,7 @@
 
 mod inbox;
 mod outbox;
+mod room;
 mod value;
 
 use std::fmt;
@@ -435,7 +436,7 @@ impl Link {
         Ok(())
     }
 
-    fn recv_within<T: DeserializeOwned>(&self, patience: Patience) -> Result<T, Error> {
+    pub(crate) fn recv_within<T: DeserializeOwned>(&self, patience: Patience) -> Result<T, Error> {
         let mut packet = sys::Packet::new();
         let mut resets = 0;
         let mut pause = Pause::new();

@@ -87,6 +87,11 @@ impl Outbox {
         }
     }
 
+    /// Messages with descriptors that the peer may not have received yet.
+    pub(crate) fn in_flight(&mut self, socket: BorrowedFd<'_>) -> Result<usize, Error> {
+        self.flight.count(socket)
+    }
+
     /// Whether a message has begun.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.is_some()
@@ -126,11 +131,21 @@ const OVERHEAD: usize = 512;
 
 impl Flight {
     fn admit(&mut self, socket: BorrowedFd<'_>, limit: usize) -> Result<(), Stop> {
-        if self.sizes.len() < limit {
+        if self.sizes.len() < limit || self.count(socket).map_err(Stop::Failed)? < limit {
             return Ok(());
         }
+        // POLLOUT needs three quarters of the buffer to be free (unix_writable).
+        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
+        match poll(&mut fds, Some(&Timespec::default())) {
+            Ok(0) => Err(Stop::Full),
+            _ => Err(Stop::Later),
+        }
+    }
+
+    /// How many may still be there.
+    fn count(&mut self, socket: BorrowedFd<'_>) -> Result<usize, Error> {
         let mut queued = sys::unreceived(socket)
-            .map_err(|error| Stop::Failed(Error::io("asking what has been received", error)))?;
+            .map_err(|error| Error::io("asking what has been received", error))?;
         // A socket is a queue: those that can still be there are the last ones.
         let mut there = 0;
         for size in self.sizes.iter().rev() {
@@ -141,15 +156,7 @@ impl Flight {
             queued = queued.saturating_sub(*size);
         }
         self.sizes.drain(..self.sizes.len() - there);
-        if self.sizes.len() < limit {
-            return Ok(());
-        }
-        // POLLOUT needs three quarters of the buffer to be free (unix_writable).
-        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
-        match poll(&mut fds, Some(&Timespec::default())) {
-            Ok(0) => Err(Stop::Full),
-            _ => Err(Stop::Later),
-        }
+        Ok(there)
     }
 
     fn left(&mut self, size: usize, limit: usize) {

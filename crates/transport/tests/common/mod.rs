@@ -4,6 +4,7 @@
 pub mod fuse;
 mod kinds;
 
+pub mod broker;
 pub mod raw;
 
 use std::collections::BTreeMap;
