@@ -5,5 +5,6 @@
 //! cargo run --release --example publish                         the smallest publisher ...
 //! cargo run --release --example subscribe                       ... and, in another terminal, the smallest subscriber
 //! cargo run --example broker                                      sandboxed processes introduced to one another
+//! cargo run --release --example successor                       replace a service 100 times under its clients' feet
 //! systemd-socket-activate --seqpacket --listen=PATH target/release/examples/activated    a service started by its client
 //! ```

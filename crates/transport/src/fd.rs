@@ -238,6 +238,11 @@ impl Serialize for SharedFd {
     }
 }
 
+/// Writes a link's socket, of which the message keeps a share until it has left.
+pub(crate) fn lend_socket<S: Serializer>(fd: &Arc<Fd>, serializer: S) -> Result<S::Ok, S::Error> {
+    scope::lend(serializer, || Ok(Lent::Shared(Arc::clone(fd))))
+}
+
 impl Serialize for FdRef<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         scope::lend(serializer, || self.0.try_clone_to_owned().map(Lent::Own))

@@ -34,6 +34,7 @@
 //! | [`codec`] | values to bytes and back, with limits |
 //! | [`activation`] | sockets passed by a service manager |
 //! | [`broker`] | introductions, for processes that cannot open sockets |
+//! | [`hand_over`] | a process that is replaced while its service goes on |
 #![deny(unsafe_code)]
 
 mod access;
@@ -48,6 +49,7 @@ mod dispose;
 mod error;
 mod fd;
 pub mod frame;
+pub mod hand_over;
 mod limits;
 mod link;
 mod listener;

@@ -74,7 +74,8 @@ use outbox::Outbox;
 /// The socket is closed on another thread (see [`dispose`]), since the peer can have sent what makes close(2) wait for days;
 /// dropping waits for that for at most 50 ms. It is closed within some 20 us otherwise. [`into_fd`](Link::into_fd) leaves closing to the caller.
 pub struct Link {
-    fd: Fd,
+    /// Shared with a message that carries the link, until that has left.
+    fd: Arc<Fd>,
     limits: Limits,
     adoption: Adoption,
     end: OnceLock<End>,
@@ -165,7 +166,7 @@ impl Link {
 
     pub(crate) fn new(fd: OwnedFd, kind: SocketKind) -> Link {
         Link {
-            fd: Fd::socket(fd),
+            fd: Arc::new(Fd::socket(fd)),
             limits: Limits::new(),
             adoption: Adoption::Refused,
             end: OnceLock::new(),
@@ -202,10 +203,21 @@ impl Link {
     }
 
     /// The socket itself, for instance to hand it to a child. Its O_NONBLOCK may be set or not. Part of a message that was
-    /// still to be sent or received is lost: [`flush`](Link::flush) first.
+    /// still to be sent or received is lost: [`flush`](Link::flush) first, and ask
+    /// [`is_between_messages`](Link::is_between_messages).
+    ///
+    /// # Panics
+    /// If a message that carries this link is on its way in the very moment (as for [`Fd`](crate::Fd)), and no descriptor
+    /// number is left for a duplicate.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
-        self.fd.into()
+        match Arc::try_unwrap(self.fd) {
+            Ok(fd) => fd.into(),
+            Err(shared) => shared
+                .as_fd()
+                .try_clone_to_owned()
+                .expect("a descriptor number for a link that is being sent"),
+        }
     }
 
     /// Sends `value`, waiting for room as long as it takes.
@@ -477,8 +489,14 @@ impl Link {
         wait::ready(self.as_fd(), events, patience).map(drop)
     }
 
-    /// Whether no message is there in part, in either direction: the socket alone is the whole link.
-    pub(crate) fn is_between_messages(&self) -> bool {
+    /// Whether no message is there in part, in either direction: the socket alone is the whole link, and it can be sent to
+    /// another process or taken apart ([`into_fd`](Link::into_fd)).
+    ///
+    /// False after a `try_` or `_timeout` form has sent a part, until it is [flushed](Link::flush), and while the peer has
+    /// sent a part: for as long as it likes, so that whoever hands over many links hangs up on such a peer, or leaves it
+    /// behind. On a SOCK_SEQPACKET link only messages of more than 253 descriptors have parts.
+    #[must_use]
+    pub fn is_between_messages(&self) -> bool {
         !self.outbox().has_begun() && !self.inbox().has_begun()
     }
 

@@ -1,10 +1,12 @@
 //! A socket at an address, and the links that come in.
 
+mod own_file;
 mod value;
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
@@ -23,9 +25,10 @@ use crate::fd::Fd;
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::socket::{self, SocketKind};
-use crate::socket_file::{Found, Identity, LOCK_TIMEOUT, SocketFile, not_a_socket};
+use crate::socket_file::{Found, LOCK_TIMEOUT, SocketFile, not_a_socket};
 use crate::sys;
 use crate::wait::{self, Patience};
+use own_file::OwnFile;
 
 /// Connections that may wait to be accepted; the system's `net.core.somaxconn` lowers it.
 const BACKLOG: i32 = 128;
@@ -33,9 +36,11 @@ const BACKLOG: i32 = 128;
 /// Links come in here.
 ///
 /// A path address is a socket file. It has mode 0600 from its first moment, whatever the umask, and is opened to others only
-/// for a [rule](Access) that may admit them; one left by a dead process is replaced; and it goes away with its listener, if it is still the listener's and the dropping process is the one that
-/// bound it (a forked child leaves it alone). After a SIGKILL it stays, until the next bind or connect at the address
-/// notices. Directories are locked with flock(2) for these steps, so put sockets in one that others cannot open:
+/// for a [rule](Access) that may admit them; one left by a dead process is replaced; and it goes away with its listener, if
+/// it is still the listener's and the dropping process is the one that bound it (a forked child leaves it alone). The file
+/// of a listener that was sent to another process goes with the last of its holders. After a SIGKILL it stays, until the
+/// next bind or connect at the address notices. Directories are locked with flock(2) for these steps, so put sockets in one
+/// that others cannot open:
 /// `$XDG_RUNTIME_DIR`, not `/tmp`.
 ///
 /// ```
@@ -57,16 +62,12 @@ pub struct Listener {
     kind: SocketKind,
     access: Access,
     limits: Limits,
+    /// Whether a listener of this library bound the socket, here or where it came from.
+    bound: bool,
+    /// Whether clients see who listens now: false for one that came in a message, until it accepts.
+    announced: AtomicBool,
+    /// Below `fd`: it has to go after it.
     file: Option<OwnFile>,
-}
-
-/// A file to remove with the listener.
-#[derive(Debug)]
-struct OwnFile {
-    /// Absolute: the current directory may change.
-    path: PathBuf,
-    identity: Identity,
-    process: u32,
 }
 
 impl Listener {
@@ -115,6 +116,8 @@ impl Listener {
             kind,
             access,
             limits: Limits::new(),
+            bound: true,
+            announced: AtomicBool::new(true),
             file,
         })
     }
@@ -157,6 +160,8 @@ impl Listener {
             kind,
             access,
             limits: Limits::new(),
+            bound: false,
+            announced: AtomicBool::new(true),
             file: None,
         })
     }
@@ -169,8 +174,13 @@ impl Listener {
     }
 
     /// Lets go of the listener without removing its file: another process goes on with it.
+    ///
+    /// For sockets that another process has inherited. One that went in a message leaves its file by itself while anybody
+    /// else holds it.
     pub fn release(mut self) {
-        self.file = None;
+        if let Some(file) = self.file.take() {
+            file.leave();
+        }
     }
 
     /// Waits for the next client and gives its link.
@@ -211,7 +221,17 @@ impl Listener {
         &self.address
     }
 
+    /// A client sees, as its [`Peer`](crate::Peer), who called listen(2) last (unix_listen notes it). Those in the backlog
+    /// stay there. Where listen is forbidden, clients go on seeing the process before this one.
+    fn announce(&self) {
+        if !self.announced.load(Ordering::Relaxed) && !self.announced.swap(true, Ordering::Relaxed)
+        {
+            let _ = listen(self.as_fd(), BACKLOG);
+        }
+    }
+
     fn accept_within(&self, patience: Patience) -> Result<Link, Error> {
+        self.announce();
         loop {
             match accept_with(self.as_fd(), SocketFlags::CLOEXEC) {
                 Ok(fd) => {
@@ -264,11 +284,7 @@ fn bind_file(
     let Some(identity) = file.identity()? else {
         return Err(refused(&address(), Errno::NOENT));
     };
-    let own = OwnFile {
-        path: absolute,
-        identity,
-        process: std::process::id(),
-    };
+    let own = OwnFile::bound(absolute, identity);
     let ready = match access {
         Access::SameUser => Ok(()),
         _ => file.open_to(Mode::from_raw_mode(0o666)),
@@ -309,12 +325,8 @@ fn listening(fd: &OwnedFd) -> Result<(Address, SocketKind), String> {
 impl Drop for Listener {
     fn drop(&mut self) {
         // The socket is still open here, so to every other process the file is live until it is gone.
-        if let Some(own) = self.file.take() {
-            if own.process == std::process::id() {
-                if let Ok(file) = SocketFile::lock(&own.path, Duration::from_millis(100)) {
-                    let _ = file.remove(own.identity);
-                }
-            }
+        if let Some(file) = self.file.take_if(|file| file.is_sole()) {
+            file.remove();
         }
     }
 }

@@ -1,26 +1,30 @@
 //! Links in messages.
 
+use std::os::fd::{AsFd, AsRawFd};
+
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Error as _, Serialize, Serializer};
 
 use super::Link;
-use crate::fd::{Adoption, Fault, Fd, FdRef, adoption, fault, note_link};
-use crate::socket;
+use crate::fd::{Adoption, Fault, Fd, adoption, fault, lend_socket, note_link};
+use crate::{socket, sys};
 
 /// A link travels as its socket. The sender's stays open, and whoever of the two receives next gets the next message: drop
 /// the sender's when the receiver has it ([`Link::transfer`]). Limits and adoption stay behind: they are the holder's own.
+/// No descriptor number is needed for it beside the link's own.
 ///
-/// Refused while a message has left or come in part, which would be torn ([`Link::flush`] first, or receive it), and on
-/// the link itself.
+/// Refused while a message has left or come in part, which would be torn (see [`Link::is_between_messages`]), and on the
+/// link itself.
 impl Serialize for Link {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if !self.is_between_messages() {
-            return Err(S::Error::custom(
-                "a link in the middle of a message cannot be sent",
-            ));
+            return Err(S::Error::custom(format_args!(
+                "the link with descriptor {} is in the middle of a message and cannot be sent",
+                self.as_raw_fd()
+            )));
         }
         note_link(socket::identity(self));
-        FdRef::new(self).serialize(serializer)
+        lend_socket(&self.fd, serializer)
     }
 }
 
@@ -31,11 +35,14 @@ impl<'de> Deserialize<'de> for Link {
         if adoption() == Adoption::Refused {
             return Err(fault(Fault::Unadopted("link")));
         }
-        Link::from_fd(fd.into()).map_err(|error| {
+        let link = Link::from_fd(fd.into()).map_err(|error| {
             fault(Fault::Kind {
                 expected: "a link",
                 found: error.to_string(),
             })
-        })
+        })?;
+        // The sender's limits may have told the kernel to refuse descriptors on this socket; those here do not.
+        let _ = sys::identity::set_pass_rights(link.as_fd(), true);
+        Ok(link)
     }
 }
