@@ -16,9 +16,18 @@ use crate::socket::SocketKind;
 use crate::socket_file::{Found, LOCK_TIMEOUT, SocketFile, not_a_socket};
 use crate::wait::Patience;
 
-pub(crate) fn connect(address: &Address, access: Access, timeout: Duration) -> Result<Link, Error> {
+/// With [`Patience::None`], [`Error::WouldBlock`] says that the backlog is full, and [`Error::Locked`] that another process
+/// is looking at a socket file that nobody seems to listen at.
+pub(crate) fn connect(
+    address: &Address,
+    access: &Access,
+    patience: Patience,
+) -> Result<Link, Error> {
     let target = address.to_socket()?;
-    let patience = Patience::timeout(timeout);
+    let lock_timeout = match patience {
+        Patience::None => Duration::ZERO,
+        _ => LOCK_TIMEOUT,
+    };
     let mut kind = SocketKind::Packets;
     for _ in 0..4 {
         match attempt(address, &target, kind, patience) {
@@ -52,12 +61,13 @@ pub(crate) fn connect(address: &Address, access: Access, timeout: Duration) -> R
         }
         // A file without a listener. The kernel refuses a connect to any file in the same way.
         let Some(path) = address.as_path() else { break };
-        match SocketFile::lock(path, LOCK_TIMEOUT).and_then(|file| file.clear()) {
+        match SocketFile::lock(path, lock_timeout).and_then(|file| file.clear()) {
             // A server has come up since, or was between bind and listen: then taking the lock has waited for it.
             Ok(Found::Live) => {}
             Ok(Found::Other(found)) if found != FileType::Symlink => {
                 return Err(not_a_socket(path, found));
             }
+            Err(error @ Error::Locked { .. }) if lock_timeout.is_zero() => return Err(error),
             // Whether the file can be removed (its directory may be read-only) changes nothing for the caller.
             _ => break,
         }

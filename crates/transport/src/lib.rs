@@ -25,8 +25,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! What it does not do: queue in user space (a full link is [`Error::WouldBlock`]), or run an event loop (everything
-//! waitable is [`AsFd`](std::os::fd::AsFd), with a form that does not wait).
+//! What it does not do: queue in user space (a full link is [`Error::WouldBlock`]), or run an event loop. Everything
+//! waitable is [`AsFd`](std::os::fd::AsFd), with a form that does not wait; with feature `tokio` it can be `.await`ed.
 //!
 //! | module | |
 //! |---|---|
@@ -35,6 +35,7 @@
 //! | [`activation`] | sockets passed by a service manager |
 //! | [`broker`] | introductions, for processes that cannot open sockets |
 //! | [`hand_over`] | a process that is replaced while its service goes on |
+//! | `tokio` (feature `tokio`) | links, listeners and receipts that `.await` |
 #![deny(unsafe_code)]
 
 mod access;
@@ -62,6 +63,8 @@ mod socket;
 mod socket_file;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 mod typed;
 mod wait;
 

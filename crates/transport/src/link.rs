@@ -1,7 +1,7 @@
 //! A connected socket that carries typed messages.
 
 mod inbox;
-mod outbox;
+pub(crate) mod outbox;
 mod room;
 mod value;
 
@@ -132,7 +132,16 @@ impl Link {
     /// # Errors
     /// As [`connect`](Link::connect).
     pub fn connect_timeout(address: &Address, timeout: Duration) -> Result<Link, Error> {
-        connect::connect(address, Access::SameUser, timeout)
+        connect::connect(address, &Access::SameUser, Patience::timeout(timeout))
+    }
+
+    /// [`connect`](Link::connect) without waiting. No descriptor tells when a place becomes free: try again after a while.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] when the backlog is full, [`Error::Locked`] when the service may be about to start (another
+    /// process has locked the directory of its socket file); else as [`connect`](Link::connect).
+    pub fn try_connect(address: &Address) -> Result<Link, Error> {
+        connect::connect(address, &Access::SameUser, Patience::None)
     }
 
     /// [`connect`](Link::connect) with a choice whose server is believed. An abstract name can be taken by anyone first.
@@ -140,7 +149,7 @@ impl Link {
     /// # Errors
     /// As [`connect`](Link::connect).
     pub fn connect_with(address: &Address, access: Access) -> Result<Link, Error> {
-        connect::connect(address, access, CONNECT_TIMEOUT)
+        connect::connect(address, &access, Patience::timeout(CONNECT_TIMEOUT))
     }
 
     /// Takes an inherited descriptor as a link, and sets close-on-exec on it. See the type on whom to receive from.
@@ -371,7 +380,6 @@ impl Link {
         value: &T,
         patience: Patience,
     ) -> Result<(), Error> {
-        self.check()?;
         self.send_message(self.encode(value, None)?, patience)
     }
 
@@ -380,7 +388,6 @@ impl Link {
         value: &T,
         patience: Patience,
     ) -> Result<Receipt, Error> {
-        self.check()?;
         let (receipt, theirs) = Receipt::pair()?;
         self.send_message(self.encode(value, Some(theirs))?, patience)?;
         Ok(receipt)
@@ -391,6 +398,7 @@ impl Link {
         value: &T,
         receipt: Option<OwnedFd>,
     ) -> Result<Outgoing, Error> {
+        self.check()?;
         Outgoing::new(value, receipt, &self.limits, self.as_fd())
     }
 
@@ -449,9 +457,19 @@ impl Link {
     }
 
     pub(crate) fn recv_within<T: DeserializeOwned>(&self, patience: Patience) -> Result<T, Error> {
+        let mut pause = Pause::new();
+        loop {
+            if let Some(value) = self.take()? {
+                return Ok(value);
+            }
+            self.wait_for_message(patience, &mut pause)?;
+        }
+    }
+
+    /// Receives a message that is there; `None` when the socket is empty.
+    pub(crate) fn take<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
         let mut packet = sys::Packet::new();
         let mut resets = 0;
-        let mut pause = Pause::new();
         loop {
             self.check()?;
             // The guard goes before the message is decoded, which runs code of the message's type.
@@ -459,8 +477,8 @@ impl Link {
                 .inbox()
                 .receive(self.as_fd(), &mut packet, &self.limits);
             match result {
-                Ok(message) => return self.open(message),
-                Err(inbox::Stop::Empty) => self.wait_for_message(patience, &mut pause)?,
+                Ok(message) => return self.open(message).map(Some),
+                Err(inbox::Stop::Empty) => return Ok(None),
                 Err(inbox::Stop::Reset) if resets < 2 => resets += 1,
                 Err(inbox::Stop::Reset) => return Err(self.end(Error::Disconnected)),
                 Err(inbox::Stop::Failed(error)) => return Err(self.end(error)),
@@ -560,6 +578,7 @@ fn connected(fd: &OwnedFd) -> Result<SocketKind, String> {
 }
 
 /// Time to wait where nothing tells when to try again: longer each time.
+#[derive(Debug)]
 pub(crate) struct Pause(Duration);
 
 impl Pause {

@@ -8,6 +8,8 @@
 pub(crate) mod activation;
 pub(crate) mod identity;
 pub(crate) mod process;
+#[cfg(feature = "tokio")]
+pub(crate) mod reactor;
 
 use std::io;
 use std::mem::MaybeUninit;

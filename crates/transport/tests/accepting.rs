@@ -77,6 +77,8 @@ fn a_full_backlog_bounds_a_connect() {
         Link::connect_timeout(&address, Duration::ZERO),
         Err(Error::TimedOut)
     ));
+    let error = Link::try_connect(&address).unwrap_err();
+    assert!(matches!(error, Error::WouldBlock), "{error:?}");
     // A place that becomes free is taken by one that waits for it.
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| Link::connect(&address).unwrap());
@@ -161,6 +163,13 @@ fn of_either_kind() {
             let server = listener.accept().unwrap();
             client.send(&(1_u8, Fd::from(common::memfd()))).unwrap();
             assert_eq!(server.recv::<(u8, Fd)>().unwrap().0, 1);
+            drop((client, server));
+            let client = Link::try_connect(&address).unwrap();
+            client.send("hello").unwrap();
+            assert_eq!(
+                listener.accept().unwrap().recv::<String>().unwrap(),
+                "hello"
+            );
             let error = Listener::bind_kind(&address, Access::SameUser, kind).unwrap_err();
             assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
             drop(listener);

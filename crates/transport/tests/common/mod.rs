@@ -28,8 +28,22 @@ pub fn alone() -> Alone {
     static ONE: Mutex<()> = Mutex::new(());
     let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     Alone {
-        before: descriptors(),
+        before: settled(),
         _turn: turn,
+    }
+}
+
+/// What is open to stay: a thread that starts for the next test can have something open for a moment (glibc asks a file of
+/// /sys for the number of processors).
+fn settled() -> BTreeMap<i32, String> {
+    let mut seen = descriptors();
+    loop {
+        thread::sleep(Duration::from_millis(1));
+        let again = descriptors();
+        if again == seen {
+            return seen;
+        }
+        seen = again;
     }
 }
 
@@ -71,8 +85,12 @@ pub fn descriptors() -> BTreeMap<i32, String> {
     for entry in fs::read_dir("/proc/self/fd").unwrap() {
         let entry = entry.unwrap();
         let number: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
-        let target = fs::read_link(entry.path())
-            .map_or_else(|_| String::new(), |path| path.display().to_string());
+        let target = match fs::read_link(entry.path()) {
+            Ok(path) => path.display().to_string(),
+            // Closed meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(_) => String::new(),
+        };
         // The directory being read.
         if !target.ends_with("/fd") {
             open.insert(number, target);
