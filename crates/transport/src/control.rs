@@ -22,7 +22,8 @@ pub(crate) const SPACE: usize = space(MAX_PACKET_DESCRIPTORS * size_of::<RawFd>(
     + space(size_of::<libc::ucred>())
     + space(size_of::<RawFd>());
 
-/// A buffer for control messages, aligned as the kernel expects.
+/// A buffer for control messages, aligned as the kernel expects. Zeroed once: what the kernel leaves out (padding between
+/// messages) is of an earlier one.
 #[repr(C, align(8))]
 pub(crate) struct Buffer(pub(crate) [u8; SPACE]);
 

@@ -18,7 +18,7 @@ use crate::dispose::{dispose, dispose_within};
 
 pub use batch::Fds;
 pub(crate) use scope::{
-    Adoption, Descriptors, Fault, Incoming, Lent, adoption, fault, note_link, receiving, sending,
+    Adoption, Descriptors, Fault, Lent, Taken, adoption, fault, note_link, receiving, sending,
 };
 
 /// An owned descriptor that can be part of a message.

@@ -32,7 +32,7 @@ use crate::socket::{self, SocketKind};
 use crate::wait::{self, Patience};
 use crate::{Access, CONNECT_TIMEOUT, sys};
 use inbox::Inbox;
-use outbox::Outbox;
+use outbox::{Outbox, Sent};
 
 /// A connection between two processes: typed messages both ways, each with any number of descriptors in it, up to its
 /// [`Limits`].
@@ -405,8 +405,12 @@ impl Link {
     fn send_message(&self, message: Outgoing, patience: Patience) -> Result<(), Error> {
         let mut message = Some(message);
         let mut pause = Pause::new();
-        while let Err(stop) = self.advance(&mut message) {
-            self.wait_for_room(stop, patience, &mut pause)?;
+        loop {
+            match self.advance(&mut message) {
+                Ok(Sent::Whole) => return Ok(()),
+                Ok(Sent::Part) => break,
+                Err(stop) => self.wait_for_room(stop, patience, &mut pause)?,
+            }
         }
         match self.flush_within(patience) {
             // It has begun to leave: the next call goes on with it.
@@ -416,7 +420,7 @@ impl Link {
     }
 
     /// Sends what there is room for: the message that has begun, then `message`, which is gone when it has begun itself.
-    pub(crate) fn advance(&self, message: &mut Option<Outgoing>) -> Result<(), outbox::Stop> {
+    pub(crate) fn advance(&self, message: &mut Option<Outgoing>) -> Result<Sent, outbox::Stop> {
         self.check().map_err(outbox::Stop::Failed)?;
         let result = self.outbox().send(self.as_fd(), message, &self.limits);
         if let Err(outbox::Stop::Torn(error)) = &result {
@@ -501,7 +505,7 @@ impl Link {
                 return Ok(());
             }
             // What the peer had sent before is still there to be received.
-            Ok(()) | Err(outbox::Stop::Failed(Error::Disconnected)) => PollFlags::IN,
+            Ok(_) | Err(outbox::Stop::Failed(Error::Disconnected)) => PollFlags::IN,
             Err(outbox::Stop::Failed(error) | outbox::Stop::Torn(error)) => return Err(error),
         };
         wait::ready(self.as_fd(), events, patience).map(drop)

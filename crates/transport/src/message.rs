@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::codec::{self, EncodeError};
 use crate::dispose::dispose;
 use crate::error::Error;
-use crate::fd::{Adoption, Descriptors, Fault, Fd, Incoming, Lent, receiving, sending};
+use crate::fd::{Adoption, Descriptors, Fault, Fd, Lent, Taken, receiving, sending};
 use crate::frame::{Fields, HEADER, MAX_INLINE, PART, RECEIPT_FIELD, Refused};
 use crate::{Limits, MAX_PACKET_DESCRIPTORS, memory, socket, sys};
 
@@ -268,9 +268,13 @@ fn take<T: DeserializeOwned>(
     body: &[u8],
 ) -> Result<T, Error> {
     let received = fds.len();
-    let (result, incoming) = receiving(fds, adoption, || codec::decode(body));
-    let Incoming { taken, .. } = incoming;
-    let fault = incoming.dispose_of_surplus();
+    let (
+        result,
+        Taken {
+            count: taken,
+            fault,
+        },
+    ) = receiving(fds, adoption, || codec::decode(body));
     match (fault, result) {
         (Some(Fault::Missing(index)), _) => Err(Error::MissingDescriptor { index, received }),
         (Some(Fault::Twice(index)), _) => Err(Error::DescriptorTwice { index }),

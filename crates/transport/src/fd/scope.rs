@@ -216,10 +216,10 @@ pub(crate) struct Outgoing {
 
 /// The descriptors of a message being received.
 #[derive(Debug, Default)]
-pub(crate) struct Incoming {
+struct Incoming {
     slots: Slots,
     adoption: Adoption,
-    pub(crate) taken: usize,
+    taken: usize,
     /// The first thing that was wrong with one.
     fault: Option<Fault>,
 }
@@ -307,13 +307,18 @@ impl Incoming {
         None
     }
 
-    /// Closes those that no place in the message asked for, and says what was wrong.
-    pub(crate) fn dispose_of_surplus(self) -> Option<Fault> {
-        match self.slots {
+    fn dispose_of_surplus(self) {
+        self.slots.dispose();
+    }
+}
+
+impl Slots {
+    #[inline]
+    fn dispose(self) {
+        match self {
             Slots::InOrder(rest) => rest.for_each(dispose),
             Slots::AnyOrder(slots) => slots.into_iter().flatten().for_each(dispose),
         }
-        self.fault
     }
 }
 
@@ -365,20 +370,16 @@ impl Drop for Entered {
     #[inline]
     fn drop(&mut self) {
         SCOPE.with(|scope| {
-            let state = scope.state.replace(State::Outside);
-            // Of an unwind: a call that returned has taken them.
-            let (outgoing, incoming) = match state {
-                State::Sending => (Some(scope.outgoing.take()), None),
-                _ => (None, Some(scope.incoming.take())),
-            };
+            // Of an unwind: a call that returned has taken what there was.
+            if scope.state.replace(State::Outside) != State::Outside {
+                let (outgoing, incoming) = (scope.outgoing.take(), scope.incoming.take());
+                drop(outgoing);
+                incoming.dispose_of_surplus();
+            }
             if let Some(outer) = self.outer.take() {
                 scope.state.set(outer.state.get());
-                *scope.outgoing.borrow_mut() = outer.outgoing.into_inner();
-                *scope.incoming.borrow_mut() = outer.incoming.into_inner();
-            }
-            drop(outgoing);
-            if let Some(incoming) = incoming {
-                incoming.dispose_of_surplus();
+                scope.outgoing.swap(&outer.outgoing);
+                scope.incoming.swap(&outer.incoming);
             }
         });
     }
@@ -391,16 +392,25 @@ pub(crate) fn sending<R>(
     limit: usize,
     encode: impl FnOnce() -> R,
 ) -> (R, Outgoing) {
-    let entered = Entered::new(State::Sending);
+    let _entered = Entered::new(State::Sending);
     SCOPE.with(|scope| {
         let mut outgoing = scope.outgoing.borrow_mut();
         outgoing.fds = fds;
         outgoing.limit = limit;
     });
     let result = encode();
-    let outgoing = SCOPE.with(|scope| scope.outgoing.take());
-    drop(entered);
+    let outgoing = SCOPE.with(|scope| {
+        scope.state.set(State::Outside);
+        scope.outgoing.take()
+    });
     (result, outgoing)
+}
+
+/// What became of the descriptors of a message that has been decoded. Those that no place asked for are disposed of.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) count: usize,
+    pub(crate) fault: Option<Fault>,
 }
 
 /// Runs `decode` with `fds` to take from.
@@ -409,15 +419,25 @@ pub(crate) fn receiving<R>(
     fds: Vec<OwnedFd>,
     adoption: Adoption,
     decode: impl FnOnce() -> R,
-) -> (R, Incoming) {
-    let entered = Entered::new(State::Receiving);
+) -> (R, Taken) {
+    let _entered = Entered::new(State::Receiving);
     SCOPE.with(|scope| {
         let mut incoming = scope.incoming.borrow_mut();
         incoming.slots = Slots::InOrder(fds.into_iter());
         incoming.adoption = adoption;
+        incoming.taken = 0;
     });
     let result = decode();
-    let incoming = SCOPE.with(|scope| scope.incoming.take());
-    drop(entered);
-    (result, incoming)
+    let taken = SCOPE.with(|scope| {
+        scope.state.set(State::Outside);
+        let mut incoming = scope.incoming.borrow_mut();
+        let taken = Taken {
+            count: incoming.taken,
+            fault: incoming.fault.take(),
+        };
+        (taken, std::mem::take(&mut incoming.slots))
+    });
+    let (taken, slots) = taken;
+    slots.dispose();
+    (result, taken)
 }

@@ -18,6 +18,14 @@ pub(crate) struct Outbox {
     flight: Flight,
 }
 
+/// How much has left of what was to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    Whole,
+    /// The rest follows with the next call.
+    Part,
+}
+
 /// Why nothing more leaves now.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -39,10 +47,10 @@ impl Outbox {
         socket: BorrowedFd<'_>,
         message: &mut Option<Outgoing>,
         limits: &Limits,
-    ) -> Result<(), Stop> {
+    ) -> Result<Sent, Stop> {
         self.flush(socket)?;
         let Some(next) = message.take() else {
-            return Ok(());
+            return Ok(Sent::Whole);
         };
         if next.carries_descriptors() {
             if let Err(stop) = self.flight.admit(socket, limits.max_in_flight()) {
@@ -56,14 +64,14 @@ impl Outbox {
             self.flight.left(next.size(), limits.max_in_flight());
         }
         match result {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(Sent::Whole),
             Err(stop) if progress == Progress::default() => {
                 *message = Some(next);
                 Err(stop)
             }
             Err(Stop::Full | Stop::Later) => {
                 self.begun = Some((next, progress));
-                Ok(())
+                Ok(Sent::Part)
             }
             Err(Stop::Failed(error) | Stop::Torn(error)) => Err(torn(error)),
         }

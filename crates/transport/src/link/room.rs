@@ -18,7 +18,7 @@ impl Link {
     /// then free (unix_writable, net/unix/af_unix.c), and only this end can fill them.
     pub(crate) fn has_room(&self) -> Result<bool, Error> {
         match self.advance(&mut None) {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(Stop::Full | Stop::Later) => return Ok(false),
             Err(Stop::Failed(error) | Stop::Torn(error)) => return Err(error),
         }

@@ -169,7 +169,7 @@ impl Link {
                 Err(Stop::Full) => (Interest::READABLE | Interest::WRITABLE, None),
                 Err(Stop::Later) => (Interest::READABLE, Some(pause.next())),
                 // What the peer had sent before is still there to be received.
-                Ok(()) | Err(Stop::Failed(Error::Disconnected)) => (Interest::READABLE, None),
+                Ok(_) | Err(Stop::Failed(Error::Disconnected)) => (Interest::READABLE, None),
                 Err(Stop::Failed(error) | Stop::Torn(error)) => return Err(error),
             };
             let mut ready = pin!(self.io.ready(interest));
@@ -254,7 +254,7 @@ impl Link {
         let mut result = link.advance(message);
         loop {
             match result {
-                Ok(()) => return Ok(()),
+                Ok(_) => return Ok(()),
                 Err(Stop::Full) => {
                     let mut guard = self.io.writable().await.map_err(waiting)?;
                     result = link.advance(message);
