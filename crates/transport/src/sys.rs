@@ -30,15 +30,20 @@ thread_local! {
 /// Room for the largest packet and one byte more, so that a larger one is seen to be larger. Uninitialised: 16 KiB of zeros
 /// would cost more than the system call.
 pub(crate) struct Packet {
-    bytes: [MaybeUninit<u8>; MAX_PACKET + 1],
+    bytes: MaybeUninit<[u8; MAX_PACKET + 1]>,
     filled: usize,
 }
 
 impl Packet {
-    pub(crate) const fn new() -> Packet {
-        Packet {
-            bytes: [MaybeUninit::uninit(); MAX_PACKET + 1],
-            filled: 0,
+    /// Written field by field: as one value it would be filled with zeros (seen with rustc 1.95).
+    #[inline(always)]
+    pub(crate) fn new() -> Packet {
+        let mut packet = MaybeUninit::<Packet>::uninit();
+        // SAFETY: the field is part of the packet, which is writable and aligned; `bytes` needs no value, and then all
+        // fields have one.
+        unsafe {
+            (&raw mut (*packet.as_mut_ptr()).filled).write(0);
+            packet.assume_init()
         }
     }
 
@@ -69,10 +74,15 @@ fn receive_into(
     room: usize,
     buffer: &mut control::Buffer,
 ) -> io::Result<Piece> {
-    let free = &mut packet.bytes[packet.filled..];
     let mut iov = libc::iovec {
-        iov_base: free.as_mut_ptr().cast(),
-        iov_len: room.min(free.len()),
+        // Within the array: `filled` only grows by what was received, which is at most the room.
+        iov_base: packet
+            .bytes
+            .as_mut_ptr()
+            .cast::<u8>()
+            .wrapping_add(packet.filled)
+            .cast(),
+        iov_len: room.min(MAX_PACKET + 1 - packet.filled),
     };
     loop {
         // SAFETY: msghdr is plain data; all zero is no name, no buffers, no flags.
