@@ -30,7 +30,7 @@ const IDLE: Duration = Duration::from_millis(200);
 ///
 /// When all of them hang, Unix sockets without anything unread are closed at once after all, and further descriptors wait in
 /// a queue and count against RLIMIT_NOFILE. A peer gets there only by breaking or leaving a link for each, so limit how often one
-/// may reconnect; a link that takes no descriptors at all ([`Limits::descriptors`](crate::Limits::descriptors)) cannot be used for it
+/// may reconnect; a link that takes no descriptors at all ([`Limits::received_descriptors`](crate::Limits::received_descriptors)) cannot be used for it
 /// from Linux 6.16 on. Where no thread can be started (a seccomp filter without clone(2)), Unix sockets are closed at once, and
 /// what else there is waits until the next call.
 ///

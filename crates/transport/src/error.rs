@@ -189,7 +189,7 @@ pub enum Error {
     PeerTooManyDescriptors {
         /// Announced, or come: all closed.
         count: usize,
-        /// [`Limits::descriptors`](crate::Limits::descriptors) here.
+        /// [`Limits::received_descriptors`](crate::Limits::received_descriptors) here.
         limit: usize,
     },
     /// A message came with a longer body than this end takes.

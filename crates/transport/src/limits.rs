@@ -17,7 +17,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     body: usize,
-    descriptors: usize,
+    sent: usize,
+    received: usize,
     in_flight: usize,
 }
 
@@ -27,7 +28,8 @@ impl Limits {
     pub const fn new() -> Limits {
         Limits {
             body: 16 << 20,
-            descriptors: 1024,
+            sent: 1024,
+            received: 1024,
             in_flight: 128,
         }
     }
@@ -40,14 +42,23 @@ impl Limits {
         self
     }
 
-    /// Descriptors that a message may carry, at most 65 000; a packet takes 253 (SCM_MAX_FD), and what is more is split
-    /// and put together again.
-    ///
-    /// With zero the link refuses to receive any, and where the kernel knows SO_PASSRIGHTS (Linux 6.16) it refuses them to
-    /// the sender already (EPERM), bodies beyond a packet included.
+    /// Descriptors that a message may carry in either direction, at most 65 000; a packet takes 253 (SCM_MAX_FD), and what is
+    /// more is split and put together again.
     #[must_use]
     pub const fn descriptors(mut self, count: usize) -> Limits {
-        self.descriptors = if count < 65_000 { count } else { 65_000 };
+        self.sent = if count < 65_000 { count } else { 65_000 };
+        self.received = self.sent;
+        self
+    }
+
+    /// Descriptors that a *received* message may carry, at most 65 000.
+    ///
+    /// With zero, for a service that gives descriptors and takes none, the kernel refuses them to the sender already, where
+    /// it knows SO_PASSRIGHTS (Linux 6.16, EPERM): bodies beyond a packet and receipts included. Nothing that a peer sends
+    /// can then make this end wait in close(2) (see [`dispose`](crate::dispose)).
+    #[must_use]
+    pub const fn received_descriptors(mut self, count: usize) -> Limits {
+        self.received = if count < 65_000 { count } else { 65_000 };
         self
     }
 
@@ -68,8 +79,12 @@ impl Limits {
         self.body
     }
 
-    pub(crate) const fn max_descriptors(&self) -> usize {
-        self.descriptors
+    pub(crate) const fn max_sent(&self) -> usize {
+        self.sent
+    }
+
+    pub(crate) const fn max_received(&self) -> usize {
+        self.received
     }
 
     pub(crate) const fn max_in_flight(&self) -> usize {

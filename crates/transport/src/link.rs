@@ -190,10 +190,10 @@ impl Link {
     /// The link with other limits.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Link {
-        if limits.max_descriptors() == 0 {
+        if limits.max_received() == 0 {
             // What the kernel does not know, the receiver checks.
             let _ = sys::identity::set_pass_rights(self.fd.as_fd(), false);
-        } else if self.limits.max_descriptors() == 0 {
+        } else if self.limits.max_received() == 0 {
             let _ = sys::identity::set_pass_rights(self.fd.as_fd(), true);
         }
         self.limits = limits;

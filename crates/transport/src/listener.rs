@@ -123,11 +123,11 @@ impl Listener {
     }
 
     /// The listener with other limits for the links it accepts. With no descriptors at all, the kernel refuses them to
-    /// whoever connects from now on (see [`Limits::descriptors`]).
+    /// whoever connects from now on (see [`Limits::received_descriptors`]).
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Listener {
         // What the kernel does not know, the receiver checks.
-        let _ = sys::identity::set_pass_rights(self.fd.as_fd(), limits.max_descriptors() > 0);
+        let _ = sys::identity::set_pass_rights(self.fd.as_fd(), limits.max_received() > 0);
         self.limits = limits;
         self
     }

@@ -66,7 +66,7 @@ impl Outgoing {
         };
         let (mut bytes, spare_fds) = SPARE.take();
         bytes.resize(HEADER + fields.size(), 0);
-        let (limit, most) = (limits.max_body(), limits.max_descriptors());
+        let (limit, most) = (limits.max_body(), limits.max_sent());
         let (result, outgoing) =
             sending(spare_fds, most, || codec::append(value, &mut bytes, limit));
         if outgoing.count > most {
@@ -246,7 +246,7 @@ impl Received<'_> {
                 }
             }
         }
-        let (count, limit) = (self.fds.len(), limits.max_descriptors());
+        let (count, limit) = (self.fds.len(), limits.max_received());
         if count > limit {
             return Err(Error::PeerTooManyDescriptors { count, limit });
         }
@@ -308,7 +308,7 @@ impl Parts {
     ) -> Result<Option<Vec<OwnedFd>>, Refused> {
         let begun = parts.take();
         // Memory and receipt are not the user's.
-        let limit = limits.max_descriptors() + 2;
+        let limit = limits.max_received() + 2;
         let announced = fields.more.map(|total| total as usize);
         let total = begun
             .as_ref()
@@ -321,7 +321,7 @@ impl Parts {
         let error = match announced {
             _ if total > limit => Error::PeerTooManyDescriptors {
                 count: total,
-                limit: limits.max_descriptors(),
+                limit: limits.max_received(),
             },
             // Each part has some, so that a message without end is not one of many packets either.
             Some(announced) if announced != total || came == 0 || fds.len() >= total => {

@@ -150,3 +150,32 @@ fn from_the_second_packet_on() {
     assert!(matches!(error, Error::Ended { .. }), "{error:?}");
     assert!(right.recv::<()>().unwrap_err().is_disconnected());
 }
+
+/// A service that gives descriptors and takes none.
+#[test]
+fn in_one_direction() {
+    let _alone = alone();
+    for kind in KINDS {
+        let (service, client) = Link::pair_of(kind).unwrap();
+        let known = pass_rights(&service, true);
+        let service = service.with_limits(Limits::new().received_descriptors(0));
+        for _ in 0..3 {
+            service
+                .send(&vec![Fd::from(memfd()), Fd::from(memfd())])
+                .unwrap();
+            assert_eq!(client.recv::<Vec<Fd>>().unwrap().len(), 2);
+        }
+        client.send("plain").unwrap();
+        assert_eq!(service.recv::<String>().unwrap(), "plain");
+        match client.send(&Fd::from(memfd())) {
+            Err(error) => assert!(known && refused_by_the_kernel(&error), "{error:?}"),
+            Ok(()) => {
+                let error = service.recv::<Fd>().unwrap_err();
+                assert!(
+                    matches!(error, Error::PeerTooManyDescriptors { .. }),
+                    "{error:?}"
+                );
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use super::Declined;
-use super::wire::{ANSWERS, FromBroker, Message, Version};
+use super::wire::{CLIENT, FromBroker, Message, Version};
 use crate::error::Error;
 use crate::link::Link;
 use crate::wait::Patience;
@@ -84,7 +84,7 @@ impl Client {
     #[must_use]
     pub fn new(link: Link) -> Client {
         Client {
-            link: link.with_limits(ANSWERS).adopting(),
+            link: link.with_limits(CLIENT).adopting(),
             next: 0,
             asked: HashMap::new(),
             kept: VecDeque::new(),

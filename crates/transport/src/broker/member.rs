@@ -7,7 +7,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::net::{Shutdown, shutdown};
 
 use super::MAX_UNREAD;
-use super::wire::{ANSWERS, Message, REQUESTS, Request, Version};
+use super::wire::{BROKER, Message, Request, Version};
 use crate::dispose::dispose;
 use crate::error::Error;
 use crate::link::Link;
@@ -33,7 +33,7 @@ impl Member {
     pub(super) fn new(name: Arc<str>, link: Link) -> Member {
         Member {
             name,
-            link: link.with_limits(REQUESTS.in_flight(MAX_UNREAD)),
+            link: link.with_limits(BROKER.in_flight(MAX_UNREAD)),
             watched: Member::REQUESTS,
             due: Member::REQUESTS,
             unread: VecDeque::new(),
@@ -77,7 +77,7 @@ impl Member {
     }
 
     pub(super) fn send(&self, message: &Message) -> Result<(), Error> {
-        self.link.try_send_with(&(Version, message), &ANSWERS)
+        self.link.try_send(&(Version, message))
     }
 
     /// Hangs up, without waiting for the close: before Linux 6.16 the client can have sent what makes that wait.

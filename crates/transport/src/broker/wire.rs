@@ -14,10 +14,13 @@ const VERSION: u8 = 1;
 /// Room for version, variant, number, and the longest name with its length.
 const BODY: usize = 1 + 1 + 9 + 3 + MAX_NAME;
 
-/// What a broker takes from its clients: no descriptors.
-pub(super) const REQUESTS: Limits = Limits::new().body(BODY).descriptors(0);
-/// What a client takes from its broker, and the broker sends.
-pub(super) const ANSWERS: Limits = Limits::new().body(BODY).descriptors(1);
+/// A broker gives links and takes no descriptors.
+pub(super) const BROKER: Limits = Limits::new()
+    .body(BODY)
+    .descriptors(1)
+    .received_descriptors(0);
+/// A client takes links from its broker.
+pub(super) const CLIENT: Limits = Limits::new().body(BODY).descriptors(1);
 
 /// Every message of both directions, so that one from the wrong side is known for what it is and never taken for
 /// another. The order is the format's.

@@ -4,14 +4,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::event::PollFlags;
-use serde::Serialize;
 
 use super::Link;
 use super::outbox::Stop;
 use crate::error::Error;
-use crate::limits::Limits;
-use crate::message::Outgoing;
-use crate::wait::{self, Patience};
+use crate::wait;
 
 impl Link {
     /// Whether the socket says that it has room (POLLOUT), with no message begun. Three quarters of the send buffer are
@@ -29,16 +26,5 @@ impl Link {
     /// Messages with descriptors that the peer may not have received yet: never fewer than there are.
     pub(crate) fn in_flight(&self) -> Result<usize, Error> {
         self.outbox().in_flight(self.as_fd())
-    }
-
-    /// [`try_send`](Link::try_send) with other limits than those for what comes in.
-    pub(crate) fn try_send_with<T: Serialize + ?Sized>(
-        &self,
-        value: &T,
-        limits: &Limits,
-    ) -> Result<(), Error> {
-        self.check()?;
-        let message = Outgoing::new(value, None, limits, self.as_fd())?;
-        self.send_message(message, Patience::None)
     }
 }
