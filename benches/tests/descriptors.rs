@@ -21,7 +21,7 @@ fn quick_run_of_everything() {
         assert!(stdout.contains(heading), "no {heading:?} in\n{stdout}");
     }
     for contender in ["bare", "bare-blocking", "link"] {
-        let row = format!("| 253 | {contender} ");
+        let row = format!(" 253 | {contender} ");
         assert!(stdout.contains(&row), "no {row:?} in\n{stdout}");
     }
     assert!(!stdout.contains("NaN"), "{stdout}");

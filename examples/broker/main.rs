@@ -12,7 +12,7 @@ mod sandbox;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, Command, Stdio};
@@ -80,7 +80,7 @@ fn spawn(broker: &mut Broker, name: &str) -> anyhow::Result<Child> {
 }
 
 fn child(name: &str) -> anyhow::Result<()> {
-    let link = Link::from_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
+    let link = Link::inherited()?;
     let mut broker = Client::new(link);
 
     sandbox::enter()?;

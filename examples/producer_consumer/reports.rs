@@ -1,7 +1,5 @@
 //! What producer and consumers tell the coordinator, over the link they inherit as standard input.
 
-use std::os::fd::AsFd;
-
 use anyhow::Context;
 use hdrhistogram::Histogram;
 use memlane_transport::Link;
@@ -64,8 +62,7 @@ impl From<&Histogram<u64>> for Latency {
 pub(crate) fn coordinator() -> anyhow::Result<Link> {
     // If the coordinator dies, however it dies, so does this process, in order.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
-    let stdin = std::io::stdin().as_fd().try_clone_to_owned()?;
-    Link::from_fd(stdin).context("this role is started by producer_consumer itself")
+    Link::inherited().context("this role is started by producer_consumer itself")
 }
 
 /// Nanoseconds of the clock that all processes of a machine share.

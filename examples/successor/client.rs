@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use memlane_transport::{Address, Error, Link};
 
-use crate::{Experience, Request, Session, inherited};
+use crate::{Experience, Request, Session};
 
 /// A request without a reply for so long is lost.
 const LOST: Duration = Duration::from_secs(60);
 
 pub(crate) fn run() -> anyhow::Result<()> {
-    let driver = inherited()?;
+    let driver = memlane_transport::Link::inherited()?;
     let (path, keep): (PathBuf, bool) = driver.recv()?;
     let mut experience = Experience {
         requests: 0,

@@ -133,14 +133,6 @@ fn start(role: &str) -> anyhow::Result<(Link, Child)> {
     Ok((link, process))
 }
 
-/// The link from [`start`].
-fn inherited() -> anyhow::Result<Link> {
-    use std::os::fd::AsFd;
-    Ok(Link::from_fd(
-        std::io::stdin().as_fd().try_clone_to_owned()?,
-    )?)
-}
-
 struct Directory(PathBuf);
 
 impl Drop for Directory {

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
-use crate::{Fault, Replaced, Request, Session, inherited, now};
+use crate::{Fault, Replaced, Request, Session, now};
 
 /// How long a hand-over may take. Nobody is served meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -48,7 +48,7 @@ pub(crate) fn run(fault: Option<Fault>) -> anyhow::Result<()> {
             work
         }
         None => {
-            let driver = inherited()?;
+            let driver = memlane_transport::Link::inherited()?;
             let path: PathBuf = driver.recv()?;
             let listener = Listener::bind(&Address::path(path)?)?;
             driver.send(&())?;

@@ -1,7 +1,7 @@
 use std::{
     env,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::process::{CommandExt, ExitStatusExt},
     },
     process::{Command, ExitStatus, Stdio},
@@ -191,9 +191,8 @@ pub fn play(roles: &[(&str, Part)]) {
     };
     set_parent_process_death_signal(Some(Signal::KILL)).expect("prctl");
     let _watchdog = Watchdog::start(name.clone());
-    let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let role = Role {
-        link: Link::from_fd(stdin.expect("standard input"))
+        link: Link::inherited()
             .expect("a link as standard input")
             .adopting(),
     };

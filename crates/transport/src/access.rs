@@ -19,6 +19,9 @@ use crate::sys::identity;
 /// Ids are those of this process's user namespace. All users without a number in it show as the overflow uid, 65534: a
 /// process that runs in a user namespace should not list that one.
 ///
+/// Each side has a rule: a service for clients of other users has to admit them ([`Listener::bind_with`](crate::Listener::bind_with)), and
+/// they it ([`Link::connect_with`](crate::Link::connect_with)), as by default both sides want the same user.
+///
 /// # The mode of a socket file
 /// 0600 under [`SameUser`](Access::SameUser), 0666 under any other rule, which the rule alone then enforces. To keep others
 /// from even trying, put the file in a directory that only the right ones can enter.
@@ -169,7 +172,10 @@ impl fmt::Display for Admitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Admitted::Uid(uid) => write!(f, "uid {uid} is required"),
-            Admitted::UidOrRoot(uid) => write!(f, "uid {uid} or root is required"),
+            Admitted::UidOrRoot(uid) => write!(
+                f,
+                "uid {uid} or root is required here (Link::connect_with admits others)"
+            ),
             Admitted::Users(uids) if uids.is_empty() => f.write_str("the rule lists no uid"),
             Admitted::Users(uids) => write!(f, "a uid of {} is required", List(uids)),
             Admitted::Groups(gids) if gids.is_empty() => f.write_str("the rule lists no group"),

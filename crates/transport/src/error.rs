@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::access::{Admitted, describe};
 use crate::activation::ActivationError;
 use crate::address::{Address, AddressError};
@@ -316,7 +318,7 @@ pub enum Error {
     Activation(#[from] ActivationError),
     /// This process (RLIMIT_NOFILE), or the system, has no descriptor numbers left. A connection that was to be accepted stays
     /// in the backlog; a message whose descriptors were to be duplicated was not sent ([`Fds`](crate::Fds) need no numbers).
-    #[error("no descriptor numbers are left; nothing was accepted, taken, or sent")]
+    #[error("no descriptor numbers are left; nothing was made, accepted, taken, or sent")]
     DescriptorLimit(#[source] io::Error),
 
     /// The kernel does not let this process at another one's descriptors.
@@ -359,11 +361,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// [`Error::Io`], or [`Error::DescriptorLimit`] where that is what the kernel says.
     pub(crate) fn io(doing: impl Into<Cow<'static, str>>, source: impl Into<io::Error>) -> Error {
-        Error::Io {
-            doing: doing.into(),
-            source: source.into(),
+        let source = source.into();
+        match Errno::from_io_error(&source) {
+            Some(Errno::MFILE | Errno::NFILE) => Error::DescriptorLimit(source),
+            _ => Error::Io {
+                doing: doing.into(),
+                source,
+            },
         }
+    }
+
+    /// Whether the link is over: the other end is gone, or the link was ended by this error or before.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.is_disconnected() || self.ends_link() || matches!(self, Error::Ended { .. })
     }
 
     /// Whether the other end is gone.
@@ -389,7 +402,8 @@ impl Error {
         )
     }
 
-    /// Whether the error is a packet that broke the protocol: all it brought is closed, and the link is ended.
+    /// Whether the error is a packet that broke the protocol, or that could not be taken whole because descriptor numbers
+    /// ran out here: all it brought is closed, and the link is ended.
     #[must_use]
     pub fn ends_link(&self) -> bool {
         matches!(

@@ -63,9 +63,8 @@
 
 use std::env;
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -314,9 +313,7 @@ impl Predecessor {
             return Ok(None);
         }
         // Else this process's own children would have the link.
-        File::open("/dev/null")
-            .and_then(|null| Ok(rustix::stdio::dup2_stdin(OwnedFd::from(null))?))
-            .map_err(|source| Error::io("replacing the standard input", source))?;
+        crate::socket::leave_stdin()?;
         let link = link.with_limits(LIMITS).adopting();
         link.send(&Word::Started)?;
         Ok(Some(Predecessor { link }))

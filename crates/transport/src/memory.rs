@@ -58,8 +58,7 @@ pub(crate) fn read(memory: impl AsFd, size: u64, limit: usize) -> Result<Vec<u8>
         expected: "memory sealed against writing, for a body",
         found,
     };
-    let seals =
-        fcntl_get_seals(&memory).map_err(|error| refused(format!("no memory ({error})")))?;
+    let seals = fcntl_get_seals(&memory).map_err(|error| refused(format!("no memfd ({error})")))?;
     if !seals.contains(FROZEN) {
         return Err(refused(format!("memory with seals {seals:?}")));
     }

@@ -1,9 +1,10 @@
 //! Types of sockets that a link can be.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketType};
 
+use crate::error::Error;
 use crate::sys;
 
 /// What a link is made of. Messages, limits and errors are the same on both.
@@ -57,4 +58,11 @@ pub(crate) fn kind(fd: impl AsFd) -> Result<SocketKind, String> {
 pub(crate) fn identity(socket: impl AsFd) -> Option<(u64, u64)> {
     let stat = rustix::fs::fstat(socket).ok()?;
     Some((stat.st_dev, stat.st_ino))
+}
+
+/// Puts /dev/null in place of the standard input, of which there is a copy.
+pub(crate) fn leave_stdin() -> Result<(), Error> {
+    std::fs::File::open("/dev/null")
+        .and_then(|null| Ok(rustix::stdio::dup2_stdin(OwnedFd::from(null))?))
+        .map_err(|source| Error::io("replacing the standard input", source))
 }
