@@ -95,7 +95,11 @@ impl Access {
         same: Admitted,
         same_user: impl Fn(u32) -> bool,
     ) -> Result<(), Error> {
-        let asking = |source| Error::io("asking who the peer is", source);
+        // Not `Error::io`: out of descriptor numbers, the client is hung up on and not left in the backlog.
+        let asking = |source| Error::Io {
+            doing: "asking who the peer is".into(),
+            source,
+        };
         let credentials = || Credentials::of(socket).map_err(asking);
         let (found, groups, admitted, expected) = match self {
             Access::Anyone => return Ok(()),

@@ -9,7 +9,8 @@
 //! use memlane_transport::{Access, Address, Listener};
 //!
 //! # let address = Address::abstract_name(format!("memlane-doc-activation-{}", std::process::id()))?;
-//! let listener = match Listener::activated(Access::SameUser)?.pop() {
+//! // SAFETY: nothing else in this program takes what a service manager passed.
+//! let listener = match unsafe { Listener::activated(Access::SameUser) }?.pop() {
 //!     Some((_name, listener)) => listener,
 //!     // Started by hand.
 //!     None => Listener::bind(&address)?,
@@ -129,9 +130,19 @@ pub enum ActivationError {
 /// # Errors
 /// [`ActivationError::AlreadyTaken`] on a second call: an empty list would read as "not activated", and have the caller
 /// bind the address of a socket that this very process listens on. With every error they are left as they were.
+///
+/// # Safety
+/// If the variables name this process, the descriptors from 3 on that they announce belong to nobody else in it: no other code has
+/// made owners of them (a library that reads the same variables, C code that opened files without close-on-exec under
+/// these numbers), nor set the variables itself. Called at the start of `main`, or in a program that knows its parts, that
+/// is so. What can be checked is checked, and refused with an error.
 #[doc(alias = "sd_listen_fds")]
 #[doc(alias = "sd_listen_fds_with_names")]
-pub fn take() -> Result<Vec<Activated>, ActivationError> {
+#[allow(
+    unsafe_code,
+    reason = "numbers from the environment become owned descriptors"
+)]
+pub unsafe fn take() -> Result<Vec<Activated>, ActivationError> {
     let variables = Variables {
         pid: env::var_os(PID),
         pidfd_id: env::var_os(PIDFD_ID),
@@ -141,7 +152,8 @@ pub fn take() -> Result<Vec<Activated>, ActivationError> {
     let Some(announced) = Announced::read(variables, std::process::id(), own_pidfd_id)? else {
         return Ok(Vec::new());
     };
-    let fds = sys::activation::take(&announced)?;
+    // SAFETY: the caller's promise.
+    let fds = unsafe { sys::activation::take(&announced) }?;
     let mut names = announced.names.unwrap_or_default().into_iter();
     let mut name = || names.next().unwrap_or_else(|| "unknown".to_owned());
     Ok(fds
@@ -160,8 +172,17 @@ impl Listener {
     /// [`Error::Activation`]; [`Error::WrongSocket`] and the others of [`from_fd`](Listener::from_fd) when a single
     /// descriptor is no listener, all of them being closed then. A service that gets other things, too, sorts them out
     /// with [`activation::take`](take).
-    pub fn activated(access: Access) -> Result<Vec<(String, Listener)>, Error> {
-        adopt(|fd| Listener::from_fd(fd, access.clone()))
+    ///
+    /// # Safety
+    /// As [`activation::take`](take).
+    #[allow(
+        unsafe_code,
+        reason = "numbers from the environment become owned descriptors"
+    )]
+    pub unsafe fn activated(access: Access) -> Result<Vec<(String, Listener)>, Error> {
+        // SAFETY: the caller's promise.
+        let taken = unsafe { take() }?;
+        adopt(taken, |fd| Listener::from_fd(fd, access.clone()))
     }
 }
 
@@ -175,8 +196,17 @@ impl Link {
     /// # Errors
     /// [`Error::Activation`], [`Error::AccessDenied`]; [`Error::WrongSocket`] and the others of
     /// [`from_fd`](Link::from_fd) when a single descriptor is no connection. All of them are closed then.
-    pub fn activated(access: Access) -> Result<Vec<(String, Link)>, Error> {
-        adopt(|fd| {
+    ///
+    /// # Safety
+    /// As [`activation::take`](take).
+    #[allow(
+        unsafe_code,
+        reason = "numbers from the environment become owned descriptors"
+    )]
+    pub unsafe fn activated(access: Access) -> Result<Vec<(String, Link)>, Error> {
+        // SAFETY: the caller's promise.
+        let taken = unsafe { take() }?;
+        adopt(taken, |fd| {
             let link = Link::from_fd(fd)?;
             access.admit_client(link.as_fd())?;
             Ok(link)
@@ -185,8 +215,11 @@ impl Link {
 }
 
 /// Takes all descriptors as the same thing. An error names the one that is not.
-fn adopt<T>(from: impl Fn(OwnedFd) -> Result<T, Error>) -> Result<Vec<(String, T)>, Error> {
-    take()?
+fn adopt<T>(
+    taken: Vec<Activated>,
+    from: impl Fn(OwnedFd) -> Result<T, Error>,
+) -> Result<Vec<(String, T)>, Error> {
+    taken
         .into_iter()
         .map(|Activated { name, fd }| match from(fd) {
             Ok(it) => Ok((name, it)),

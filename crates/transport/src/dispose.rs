@@ -6,14 +6,17 @@
 //! other end. So what came from a peer, and what a peer can send to, is not closed on the thread that is done with it.
 
 use std::collections::VecDeque;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, sockopt};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, recv, recvmsg, sockopt,
+};
 
 /// Threads that close at the same time.
 pub const MAX_DISPOSERS: usize = 16;
@@ -28,20 +31,25 @@ const IDLE: Duration = Duration::from_millis(200);
 /// close for 200 ms. [`Link`](crate::Link)s, [`Receipt`](crate::Receipt)s and received [`Fd`](crate::Fd)s do this when they are dropped: the other end of a
 /// link learns of it some microseconds later.
 ///
-/// When all of them hang, Unix sockets without anything unread are closed at once after all, and further descriptors wait in
-/// a queue and count against RLIMIT_NOFILE. A peer gets there only by breaking or leaving a link for each, so limit how often one
-/// may reconnect; a link that takes no descriptors at all ([`Limits::received_descriptors`](crate::Limits::received_descriptors)) cannot be used for it
+/// When all of them hang, links without anything unread are closed at once after all, and further descriptors wait in
+/// a queue and count against RLIMIT_NOFILE. What a message brought is one job, so a peer gets there only by breaking or
+/// leaving a link for each thread, or by sending descriptors that the receiver drops one by one: limit how often one may reconnect; a link that takes no descriptors at all ([`Limits::received_descriptors`](crate::Limits::received_descriptors)) cannot be used for it
 /// from Linux 6.16 on. Where no thread can be started (a seccomp filter without clone(2)), Unix sockets are closed at once, and
-/// what else there is waits until the next call.
+/// what else there is waits for ever.
 ///
 /// What still hangs when the process exits hangs the exit, and the execve(2) of a forked child, which closes its copies: keep
 /// peers that can serve FUSE files (`/dev/fuse`, user namespaces) out of a trusted process's listener. A fork that does not
-/// exec may inherit what waits to be closed.
+/// exec may inherit what waits to be closed, and the lock that a thread held: use links on one side of a fork only. Dropping
+/// a link starts a thread, so a process that has to be single-threaded (unshare(2) of a user namespace) does that before.
 pub fn dispose(fd: OwnedFd) {
-    if rustix::fs::fcntl_get_seals(&fd).is_ok() {
-        drop(fd);
-    } else {
-        enqueue(Closing { fd, done: None });
+    dispose_all(vec![fd]);
+}
+
+/// [`dispose`] for what came in one message: one thread at most hangs for it.
+pub(crate) fn dispose_all(mut fds: Vec<OwnedFd>) {
+    fds.retain(|fd| rustix::fs::fcntl_get_seals(fd).is_err());
+    if !fds.is_empty() {
+        enqueue(Closing { fds, done: None });
     }
 }
 
@@ -49,7 +57,7 @@ pub fn dispose(fd: OwnedFd) {
 pub(crate) fn dispose_within(fd: OwnedFd, timeout: Duration) {
     let (done, closed) = mpsc::sync_channel(0);
     let begun = enqueue(Closing {
-        fd,
+        fds: vec![fd],
         done: Some(done),
     });
     if begun {
@@ -60,8 +68,8 @@ pub(crate) fn dispose_within(fd: OwnedFd, timeout: Duration) {
 
 struct Closing {
     /// Closed first: fields are dropped in this order.
-    fd: OwnedFd,
-    #[allow(dead_code, reason = "dropped to say that the descriptor is closed")]
+    fds: Vec<OwnedFd>,
+    /// Dropped to say that the descriptor is closed. There for sockets of this process's own.
     done: Option<SyncSender<()>>,
 }
 
@@ -115,7 +123,7 @@ fn enqueue(closing: Closing) -> bool {
         // A sandbox without threads, perhaps: a peer that is never hung up on would be worse than one that can delay this.
         let closing = disposer.queue.pop_back();
         if let Some(closing) = closing {
-            if disposer.threads > 0 || !is_unix_socket(closing.fd.as_fd()) {
+            if disposer.threads > 0 || !closing.fds.iter().all(is_unix_socket) {
                 disposer.queue.push_back(closing);
             } else {
                 drop(disposer);
@@ -124,7 +132,8 @@ fn enqueue(closing: Closing) -> bool {
         }
         return false;
     }
-    if is_unix_socket(closing.fd.as_fd()) && has_nothing_unread(closing.fd.as_fd()) {
+    // Only of sockets that are this process's own: on one that a peer has, too, a look can hang (THREATS C5b).
+    if closing.done.is_some() && closing.fds.iter().all(|fd| has_nothing_unread(fd.as_fd())) {
         // It could get something in this moment; but then its peer would have had to fill all the threads before.
         drop(disposer);
         drop(closing);
@@ -135,14 +144,31 @@ fn enqueue(closing: Closing) -> bool {
 }
 
 /// The kernel answers without entering the file.
-fn is_unix_socket(fd: BorrowedFd<'_>) -> bool {
+fn is_unix_socket(fd: &OwnedFd) -> bool {
     sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
 }
 
-/// Whether a Unix socket has an empty queue.
+/// Packets looked at: more than fit a send buffer of the usual size (THREATS A28).
+const LOOKS: u32 = 512;
+
+/// Whether nothing with descriptors is in the queue of a Unix socket, as far as can be seen: bytes are in front of what is
+/// behind them. A hang-up and an empty packet look the same, and an empty packet can be in front of others.
 fn has_nothing_unread(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec::default())) == Ok(0)
+    let mut byte = [0];
+    for _ in 0..LOOKS {
+        let mut into = [IoSliceMut::new(&mut byte)];
+        // Without room for descriptors they are not installed, but told of (MSG_CTRUNC).
+        let mut none = RecvAncillaryBuffer::default();
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        match recvmsg(fd, &mut into, &mut none, flags) {
+            Err(Errno::AGAIN) => return true,
+            Ok(found) if found.bytes == 0 && !found.flags.contains(ReturnFlags::CTRUNC) => {
+                let _ = recv(fd, &mut byte, RecvFlags::DONTWAIT);
+            }
+            _ => return false,
+        }
+    }
+    true
 }
 
 fn close_all() {
@@ -150,8 +176,6 @@ fn close_all() {
     loop {
         if let Some(closing) = disposer.queue.pop_front() {
             drop(disposer);
-            // A socket's own lingering ends here; that of one in its queue cannot be reached. Nothing but a socket is entered.
-            let _ = sockopt::set_socket_linger(&closing.fd, None);
             drop(closing);
             disposer = self::disposer();
             continue;

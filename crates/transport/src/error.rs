@@ -305,7 +305,7 @@ pub enum Error {
         /// Whom the rule admits.
         expected: Admitted,
     },
-    /// An inherited descriptor is not a connected (or listening) sequenced-packet Unix socket.
+    /// An inherited descriptor is not a connected (or listening) Unix socket of a [`SocketKind`](crate::SocketKind).
     #[error("expected {expected}, found {found}")]
     WrongSocket {
         /// What it should be.

@@ -203,7 +203,8 @@ impl AsFd for SharedFd {
 /// A borrowed descriptor to send: written like an [`Fd`], received as one.
 ///
 /// It is duplicated when it is serialised, and the duplicate closed when the message has left, since nothing else keeps it
-/// open until then. For the highest rates send a [`SharedFd`].
+/// open until then. For the highest rates send a [`SharedFd`]. To pass on what came from a peer, send the received [`Fd`]
+/// itself: the duplicate of a reference is closed here, which can wait where the file is one that a peer serves.
 #[derive(Clone, Copy, Debug)]
 pub struct FdRef<'a>(BorrowedFd<'a>);
 

@@ -78,7 +78,7 @@ use crate::error::Error;
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::receipt::Receipt;
-use crate::wait;
+use crate::wait::{self, Patience};
 
 /// Tells a process that its standard input is a link to its predecessor, whose pid is the value.
 const VARIABLE: &str = "MEMLANE_PREDECESSOR";
@@ -335,15 +335,33 @@ impl Predecessor {
     /// Says that this process is ready, and waits until it may serve: when the predecessor has said so, or has died.
     ///
     /// # Errors
-    /// The predecessor is alive and broke the procedure; it goes on and kills this process.
+    /// The predecessor is alive and broke the procedure, or has given up on this process and serves on
+    /// ([`Error::Disconnected`]): end.
     pub fn take_over(self) -> Result<(), Error> {
         match self.link.send(&Word::Ready) {
             Ok(()) | Err(Error::Disconnected) => {}
             Err(error) => return Err(error),
         }
         match self.recv() {
-            // One that gives up kills this process before it hangs up.
-            Ok(Go) | Err(Error::Disconnected) => Ok(()),
+            Ok(Go) => Ok(()),
+            // One that gives up kills this process before it hangs up: unless a wrapper (a shell, sudo) was killed in its place.
+            Err(Error::Disconnected) if self.has_ended()? => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the predecessor's process is over. Its files are closed a little before that is to be seen.
+    fn has_ended(&self) -> Result<bool, Error> {
+        const EXIT: Duration = Duration::from_secs(1);
+        let failed = |source| Error::io("asking for the predecessor", source);
+        let peer = self.link.peer().map_err(failed)?;
+        let Some(process) = peer.pidfd() else {
+            return Ok(true);
+        };
+        let found = wait::ready(process, PollFlags::IN, Patience::timeout(EXIT));
+        match found {
+            Ok(_) => Ok(true),
+            Err(Error::TimedOut) => Ok(false),
             Err(error) => Err(error),
         }
     }

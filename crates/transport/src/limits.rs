@@ -53,6 +53,10 @@ impl Limits {
 
     /// Descriptors that a *received* message may carry, at most 65 000.
     ///
+    /// A message of several packets holds what has come of it until it has come whole, however long its sender takes: with
+    /// more than 251, one peer can keep that many descriptor numbers of this process (RLIMIT_NOFILE is 1024 as a rule).
+    /// Links that a [`Listener`](crate::Listener) accepts take 251 unless it says otherwise.
+    ///
     /// With zero, for a service that gives descriptors and takes none, the kernel refuses them to the sender already, where
     /// it knows SO_PASSRIGHTS (Linux 6.16, EPERM): bodies beyond a packet and receipts included. Nothing that a peer sends
     /// can then make this end wait in close(2) (see [`dispose`](crate::dispose)).

@@ -102,15 +102,12 @@ impl Link {
         }
     }
 
-    /// The link with other limits.
+    /// The link with other limits. What they say about descriptors to be received, the kernel is told (SO_PASSRIGHTS), and
+    /// keeps for all who share the socket.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Link {
-        if limits.max_received() == 0 {
-            // What the kernel does not know, the receiver checks.
-            let _ = sys::identity::set_pass_rights(self.fd.as_fd(), false);
-        } else if self.limits.max_received() == 0 {
-            let _ = sys::identity::set_pass_rights(self.fd.as_fd(), true);
-        }
+        // What the kernel does not know, the receiver checks.
+        let _ = sys::identity::set_pass_rights(self.fd.as_fd(), limits.max_received() > 0);
         self.limits = limits;
         self
     }
@@ -191,7 +188,7 @@ impl Link {
     /// receipt can tell is that they arrived *somewhere*.
     ///
     /// # Errors
-    /// As [`send`](Link::send); [`Error::Io`] when no descriptor numbers are left for the receipt.
+    /// As [`send`](Link::send); [`Error::DescriptorLimit`] when no descriptor numbers are left for the receipt.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -345,7 +342,12 @@ impl Link {
     /// Sends what there is room for: the message that has begun, then `message`, which is gone when it has begun itself.
     pub(crate) fn advance(&self, message: &mut Option<Outgoing>) -> Result<Sent, outbox::Stop> {
         self.check().map_err(outbox::Stop::Failed)?;
-        let result = self.outbox().send(self.as_fd(), message, &self.limits);
+        let (result, finished) = {
+            let mut outbox = self.outbox();
+            let result = outbox.send(self.as_fd(), message, &self.limits);
+            (result, outbox.take_finished())
+        };
+        drop(finished);
         if let Err(outbox::Stop::Torn(error)) = &result {
             self.finish(End::Broken(describe(error).into()));
         }

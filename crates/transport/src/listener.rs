@@ -30,6 +30,10 @@ use crate::sys;
 use crate::wait::{self, Patience};
 use own_file::OwnFile;
 
+/// What is taken from clients: no more descriptors than come in one packet, beside a body in memory and a receipt. A message
+/// of several packets can be begun and never ended, and holds what it brought for as long.
+const CLIENTS: Limits = Limits::new().received_descriptors(251);
+
 /// Connections that may wait to be accepted; the system's `net.core.somaxconn` lowers it.
 const BACKLOG: i32 = 128;
 
@@ -115,7 +119,7 @@ impl Listener {
             address: address.clone(),
             kind,
             access,
-            limits: Limits::new(),
+            limits: CLIENTS,
             bound: true,
             announced: AtomicBool::new(true),
             file,
@@ -159,7 +163,7 @@ impl Listener {
             address,
             kind,
             access,
-            limits: Limits::new(),
+            limits: CLIENTS,
             bound: false,
             announced: AtomicBool::new(true),
             file: None,

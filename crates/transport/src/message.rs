@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codec::{self, EncodeError};
-use crate::dispose::dispose;
+use crate::dispose::dispose_all;
 use crate::error::Error;
 use crate::fd::{Adoption, Descriptors, Fault, Fd, Lent, Taken, receiving, sending};
 use crate::frame::{Fields, HEADER, MAX_INLINE, PART, RECEIPT_FIELD, Refused};
@@ -64,7 +64,7 @@ impl Outgoing {
             receipt: receipt.is_some(),
             ..Fields::default()
         };
-        let (mut bytes, spare_fds) = SPARE.take();
+        let (mut bytes, spare_fds) = SPARE.try_with(Cell::take).unwrap_or_default();
         bytes.resize(HEADER + fields.size(), 0);
         let (limit, most) = (limits.max_body(), limits.max_sent());
         let (result, outgoing) =
@@ -199,7 +199,7 @@ impl Body<'_> {
 
 impl Received<'_> {
     /// Decodes the message and says that it has been taken, if the sender wants to know. On error every descriptor has
-    /// been given to [`dispose`].
+    /// been given to [`dispose`](crate::dispose).
     pub(crate) fn decode<T: DeserializeOwned>(
         mut self,
         limits: &Limits,
@@ -208,7 +208,7 @@ impl Received<'_> {
         let receipt = match self.unpack(limits) {
             Ok(receipt) => receipt,
             Err(error) => {
-                self.fds.into_iter().for_each(dispose);
+                dispose_all(self.fds);
                 return Err(error);
             }
         };

@@ -60,12 +60,14 @@ fn reported(stderr: &str) -> String {
 fn service() {
     match role().as_deref() {
         Some("listeners") => {
-            let listeners = Listener::activated(Access::SameUser).unwrap();
+            // SAFETY: nothing else in this program takes what a service manager passed.
+            let listeners = unsafe { Listener::activated(Access::SameUser) }.unwrap();
             for (_, listener) in &listeners {
                 assert_eq!(fcntl_getfd(listener).unwrap(), FdFlags::CLOEXEC);
             }
             assert!(matches!(
-                Listener::activated(Access::SameUser).unwrap_err(),
+                // SAFETY: nothing else in this program takes what a service manager passed.
+                unsafe { Listener::activated(Access::SameUser) }.unwrap_err(),
                 Error::Activation(ActivationError::AlreadyTaken)
             ));
             // It inherits the variables.
@@ -84,7 +86,8 @@ fn service() {
                 assert!(end.is_disconnected(), "{end}");
             }
         }
-        Some("connections") => match Link::activated(Access::SameUser) {
+        // SAFETY: nothing else in this program takes what a service manager passed.
+        Some("connections") => match unsafe { Link::activated(Access::SameUser) } {
             Ok(links) => {
                 for (name, link) in links {
                     link.send(&name).unwrap();
@@ -108,7 +111,8 @@ fn service() {
 
 fn print_outcome() {
     let before = descriptors();
-    match activation::take() {
+    // SAFETY: nothing else in this program takes what a service manager passed.
+    match unsafe { activation::take() } {
         Ok(taken) => {
             let taken: Vec<_> = taken
                 .iter()
@@ -122,7 +126,8 @@ fn print_outcome() {
         Err(error) => {
             assert_eq!(descriptors(), before);
             // Asked again, it says the same: nothing was taken.
-            assert_eq!(activation::take().unwrap_err(), error);
+            // SAFETY: nothing else in this program takes what a service manager passed.
+            assert_eq!(unsafe { activation::take() }.unwrap_err(), error);
             eprintln!("outcome: {error}");
         }
     }

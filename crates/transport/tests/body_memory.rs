@@ -133,7 +133,7 @@ fn that_is_no_memory() {
         rustix::event::eventfd(1, rustix::event::EventfdFlags::empty()).unwrap(),
         rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap(),
     ] {
-        wrong(other, size, "no memory");
+        wrong(other, size, "no memfd");
     }
     // A file in a tmpfs has one seal, others none at all: no memory either way.
     let error = refuse(std::fs::File::open(&file).unwrap().into(), size);

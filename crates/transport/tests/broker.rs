@@ -338,7 +338,7 @@ fn no_descriptors_left() {
             &events[..],
             [Event::Declined {
                 reason: Declined::Busy,
-                error: Some(Error::Io { .. }),
+                error: Some(Error::DescriptorLimit(_)),
                 ..
             }]
         ),

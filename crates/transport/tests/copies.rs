@@ -93,8 +93,14 @@ fn nothing_is_received_twice() {
     assert!(
         peeking
             .iter()
-            .all(|(name, text)| name == "receipt.rs" && !text.contains("recvmsg")),
-        "{peeking:?}"
+            // A receipt's own answer; and what a socket that is to be closed holds, with no room for descriptors.
+            .all(|(name, text)| match name.as_str() {
+                "receipt.rs" => !text.contains("recvmsg"),
+                "dispose.rs" => text.contains("RecvAncillaryBuffer::default()"),
+                _ => false,
+            }),
+        "{:?}",
+        peeking.iter().map(|(name, _)| name).collect::<Vec<_>>()
     );
     // The flag that makes received descriptors close-on-exec stands beside every recvmsg.
     for (name, text) in &found {

@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{abstract_name, alone, frame, raw_send};
-use memlane_transport::{Access, Fd, Link, Listener, StreamFd, dispose};
+use memlane_transport::{Access, Fd, Fds, Link, Listener, MAX_DISPOSERS, StreamFd, dispose};
 
 /// A socket with data that nobody takes, which lingers for a day, and the end that does not read.
 fn lingering() -> (OwnedFd, TcpStream) {
@@ -129,4 +129,70 @@ fn unread_on_a_unix_socket_that_is_refused() {
     let (socket, unread) = lingering();
     hostile.send(&Fd::from(socket)).unwrap();
     returns(unread, move || dispose(inner.into_fd()));
+}
+
+/// A socket that lingers for a day, in the queue of a Unix socket.
+fn hidden() -> (OwnedFd, TcpStream) {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (socket, unread) = lingering();
+    raw_send(&ours, b"x", &[socket.as_fd()]);
+    (theirs.into(), unread)
+}
+
+/// Some descriptors of a batch are taken when its indices end too early.
+#[test]
+fn in_a_batch_that_is_cut_short() {
+    let _alone = alone();
+    let (link, hostile) = Link::pair().unwrap();
+    let (trap, unread) = hidden();
+    let other = common::memfd();
+    raw_send(
+        &hostile,
+        &frame(3, &[3, 0, 2, 251]),
+        &[trap.as_fd(), other.as_fd(), other.as_fd()],
+    );
+    drop(trap);
+    returns(unread, || {
+        assert!(link.recv::<Fds>().unwrap_err().ends_link())
+    });
+}
+
+/// One message takes one thread, however much it brings: links of others are closed as ever.
+#[test]
+fn in_more_descriptors_than_there_are_threads() {
+    let alone = alone();
+    let (link, hostile) = Link::pair().unwrap();
+    let (traps, unread): (Vec<_>, Vec<_>) = (0..MAX_DISPOSERS + 4).map(|_| hidden()).unzip();
+    let fds: Vec<_> = traps.iter().map(AsFd::as_fd).collect();
+    raw_send(&hostile, &frame(fds.len() as u16, &[7]), &fds);
+    drop(traps);
+    assert!(link.recv::<u8>().unwrap_err().ends_link());
+    for _ in 0..50 {
+        let (server, client) = Link::pair().unwrap();
+        drop(server);
+        // The one that hangs is not in its way.
+        assert!(client.recv::<u8>().unwrap_err().is_disconnected());
+    }
+    drop((link, hostile, unread));
+    alone.settled();
+}
+
+/// SO_LINGER belongs to all who share a socket.
+#[test]
+fn of_a_socket_that_is_shared() {
+    use rustix::net::sockopt::{set_socket_linger, socket_linger};
+    let _alone = alone();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let some = Some(Duration::from_secs(5));
+    set_socket_linger(&socket, some).unwrap();
+    let (left, right) = Link::pair().unwrap();
+    let socket = Fd::from(OwnedFd::from(socket));
+    left.send(&socket).unwrap();
+    let before = common::descriptors().len();
+    drop(right.recv::<Fd>().unwrap());
+    common::until("the received one is closed", || {
+        common::descriptors().len() == before
+    });
+    assert_eq!(socket_linger(&socket), Ok(some));
 }

@@ -149,3 +149,30 @@ fn descriptors_do_not_reach_an_executed_program() {
     let listing = String::from_utf8(listing.stdout).unwrap();
     assert!(!listing.contains("memlane-test"), "{listing}");
 }
+
+/// A last word when a thread ends, after the buffers of its messages have gone.
+#[test]
+fn from_a_thread_that_ends() {
+    struct Bye(Link);
+
+    impl Drop for Bye {
+        fn drop(&mut self) {
+            self.0.send("bye").unwrap();
+        }
+    }
+
+    thread_local! {
+        static BYE: std::cell::RefCell<Option<Bye>> = const { std::cell::RefCell::new(None) };
+    }
+
+    let _alone = alone();
+    let (left, right) = Link::pair().unwrap();
+    let speaker = std::thread::spawn(move || {
+        BYE.set(Some(Bye(left)));
+        BYE.with_borrow(|bye| bye.as_ref().unwrap().0.send("hello").unwrap());
+    });
+    speaker.join().unwrap();
+    for expected in ["hello", "bye"] {
+        assert_eq!(right.recv::<String>().unwrap(), expected);
+    }
+}

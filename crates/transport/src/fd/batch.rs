@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 use super::scope::{self, Lent};
-use crate::dispose::dispose;
+use crate::dispose::dispose_all;
 
 /// Many descriptors, for little more than what the kernel takes for them.
 ///
@@ -17,7 +17,7 @@ use crate::dispose::dispose;
 /// other sequence, and the other way round.
 ///
 /// Received ones are the receiver's, close-on-exec and of unknown kind; those that are dropped in here go to
-/// [`dispose`].
+/// [`dispose`](crate::dispose).
 ///
 /// ```
 /// use std::fs::File;
@@ -48,7 +48,7 @@ pub(crate) struct Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         if self.received {
-            self.fds.drain(..).for_each(dispose);
+            dispose_all(std::mem::take(&mut self.fds));
         }
     }
 }
@@ -60,7 +60,8 @@ impl Batch {
 }
 
 impl Fds {
-    fn new(fds: Vec<OwnedFd>, received: bool) -> Fds {
+    fn local(fds: Vec<OwnedFd>) -> Fds {
+        let received = false;
         Fds(Arc::new(Batch { fds, received }))
     }
 
@@ -95,13 +96,13 @@ impl Fds {
 
 impl From<Vec<OwnedFd>> for Fds {
     fn from(fds: Vec<OwnedFd>) -> Fds {
-        Fds::new(fds, false)
+        Fds::local(fds)
     }
 }
 
 impl FromIterator<OwnedFd> for Fds {
     fn from_iter<I: IntoIterator<Item = OwnedFd>>(fds: I) -> Fds {
-        Fds::new(fds.into_iter().collect(), false)
+        Fds::local(fds.into_iter().collect())
     }
 }
 
@@ -139,7 +140,11 @@ impl<'de> Visitor<'de> for Indices {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut indices: A) -> Result<Fds, A::Error> {
-        let mut fds = Vec::new();
+        // A batch from the start: whatever ends this early, those that were taken are disposed of.
+        let mut batch = Batch {
+            fds: Vec::new(),
+            received: true,
+        };
         let mut run: Option<(u16, usize)> = None;
         while let Some(index) = indices.next_element::<u16>()? {
             match &mut run {
@@ -148,14 +153,14 @@ impl<'de> Visitor<'de> for Indices {
                 }
                 _ => {
                     if let Some((first, count)) = run.replace((index, 1)) {
-                        scope::take_run(&mut fds, first, count)?;
+                        scope::take_run(&mut batch.fds, first, count)?;
                     }
                 }
             }
         }
         if let Some((first, count)) = run {
-            scope::take_run(&mut fds, first, count)?;
+            scope::take_run(&mut batch.fds, first, count)?;
         }
-        Ok(Fds::new(fds, true))
+        Ok(Fds(Arc::new(batch)))
     }
 }

@@ -12,7 +12,7 @@ use std::vec;
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::Serializer;
 
-use crate::dispose::dispose;
+use crate::dispose::dispose_all;
 use crate::fd::Fd;
 use crate::fd::batch::Batch;
 
@@ -120,7 +120,7 @@ pub(super) fn take<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OwnedFd
     taken.ok_or_else(|| missing(index))
 }
 
-/// Appends the `count` descriptors from index `first` on to `fds`. On error those that were taken before are disposed of.
+/// Appends the `count` descriptors from index `first` on to `fds`, which belong to somebody who disposes of them.
 pub(super) fn take_run<E: serde::de::Error>(
     fds: &mut Vec<OwnedFd>,
     first: u16,
@@ -149,9 +149,10 @@ pub(super) fn take_run<E: serde::de::Error>(
         }
         None
     });
-    let Some(index) = refused else { return Ok(()) };
-    fds.drain(..).for_each(dispose);
-    Err(missing(index))
+    match refused {
+        None => Ok(()),
+        Some(index) => Err(missing(index)),
+    }
 }
 
 #[cold]
@@ -306,18 +307,14 @@ impl Incoming {
         self.fault.get_or_insert(fault);
         None
     }
-
-    fn dispose_of_surplus(self) {
-        self.slots.dispose();
-    }
 }
 
 impl Slots {
     #[inline]
     fn dispose(self) {
         match self {
-            Slots::InOrder(rest) => rest.for_each(dispose),
-            Slots::AnyOrder(slots) => slots.into_iter().flatten().for_each(dispose),
+            Slots::InOrder(rest) => dispose_all(rest.collect()),
+            Slots::AnyOrder(slots) => dispose_all(slots.into_iter().flatten().collect()),
         }
     }
 }
@@ -374,7 +371,7 @@ impl Drop for Entered {
             if scope.state.replace(State::Outside) != State::Outside {
                 let (outgoing, incoming) = (scope.outgoing.take(), scope.incoming.take());
                 drop(outgoing);
-                incoming.dispose_of_surplus();
+                incoming.slots.dispose();
             }
             if let Some(outer) = self.outer.take() {
                 scope.state.set(outer.state.get());

@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::Limits;
-use crate::dispose::dispose;
+use crate::dispose::dispose_all;
 use crate::error::Error;
 use crate::frame::{HEADER, Header, Refused};
 use crate::message::{Body, Parts, Received};
@@ -40,7 +40,7 @@ pub(crate) enum Stop {
 
 impl From<Refused> for Stop {
     fn from(refused: Refused) -> Stop {
-        refused.fds.into_iter().for_each(dispose);
+        dispose_all(refused.fds);
         Stop::Failed(refused.error)
     }
 }
@@ -134,7 +134,7 @@ impl Inbox {
         let parts = self.parts.take().map(Parts::into_descriptors);
         let partial = self.stream.as_mut();
         let partial = partial.map(|stream| std::mem::take(&mut stream.fds));
-        parts.into_iter().chain(partial).flatten().for_each(dispose);
+        dispose_all(parts.into_iter().chain(partial).flatten().collect());
     }
 }
 

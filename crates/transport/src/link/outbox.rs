@@ -15,8 +15,13 @@ use crate::{Limits, sys};
 pub(crate) struct Outbox {
     /// A message of which a part has left.
     begun: Option<(Outgoing, Progress)>,
+    /// Messages that have left, or never will: to be dropped when the lock is not held, as that can close descriptors.
+    finished: Finished,
     flight: Flight,
 }
+
+/// The message that had begun before a call, and the one of the call.
+pub(crate) type Finished = (Option<Outgoing>, Option<Outgoing>);
 
 /// How much has left of what was to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +69,10 @@ impl Outbox {
             self.flight.left(next.size(), limits.max_in_flight());
         }
         match result {
-            Ok(()) => Ok(Sent::Whole),
+            Ok(()) => {
+                self.finished.1 = Some(next);
+                Ok(Sent::Whole)
+            }
             Err(stop) if progress == Progress::default() => {
                 *message = Some(next);
                 Err(stop)
@@ -73,7 +81,10 @@ impl Outbox {
                 self.begun = Some((next, progress));
                 Ok(Sent::Part)
             }
-            Err(Stop::Failed(error) | Stop::Torn(error)) => Err(torn(error)),
+            Err(Stop::Failed(error) | Stop::Torn(error)) => {
+                self.finished.1 = Some(next);
+                Err(torn(error))
+            }
         }
     }
 
@@ -85,14 +96,19 @@ impl Outbox {
         match write(socket, message, progress) {
             Err(stop @ (Stop::Full | Stop::Later)) => Err(stop),
             Ok(()) => {
-                self.begun = None;
+                self.finished.0 = self.begun.take().map(|(message, _)| message);
                 Ok(())
             }
             Err(Stop::Failed(error) | Stop::Torn(error)) => {
-                self.begun = None;
+                self.finished.0 = self.begun.take().map(|(message, _)| message);
                 Err(torn(error))
             }
         }
+    }
+
+    /// What is to be dropped now that the call is over.
+    pub(crate) fn take_finished(&mut self) -> Finished {
+        std::mem::take(&mut self.finished)
     }
 
     /// Messages with descriptors that the peer may not have received yet.

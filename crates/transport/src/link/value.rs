@@ -1,13 +1,13 @@
 //! Links in messages.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Error as _, Serialize, Serializer};
 
 use super::Link;
 use crate::fd::{Adoption, Fault, Fd, adoption, fault, lend_socket, note_link};
-use crate::{socket, sys};
+use crate::socket;
 
 /// A link travels as its socket. The sender's stays open, and whoever of the two receives next gets the next message: drop
 /// the sender's when the receiver has it ([`Link::transfer`]). Limits and adoption stay behind: they are the holder's own.
@@ -28,7 +28,8 @@ impl Serialize for Link {
     }
 }
 
-/// Only on a link that is [adopting](Link::adopting).
+/// Only on a link that is [adopting](Link::adopting). Its limits are the default ones; where the sender's told the kernel to
+/// refuse descriptors on this socket, it does so until [`with_limits`](Link::with_limits) tells it otherwise.
 impl<'de> Deserialize<'de> for Link {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Link, D::Error> {
         let fd = Fd::deserialize(deserializer)?;
@@ -41,8 +42,6 @@ impl<'de> Deserialize<'de> for Link {
                 found: error.to_string(),
             })
         })?;
-        // The sender's limits may have told the kernel to refuse descriptors on this socket; those here do not.
-        let _ = sys::identity::set_pass_rights(link.as_fd(), true);
         Ok(link)
     }
 }

@@ -13,7 +13,10 @@ const FIRST: RawFd = 3;
 static TAKEN: Mutex<bool> = Mutex::new(false);
 
 /// Takes the announced descriptors, in order, and sets close-on-exec on them. All or none.
-pub(crate) fn take(announced: &Announced) -> Result<Vec<OwnedFd>, ActivationError> {
+///
+/// # Safety
+/// They belong to nobody else in this process.
+pub(crate) unsafe fn take(announced: &Announced) -> Result<Vec<OwnedFd>, ActivationError> {
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if *taken {
         return Err(ActivationError::AlreadyTaken);
@@ -37,10 +40,9 @@ pub(crate) fn take(announced: &Announced) -> Result<Vec<OwnedFd>, ActivationErro
         unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     let owned = numbers.map(|number| {
-        // SAFETY: it is open, and nobody else owns it. An `Announced` is made from variables that name this process,
-        // and by their protocol (sd_listen_fds(3)) whoever started it gave it exactly these numbers, to keep or to
-        // close. The flag was not set, so it came through execve(2): what the standard library and this crate open has
-        // the flag. `TAKEN`, still locked, lets this happen once.
+        // SAFETY: it is open, and by the caller's promise nobody else owns it; `TAKEN`, still locked, lets this happen
+        // once. That the flag was not set, as it is on all that the standard library and this crate open, is checked so
+        // that a promise that does not hold is found out as a rule.
         unsafe { OwnedFd::from_raw_fd(number) }
     });
     Ok(owned.collect())

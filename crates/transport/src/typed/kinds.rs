@@ -45,7 +45,10 @@ impl Kind for Event {
     const CLOSES_AT_ONCE: bool = true;
 
     fn check(fd: BorrowedFd<'_>) -> Result<(), String> {
-        match readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()) {
+        match readlink(
+            format!("/proc/thread-self/fd/{}", fd.as_raw_fd()),
+            Vec::new(),
+        ) {
             Ok(name) if name.as_bytes() == b"anon_inode:[eventfd]" => Ok(()),
             Ok(name) => Err(name.to_string_lossy().into_owned()),
             Err(_) => answers_like_an_eventfd(fd),
