@@ -425,7 +425,12 @@ impl Control {
             }
         })?;
         let (end, backing, rings) = match (offer.socket, offer.eventfd) {
-            (_, Some(eventfd)) if self.terms.trust => (eventfd, Backing::EventFd, Rings::EventFd),
+            (socket, Some(eventfd)) if self.terms.trust => {
+                // Who is trusted with an eventfd is trusted not to have filled the socket with what makes a close wait;
+                // another thread for it would take longer than the whole greeting.
+                drop(socket.map(OwnedFd::from));
+                (eventfd, Backing::EventFd, Rings::EventFd)
+            }
             (Some(socket), _) => (socket, Backing::Socket, Rings::Socket),
             (None, None) => return Ok((page, None, Rings::Nothing)),
             (None, Some(_)) => {
