@@ -247,10 +247,7 @@ impl Listener {
                     wait::ready(self.as_fd(), PollFlags::IN, patience)?;
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
-                // The number is reserved before the connection leaves the backlog (do_accept, net/socket.c).
-                Err(error @ (Errno::MFILE | Errno::NFILE)) => {
-                    return Err(Error::DescriptorLimit(error.into()));
-                }
+                // Out of numbers nothing is lost: one is reserved before the connection leaves the backlog (do_accept, net/socket.c).
                 Err(error) => return Err(Error::io("accepting a connection", error)),
             }
         }

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-use rustix::io::Errno;
 use rustix::net::AddressFamily;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -76,10 +75,7 @@ impl Outgoing {
             });
         }
         if let Some(error) = outgoing.failure {
-            return Err(match Errno::from_io_error(&error) {
-                Some(Errno::MFILE | Errno::NFILE) => Error::DescriptorLimit(error),
-                _ => Error::io("duplicating a descriptor to be sent", error),
-            });
+            return Err(Error::io("duplicating a descriptor to be sent", error));
         }
         match result {
             Ok(()) => {}

@@ -43,7 +43,6 @@ pub fn take_descriptor(pidfd: impl AsFd, number: RawFd) -> Result<Fd, Error> {
     }
     match pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()) {
         Ok(fd) => Ok(Fd::received(fd)),
-        Err(error @ (Errno::MFILE | Errno::NFILE)) => Err(Error::DescriptorLimit(error.into())),
         Err(Errno::SRCH) => Err(Error::ProcessEnded),
         Err(error @ Errno::NOSYS) => Err(Error::Unsupported {
             call: CALL,

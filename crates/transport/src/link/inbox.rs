@@ -127,9 +127,7 @@ impl Inbox {
             return Ok(Received { body, fds, fields });
         }
     }
-}
 
-impl Inbox {
     fn dispose_of_begun(&mut self) {
         let parts = self.parts.take().map(Parts::into_descriptors);
         let partial = self.stream.as_mut();
