@@ -1,9 +1,11 @@
-use std::io;
+use std::{fmt, io};
 
-/// Why a region could not be made, or why a received one was refused.
+use rustix::{fd::OwnedFd, fs::SealFlags, io::Errno};
+
+/// Why a region could not be made or sealed, or why a received one was refused.
 ///
-/// A refused descriptor is handed back beside the error ([`Remote::open`](crate::Remote::open)): closing a
-/// descriptor of unknown kind can hang for as long as a hostile file system likes.
+/// Nothing is lost with it: a received descriptor comes back in [`Refused`], a region of one's own in
+/// [`Rejected`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -32,13 +34,30 @@ pub enum Error {
     #[error("expected a sealed memfd, got a descriptor that is not shared memory")]
     NotSharedMemory,
     /// A seal that makes the region safe to map is absent.
-    #[error(
-        "expected a region sealed with {required:#x} (SHRINK|GROW|FUTURE_WRITE|SEAL), got seals {found:#x}"
-    )]
+    #[error("expected a region sealed with {}, got one sealed with {}", Names(*required), Names(*found))]
     Seals {
         /// `F_SEAL_*` bits that must be there.
         required: u32,
         /// `F_SEAL_*` bits that are.
+        found: u32,
+    },
+    /// The region cannot be frozen now: somebody has it mapped writable (for a shared mapping through a writable
+    /// descriptor, that they could make it writable is enough), or a page of it is in use (by a pipe, or by I/O
+    /// under way), for which the kernel waits 0.16 s before it gives up.
+    #[error(
+        "cannot freeze a region of {len} bytes: somebody has it mapped, or a page of it is in use"
+    )]
+    Busy {
+        /// Length of the region, in bytes.
+        len: u64,
+    },
+    /// The region cannot be sealed: this descriptor of it is read-only, or its maker forbade more seals.
+    #[error(
+        "cannot freeze a region sealed with {} through this descriptor: it is read-only, or no more seals may be added",
+        Names(*found)
+    )]
+    Unsealable {
+        /// `F_SEAL_*` bits that are there.
         found: u32,
     },
     /// The region is not as long as announced.
@@ -72,4 +91,116 @@ pub enum Error {
         /// What the receiver allows, in bytes.
         quota: u64,
     },
+}
+
+impl Error {
+    /// An error of a system call that is a step of making or opening a region of `len` bytes.
+    pub(crate) fn os<E: Into<io::Error>>(
+        what: &'static str,
+        len: usize,
+    ) -> impl FnOnce(E) -> Error {
+        move |source| Error::Os {
+            what,
+            len,
+            source: source.into(),
+        }
+    }
+
+    /// What F_ADD_SEALS said to the seals of a frozen region.
+    pub(crate) fn freezing(errno: Errno, len: usize, found: SealFlags) -> Error {
+        match errno {
+            Errno::BUSY => Error::Busy { len: len as u64 },
+            Errno::PERM => Error::Unsealable {
+                found: found.bits(),
+            },
+            errno => Error::os("freeze", len)(errno),
+        }
+    }
+}
+
+/// The names of `F_SEAL_*` bits.
+struct Names(u32);
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMES: [&str; 6] = ["SEAL", "SHRINK", "GROW", "WRITE", "FUTURE_WRITE", "EXEC"];
+        let named = NAMES.iter().enumerate();
+        let present: Vec<_> = named
+            .filter(|(bit, _)| self.0 & 1 << bit != 0)
+            .map(|(_, name)| *name)
+            .collect();
+        match self.0 >> NAMES.len() {
+            0 if present.is_empty() => f.write_str("nothing"),
+            0 => f.write_str(&present.join("|")),
+            _ => write!(f, "{:#x}", self.0),
+        }
+    }
+}
+
+/// A descriptor that was refused, and why.
+///
+/// The descriptor comes back because closing it here could hang: where the peer sent a file of a FUSE file
+/// system, close(2) waits for that file system's server, unkillably. Close it where waiting harms nobody
+/// (memlane-transport's `dispose`).
+#[derive(Debug)]
+pub struct Refused {
+    /// What was expected, and what came.
+    pub error: Error,
+    /// The refused descriptor.
+    pub descriptor: OwnedFd,
+}
+
+impl Refused {
+    pub(crate) fn new(error: Error, descriptor: OwnedFd) -> Box<Refused> {
+        Box::new(Refused { error, descriptor })
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Refused {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// A region that could not become another kind of region: the reason, and the region, given back.
+#[derive(Debug)]
+pub struct Rejected<R> {
+    /// What was expected, and what came.
+    pub error: Error,
+    /// The region as it is now.
+    pub region: R,
+}
+
+impl<R> fmt::Display for Rejected<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<R: fmt::Debug> std::error::Error for Rejected<R> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seals_by_name() {
+        assert_eq!(Names(0).to_string(), "nothing");
+        assert_eq!(Names(0b10).to_string(), "SHRINK");
+        assert_eq!(
+            Names(0x3f).to_string(),
+            "SEAL|SHRINK|GROW|WRITE|FUTURE_WRITE|EXEC"
+        );
+        assert_eq!(Names(0x41).to_string(), "0x41");
+    }
 }

@@ -1,195 +1,150 @@
-use std::fmt;
+//! The gate: what is asked of a received descriptor before it becomes memory, in the one order in which each
+//! question is safe.
 
 use rustix::{
-    fd::{AsFd, OwnedFd},
-    fs::SealFlags,
+    fd::OwnedFd,
+    fs::{SealFlags, fcntl_get_seals, fstat, fstatfs},
     io::Errno,
 };
 
-use crate::{
-    Error,
-    mapping::{Mapping, check_ring, page_size},
-    shared::LIVE_SEALS,
-    words::Words,
-};
+use crate::Error;
 
-/// `f_type` of memfds (linux/magic.h); hugetlb memfds have another.
+/// The seals of a live region: nobody can resize it, map it writable, write to it by system call, punch
+/// holes into it, or add seals; the creator's mapping, made before, goes on writing.
+pub(crate) const LIVE_SEALS: SealFlags = FREEZABLE_SEALS.union(SealFlags::SEAL);
+
+/// Those of a live region that can be frozen later.
+pub(crate) const FREEZABLE_SEALS: SealFlags = VIEW_SEALS;
+
+/// What the reader of a live region needs: that it can neither be truncated nor punched, since both would make
+/// reads fault or allocate.
+pub(crate) const VIEW_SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::FUTURE_WRITE);
+
+/// Those of a frozen region. WRITE alone is not enough: shrinking and growing again zeroes the bytes.
+pub(crate) const FROZEN_SEALS: SealFlags = SealFlags::WRITE
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::GROW);
+
+/// `f_type` of memfds and of those of huge pages (linux/magic.h).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
-/// A live region of a peer's: read-only here, and written by its creator alone, at any moment.
-///
-/// What is read from it is whatever the peer wrote, so it is copied out and checked, never borrowed, unless
-/// the user vouches for the peer ([`Remote::bytes`]).
-#[derive(Debug)]
-pub struct Remote {
-    mapping: Mapping,
+/// What a receiver is willing to map of a peer's. A plain number is one: so many bytes, none of them in
+/// huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    bytes: usize,
+    hugetlb: bool,
 }
 
-/// A descriptor that [`Remote::open`] refused, and why.
-///
-/// The descriptor comes back because closing it here could hang: where the peer sent a file of a FUSE file
-/// system, close(2) waits for that file system's server, unkillably. Close it where waiting harms nobody.
-#[derive(Debug)]
-pub struct Refused {
-    /// What was expected, and what came.
-    pub error: Error,
-    /// The refused descriptor.
-    pub descriptor: OwnedFd,
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
+impl Quota {
+    /// At most `bytes` bytes.
+    pub const fn new(bytes: usize) -> Quota {
+        Quota {
+            bytes,
+            hugetlb: false,
+        }
     }
-}
 
-impl std::error::Error for Refused {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.error)
+    /// Whether the memory may be a hugetlb memfd, which occupies pages of a pool that the administrator set aside.
+    pub const fn hugetlb(self, hugetlb: bool) -> Quota {
+        Quota { hugetlb, ..self }
     }
-}
 
-impl Remote {
-    /// Verifies a received descriptor, then maps it: `header` bytes and a ring of `ring` bytes (0, or a
-    /// power of two), as its creator announced them. The descriptor is closed once the region is mapped.
-    ///
-    /// The checks come in the one order in which each is safe (verified against a FUSE descriptor whose server
-    /// never answers): `F_GET_SEALS`, which never blocks and only shared memory answers; the seals, by mask,
-    /// since vm.memfd_noexec adds F_SEAL_EXEC; size; file system; allocation; `quota`, in bytes, what the
-    /// caller is willing to map for this peer; mmap. Once it is mapped, nothing the peer does can make a read
-    /// of it fault.
-    ///
     /// # Errors
     ///
-    /// [`Refused`], with the reason and the descriptor.
-    pub fn open(
-        descriptor: OwnedFd,
-        header: usize,
-        ring: usize,
-        quota: usize,
-    ) -> Result<Remote, Box<Refused>> {
-        match verify_and_map(&descriptor, header, ring, quota) {
-            Ok(mapping) => Ok(Remote { mapping }),
-            Err(error) => Err(Box::new(Refused { error, descriptor })),
+    /// [`Error::Quota`].
+    pub(crate) fn check(self, len: u64) -> Result<(), Error> {
+        if len <= self.bytes as u64 {
+            return Ok(());
         }
-    }
-
-    /// Loads the control word at byte `offset` of the header, `Relaxed`; a fence afterwards orders it.
-    ///
-    /// # Panics
-    ///
-    /// If `offset` is not a multiple of 8 or outside of the header.
-    #[inline(always)]
-    pub fn load_word(&self, offset: usize) -> u64 {
-        self.mapping
-            .header_word(offset)
-            .load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// `len` bytes of the ring, `offset` bytes after `position`, in place.
-    ///
-    /// # Safety
-    ///
-    /// The peer must not write these bytes while they are borrowed. Nothing but the peer's own code sees to
-    /// that: it is a promise about another program.
-    ///
-    /// # Panics
-    ///
-    /// If `offset + len` is more than the ring's capacity.
-    #[allow(unsafe_code)]
-    #[inline(always)]
-    pub unsafe fn bytes(&self, position: u64, offset: usize, len: usize) -> &[u8] {
-        let bytes = self.mapping.range(position, offset, len);
-        // SAFETY: `len` bytes are mapped there; that nobody writes them is the caller's promise.
-        unsafe { std::slice::from_raw_parts(bytes, len) }
-    }
-}
-
-impl Words for Remote {
-    fn capacity(&self) -> u64 {
-        self.mapping.ring_len() as u64
-    }
-
-    #[inline(always)]
-    fn load(&self, position: u64) -> u64 {
-        self.mapping
-            .ring_word(position)
-            .load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    #[inline(always)]
-    fn read(&self, position: u64, offset: usize, dst: &mut [u8]) {
-        self.mapping.read(position, offset, dst);
-    }
-}
-
-fn verify_and_map(
-    fd: &OwnedFd,
-    header: usize,
-    ring: usize,
-    quota: usize,
-) -> Result<Mapping, Error> {
-    let page = page_size();
-    check_ring(ring)?;
-    if header == 0 || header % page != 0 {
-        let expected = "a multiple of the page size";
-        return Err(Error::Length {
-            what: "a header",
-            len: header as u64,
-            expected,
-        });
-    }
-    let Some(len) = header.checked_add(ring).filter(|&len| len <= quota) else {
-        return Err(Error::Quota {
-            len: (header as u64).saturating_add(ring as u64),
-            quota: quota as u64,
-        });
-    };
-    let os = |what| {
-        move |errno: Errno| Error::Os {
-            what,
+        Err(Error::Quota {
             len,
-            source: errno.into(),
-        }
-    };
+            quota: self.bytes as u64,
+        })
+    }
+}
 
-    let seals = match rustix::fs::fcntl_get_seals(fd) {
+impl From<usize> for Quota {
+    fn from(bytes: usize) -> Quota {
+        Quota::new(bytes)
+    }
+}
+
+/// Its seals. F_GET_SEALS never blocks, and only shared memory answers it: everything else is asked after it.
+pub(crate) fn seals(fd: &OwnedFd) -> Result<SealFlags, Error> {
+    match fcntl_get_seals(fd) {
         // EINVAL: not shared memory. EBADF: opened with O_PATH.
-        Err(Errno::INVAL | Errno::BADF) => return Err(Error::NotSharedMemory),
-        result => result.map_err(os("read the seals of"))?,
-    };
-    // A file on a tmpfs answers with F_SEAL_SEAL alone: the mask asks for SHRINK too.
-    if !seals.contains(LIVE_SEALS) {
-        let bits = |flags: SealFlags| flags.bits();
+        Err(Errno::INVAL | Errno::BADF) => Err(Error::NotSharedMemory),
+        result => result.map_err(Error::os("read the seals of", 0)),
+    }
+}
+
+/// Asks everything that makes it safe to map: memory with the seals `required`, as long as was announced (if it was),
+/// within `quota`, and allocated to the last byte. Its length in bytes, which is not 0.
+pub(crate) fn verify(
+    fd: &OwnedFd,
+    required: SealFlags,
+    announced: Option<usize>,
+    quota: Quota,
+) -> Result<usize, Error> {
+    let found = seals(fd)?;
+    // A file on a tmpfs answers with F_SEAL_SEAL alone: all masks ask for SHRINK too. Compared by mask, since
+    // vm.memfd_noexec adds F_SEAL_EXEC.
+    if !found.contains(required) {
         return Err(Error::Seals {
-            required: bits(LIVE_SEALS),
-            found: bits(seals),
+            required: required.bits(),
+            found: found.bits(),
         });
     }
-    // It is shared memory now, so that fstat and fstatfs are answered by the kernel alone.
-    let stat = rustix::fs::fstat(fd).map_err(os("read the size of"))?;
-    if stat.st_size as u64 != len as u64 {
-        return Err(Error::Size {
-            expected: len as u64,
-            found: stat.st_size as u64,
+    measure(fd, announced, quota)
+}
+
+/// Asks what it takes to own it: memory without seals (but for EXEC), within `quota`, and allocated to the last byte.
+pub(crate) fn private(fd: &OwnedFd, quota: Quota) -> Result<usize, Error> {
+    let found = seals(fd)?;
+    let rest = found - SealFlags::EXEC;
+    if !rest.is_empty() {
+        return Err(Error::Seals {
+            required: 0,
+            found: found.bits(),
         });
     }
-    let file_system = rustix::fs::fstatfs(fd)
-        .map_err(os("read the file system of"))?
-        .f_type as u64;
-    if file_system != TMPFS_MAGIC {
+    measure(fd, None, quota)
+}
+
+/// File system, size, quota and allocation of what is known to be shared memory, so that the kernel alone answers.
+fn measure(fd: &OwnedFd, announced: Option<usize>, quota: Quota) -> Result<usize, Error> {
+    let stat = fstat(fd).map_err(Error::os("read the size of", 0))?;
+    let len = stat.st_size as u64;
+    let os = |what| Error::os::<Errno>(what, len as usize);
+    let file_system = fstatfs(fd).map_err(os("read the file system of"))?.f_type as u64;
+    let known = file_system == TMPFS_MAGIC || (file_system == HUGETLBFS_MAGIC && quota.hugetlb);
+    if !known {
         return Err(Error::FileSystem { found: file_system });
     }
+    if let Some(expected) = announced.filter(|&expected| expected as u64 != len) {
+        return Err(Error::Size {
+            expected: expected as u64,
+            found: len,
+        });
+    }
+    if len == 0 {
+        return Err(Error::Length {
+            what: "a received region",
+            len,
+            expected: "at least 1 byte",
+        });
+    }
+    quota.check(len)?;
     let allocated = (stat.st_blocks as u64).saturating_mul(512);
-    if allocated < len as u64 {
+    if allocated < len {
         return Err(Error::Sparse {
-            expected: len as u64,
+            expected: len,
             found: allocated,
         });
     }
-    Mapping::new(fd.as_fd(), header, ring, false).map_err(|source| Error::Os {
-        what: "map",
-        len,
-        source,
-    })
+    Ok(len as usize)
 }

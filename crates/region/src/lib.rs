@@ -1,43 +1,88 @@
-//! Sealed shared memory on memfd: one writer per page, verified before it is mapped, and a ring in it.
+//! Owned shared memory on memfd: regions that are mine, frozen, or live with one writer, and a ring in the last kind.
 //!
-//! Every shared page has exactly one process that may ever write it, and the kernel enforces that:
-//! [`Shared::create`] maps a new memfd writable and only then seals it, so that whoever receives the
-//! descriptor can map it read-only and nothing else, and can neither shrink nor punch it under its owner.
-//! [`Remote::open`] is the one gate through which a received descriptor becomes memory: seals, size, file
-//! system and quota are checked in that order, and no check can be made to hang by the sender.
+//! A [`Region`] is memory that nobody else has, and a plain `&mut [u8]`. What others get of it is settled by the
+//! kernel, by seals that cannot be taken back:
 //!
-//! On these two stands the [`ring`]: a lane's record buffer with one writer and many readers, where the
-//! commit lives in each record's header. A message costs one cache-line transfer and no system call.
+//! ```text
+//!                  freeze                             Frozen::open
+//!      Region ───────────────▶ Frozen   ─ ─ ─ ─ ─ ─▶  Frozen        &[u8], immutable for ever
+//!        │  │      share                              LiveView::open
+//!        │  └────────────────▶ Live     ─ ─ ─ ─ ─ ─▶  LiveView      copied out: its one writer goes on
+//!        │      into_moved                            claim
+//!        └───────────────────▶ Moved    ─ ─ ─ ─ ─ ─▶  Frozen        that sealing works is the proof
+//! ```
+//!
+//! [`Shared`] and [`Remote`] are the two ends of live memory with control words and a [`ring`]: a lane's record buffer
+//! with one writer and many readers, where the commit lives in each record's header. A message costs one cache-line
+//! transfer and no system call.
+//!
+//! Every shared page has exactly one process that may ever write it: memory is mapped writable first and sealed second, and
+//! its descriptor is sent third, so that whoever receives it can map it read-only and nothing else, and can neither
+//! shrink nor punch it under its owner. Received descriptors become memory at one gate: seals, file system, size,
+//! quota and allocation are checked in that order, and no check can be made to hang by the sender.
 //!
 //! | who | writes | reads |
 //! |---|---|---|
-//! | ring writer | its own region: page 0 (armed flag), then the records | every reader's control page |
+//! | ring writer | its own region: page 0 (control words), then the records | every reader's control page |
 //! | ring reader | its own region: one control page (cursor, armed flag) | the writer's region |
 //!
 //! What this crate does not do: move descriptors (memlane-transport), wait or wake (memlane-signaling).
 //!
 //! # Memory that another process can write
 //!
-//! Two rules, kept by the types. First, nobody gets a `&[u8]` over a page of a [`Remote`] without an `unsafe`
-//! promise, since Rust forbids a reference to bytes that change; such bytes are copied out
-//! ([`Words::read`]). Second, control words are 64-bit atomics, one size per address for ever, and a
-//! [`Remote`] offers only `Relaxed` loads of them, the one atomic access that is defined on read-only pages
+//! Two rules, kept by the types. First, nobody gets a `&[u8]` over a page that another process can write without an
+//! `unsafe` promise, since Rust forbids a reference to bytes that change; such bytes are copied out
+//! ([`LiveView::read`], [`Words::read`]). Second, control words are 64-bit atomics, one size per address for ever,
+//! and a [`Remote`] offers only `Relaxed` loads of them, the one atomic access that is defined on read-only pages
 //! (`std::sync::atomic`, "Atomic accesses to read-only memory"); ordering comes from fences.
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]
 mod copy;
 mod error;
+#[allow(unsafe_code)]
+mod frozen;
 mod gate;
 #[allow(unsafe_code)]
+mod live;
+mod live_view;
+#[allow(unsafe_code)]
 mod mapping;
+mod memory;
+#[allow(unsafe_code)]
+mod moved;
+mod options;
+#[allow(unsafe_code)]
+mod pages;
 mod primitive;
+#[allow(unsafe_code)]
+mod region;
+mod remote;
 pub mod ring;
 mod shared;
 mod words;
 
-pub use error::Error;
-pub use gate::{Refused, Remote};
+pub use error::{Error, Refused, Rejected};
+pub use frozen::Frozen;
+pub use gate::Quota;
+pub use live::{Ended, Live};
+pub use live_view::LiveView;
 pub use mapping::page_size;
+pub use moved::Moved;
+pub use options::Options;
+pub use region::Region;
+pub use remote::Remote;
 pub use shared::Shared;
 pub use words::{HeapWords, Words, WordsMut};
+
+/// What is shared between threads, and what moves.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Region>();
+    shared::<Frozen>();
+    shared::<Live>();
+    shared::<LiveView>();
+    shared::<Moved>();
+    shared::<Shared>();
+    shared::<Remote>();
+};

@@ -1,27 +1,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::{
-    fd::{AsFd, OwnedFd},
-    fs::{FallocateFlags, MemfdFlags, Mode, SealFlags},
-    io::Errno,
-};
+use rustix::fd::{AsFd, OwnedFd};
 
 use crate::{
-    Error,
+    Error, Options,
     copy::copy_in,
+    gate::LIVE_SEALS,
     mapping::{Mapping, check_ring, page_size},
+    memory,
     words::{Words, WordsMut},
 };
-
-/// The seals of a live region: nobody can resize it, map it writable, write to it by system call, punch
-/// holes into it, or add seals; the creator's mapping, made before, goes on writing.
-pub(crate) const LIVE_SEALS: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
-    .union(SealFlags::FUTURE_WRITE)
-    .union(SealFlags::SEAL);
-
-/// From this length on, a region is compared with the machine's memory before it is allocated.
-const LARGE: usize = 64 << 20;
 
 /// A live region of mine: a sealed memfd that this process writes and everyone else can only read.
 ///
@@ -49,8 +37,7 @@ pub struct Shared {
 
 impl Shared {
     /// Creates a region of `header` bytes (rounded up to whole pages, at least one) and a ring of `ring`
-    /// bytes (0, or a power of two of at least a page). `name` shows up in `/proc/PID/maps` as
-    /// `memfd:name`, nowhere else; at most 249 bytes of it (memfd_create(2)).
+    /// bytes (0, or a power of two of at least a page). `options` are a name or [`Options`].
     ///
     /// The descriptor beside the region is the permission to map it read-only, to be sent to others; it is
     /// the caller's, and the region lives on without it.
@@ -59,55 +46,28 @@ impl Shared {
     ///
     /// [`Error::Length`] if the lengths are not possible, [`Error::Os`] if the kernel refuses, for lack of
     /// memory above all.
-    pub fn create(name: &str, header: usize, ring: usize) -> Result<(Shared, OwnedFd), Error> {
-        let page = page_size();
+    pub fn create(
+        options: impl Into<Options>,
+        header: usize,
+        ring: usize,
+    ) -> Result<(Shared, OwnedFd), Error> {
         check_ring(ring)?;
-        let too_long = || Error::Length {
-            what: "a region",
-            len: u64::MAX,
-            expected: "at most 2^46 bytes",
-        };
-        let header = header
-            .max(1)
-            .checked_next_multiple_of(page)
-            .ok_or_else(too_long)?;
         let len = header
-            .checked_add(ring)
-            .filter(|&len| len <= 1 << 46)
-            .ok_or_else(too_long)?;
-
-        let os = |what| {
-            move |errno: Errno| Error::Os {
-                what,
-                len,
-                source: errno.into(),
-            }
-        };
-        // fallocate would not fail for lack of memory, but take what there is until the OOM killer steps in.
-        if len > LARGE && len as u64 > rustix::system::sysinfo().totalram as u64 {
-            return Err(os("allocate")(Errno::NOMEM));
+            .max(1)
+            .checked_next_multiple_of(page_size())
+            .and_then(|header| header.checked_add(ring))
+            .unwrap_or(usize::MAX);
+        let options = options.into();
+        let fd = memory::allocate(&options, len)?;
+        // Mapped before it is sealed, since after FUTURE_WRITE not even this process can map it writable.
+        let mapping =
+            Mapping::new(fd.as_fd(), len - ring, ring, true).map_err(Error::os("map", len))?;
+        rustix::fs::fcntl_add_seals(&fd, LIVE_SEALS).map_err(Error::os("seal", len))?;
+        let shared = Shared { mapping };
+        if options.prefault {
+            shared.prefault()?;
         }
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // NOEXEC_SEAL is known since Linux 6.3; older kernels answer EINVAL.
-        let fd = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-            Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
-            result => result,
-        }
-        .map_err(os("create"))?;
-        // The order matters: 0600 first, or strangers could set attributes on it or commit its holes; memory
-        // before mapping, so that shortage is an error here; mapping before seals, since after
-        // FUTURE_WRITE not even this process can map it writable again.
-        rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(os("restrict"))?;
-        rustix::fs::ftruncate(&fd, len as u64).map_err(os("size"))?;
-        rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len as u64)
-            .map_err(os("allocate"))?;
-        let mapping = Mapping::new(fd.as_fd(), header, ring, true).map_err(|source| Error::Os {
-            what: "map",
-            len,
-            source,
-        })?;
-        rustix::fs::fcntl_add_seals(&fd, LIVE_SEALS).map_err(os("seal"))?;
-        Ok((Shared { mapping }, fd))
+        Ok((shared, fd))
     }
 
     /// Touches every page now, so that no message pays for a page fault later (2.5 us each). MADV_POPULATE
@@ -117,14 +77,7 @@ impl Shared {
     ///
     /// [`Error::Os`] if the kernel cannot.
     pub fn prefault(&self) -> Result<(), Error> {
-        match self.mapping.populate(true) {
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
-            result => result.map_err(|source| Error::Os {
-                what: "prefault",
-                len: self.len(),
-                source,
-            }),
-        }
+        memory::populated(self.mapping.populate(true)).map_err(Error::os("prefault", self.len()))
     }
 
     /// The control word at byte `offset` of the header.

@@ -1,0 +1,105 @@
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::{
+    Error, Frozen, Quota, Refused, Rejected,
+    gate::{self, VIEW_SEALS},
+    pages::{Access, Pages},
+};
+
+/// A peer's live region, read-only here, and written by its maker at any moment.
+///
+/// So it is never borrowed as `&[u8]`, unless the caller vouches for its maker: bytes are copied out
+/// ([`read`](LiveView::read)), and what is checked must be the copy. Reads do not fault, whatever the maker does.
+///
+/// There is no safe way to a reference:
+///
+/// ```compile_fail,E0614
+/// fn borrow(view: &memlane_region::LiveView) -> &[u8] {
+///     &**view
+/// }
+/// ```
+#[derive(Debug)]
+pub struct LiveView {
+    pages: Pages,
+    fd: OwnedFd,
+}
+
+impl LiveView {
+    /// Verifies a received descriptor of a [`Live`](crate::Live) region and maps it. Its length is the file's.
+    ///
+    /// The checks come in the one order in which each is safe, see [`Remote::open`](crate::Remote::open). `quota` is
+    /// what the caller is willing to map of this peer's, in bytes or as [`Quota`].
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], with the reason and the descriptor.
+    pub fn open(descriptor: OwnedFd, quota: impl Into<Quota>) -> Result<LiveView, Box<Refused>> {
+        let verified = gate::verify(&descriptor, VIEW_SEALS, None, quota.into());
+        let mapped = verified.and_then(|len| {
+            Pages::map(descriptor.as_fd(), len, Access::Read).map_err(Error::os("map", len))
+        });
+        match mapped {
+            Ok(pages) => Ok(LiveView {
+                pages,
+                fd: descriptor,
+            }),
+            Err(error) => Err(Refused::new(error, descriptor)),
+        }
+    }
+
+    /// Its length in bytes, which does not change.
+    #[allow(clippy::len_without_is_empty)] // a region is never empty
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Copies `dst.len()` bytes from `offset` on. If the maker writes meanwhile, the copy may be a mixture.
+    ///
+    /// # Panics
+    ///
+    /// If the region ends before that.
+    #[inline]
+    pub fn read(&self, offset: usize, dst: &mut [u8]) {
+        self.pages.read(offset, dst);
+    }
+
+    /// Its bytes, in place.
+    ///
+    /// # Safety
+    ///
+    /// The maker must not write them while they are borrowed. Nothing but its own code sees to that: it is a promise
+    /// about another program.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    pub unsafe fn bytes(&self) -> &[u8] {
+        // SAFETY: the caller vouches for the maker; nobody else can write.
+        unsafe { self.pages.bytes(self.pages.len()) }
+    }
+
+    /// The region as a [`Frozen`] one, once its maker has [frozen](crate::Live::freeze) it.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`], with the view: it is not frozen ([`Error::Seals`]), or cannot be mapped.
+    pub fn frozen(self) -> Result<Frozen, Box<Rejected<LiveView>>> {
+        let quota = Quota::new(self.pages.len()).hugetlb(true);
+        let LiveView { pages, fd } = self;
+        // The gate sees it anew: only the seals can have changed.
+        Frozen::open(fd, quota).map_err(|refused| {
+            Box::new(Rejected {
+                error: refused.error,
+                region: LiveView {
+                    pages,
+                    fd: refused.descriptor,
+                },
+            })
+        })
+    }
+}
+
+/// The descriptor, to be sent on: what can be read here can be read there. It stays the view's.
+impl AsFd for LiveView {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

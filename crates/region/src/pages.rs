@@ -1,0 +1,133 @@
+//! One mapping of a memfd, unmapped on drop: what [`Region`](crate::Region), [`Frozen`](crate::Frozen), [`Live`](crate::Live)
+//! and [`LiveView`](crate::LiveView) stand on.
+//!
+//! # Safety
+//!
+//! The pages are outside of every allocation Rust knows of: their address comes from mmap(2). What the unsafe
+//! code of this module rests on:
+//!
+//! 1. **In bounds.** A [`Pages`] owns `len` bytes of address space, rounded up to whole pages, until it is dropped.
+//! 2. **No SIGBUS.** Whoever maps answers for the file being at least `len` bytes long, allocated, and staying so:
+//!    own memory because it was allocated before and this process alone can shrink it, a peer's because
+//!    the gate saw the seals that forbid it.
+//! 3. **Who may write** differs by type, so that references are made by those types, through the unsafe methods here.
+
+use std::{io, ptr, ptr::NonNull};
+
+use rustix::{
+    fd::BorrowedFd,
+    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+};
+
+use crate::copy::copy_out;
+
+/// How a memfd is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Shared and writable. Not inherited over fork(2): a child's copy would be a second writer, and would veto
+    /// the seals.
+    Write,
+    /// Shared and read-only: sees what the writer writes. Not inherited over fork(2).
+    Read,
+    /// Read-only and private, for memory that never changes: a shared mapping of write-sealed memory through a
+    /// writable descriptor is refused before Linux 6.7 (commit 28464bbb2ddc), and this kind never vetoes a
+    /// seal. Inherited over fork(2).
+    Frozen,
+}
+
+/// A mapping of the first `len` bytes of a memfd.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an address range of the process, not of a thread; what may be done with it is settled by the types that own
+// it.
+unsafe impl Send for Pages {}
+// SAFETY: as above; the methods that make references are unsafe.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Maps `len` bytes, at least one.
+    pub(crate) fn map(fd: BorrowedFd<'_>, len: usize, access: Access) -> io::Result<Pages> {
+        let (prot, flags) = match access {
+            Access::Write => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
+            Access::Read => (ProtFlags::READ, MapFlags::SHARED),
+            // Without NORESERVE, a private mapping of huge pages reserves as many again.
+            Access::Frozen => (ProtFlags::READ, MapFlags::PRIVATE | MapFlags::NORESERVE),
+        };
+        // SAFETY: a fresh address range chosen by the kernel.
+        let base = unsafe { mmap(ptr::null_mut(), len, prot, flags, fd, 0)? };
+        let pages = Pages {
+            base: NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?,
+            len,
+        };
+        if access != Access::Frozen {
+            pages.advise(Advice::LinuxDontFork)?;
+        }
+        Ok(pages)
+    }
+
+    /// Advice that changes neither contents nor addresses of the range.
+    pub(crate) fn advise(&self, advice: Advice) -> io::Result<()> {
+        // SAFETY: the range is ours; callers pass only advice that keeps contents and addresses.
+        unsafe { madvise(self.base.as_ptr().cast(), self.len, advice)? };
+        Ok(())
+    }
+
+    /// Bytes mapped.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Copies `dst.len()` bytes from `offset` on, which another process may be writing meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If the range ends behind what is mapped.
+    #[inline]
+    pub(crate) fn read(&self, offset: usize, dst: &mut [u8]) {
+        let len = dst.len();
+        assert!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len),
+            "{len} bytes from {offset} on are not in a region of {} bytes",
+            self.len
+        );
+        // SAFETY: in bounds as asserted; a mapping begins at a page and ends with one, so that the words which hold
+        // the ends of the range are mapped.
+        unsafe { copy_out(self.base.as_ptr(), offset, dst) }
+    }
+
+    /// The first `len` bytes.
+    ///
+    /// # Safety
+    ///
+    /// Nobody writes them for as long as they are borrowed.
+    #[inline(always)]
+    pub(crate) unsafe fn bytes(&self, len: usize) -> &[u8] {
+        debug_assert!(len <= self.len);
+        // SAFETY: mapped until `self` is dropped; that nobody writes is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), len) }
+    }
+
+    /// The first `len` bytes.
+    ///
+    /// # Safety
+    ///
+    /// They are mapped writable, and nobody else reads through a reference, or writes, for as long as they are borrowed.
+    #[inline(always)]
+    pub(crate) unsafe fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
+        debug_assert!(len <= self.len);
+        // SAFETY: mapped until `self` is dropped; that it is exclusive is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), len) }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map` and is unmapped once; borrows of it ended with `self`.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+    }
+}

@@ -1,0 +1,236 @@
+use std::{
+    ops::{Deref, DerefMut},
+    os::fd::OwnedFd,
+};
+
+use rustix::{
+    fd::AsFd,
+    fs::{SealFlags, fcntl_add_seals},
+    mm::Advice,
+};
+
+use crate::{
+    Error, Frozen, Live, Moved, Options, Quota, Refused, Rejected,
+    gate::{self, FREEZABLE_SEALS, FROZEN_SEALS, LIVE_SEALS},
+    memory,
+    pages::{Access, Pages},
+};
+
+/// A region of mine: nobody else has it, so that it is a plain `&mut [u8]`.
+///
+/// It starts as zeroes, all of it allocated. From here it goes one of three ways:
+///
+/// | | becomes | others get |
+/// |---|---|---|
+/// | [`freeze`](Region::freeze) | [`Frozen`]: immutable for everybody, for ever | a `Frozen` too |
+/// | [`share`](Region::share) | [`Live`]: goes on being written here, and nowhere else | a [`LiveView`](crate::LiveView) |
+/// | [`into_moved`](Region::into_moved) | [`Moved`]: a descriptor to be sent away | the region: [`Moved::claim`] |
+///
+/// It is not inherited over fork(2): a child must not touch it. A process of the same user that may trace this
+/// one (ptrace(2)) can reach into it as into all other memory; the threat model says so.
+///
+/// ```
+/// use memlane_region::Region;
+///
+/// let mut region = Region::create("greeting", 1 << 16)?;
+/// region[..5].copy_from_slice(b"hello");
+/// region.truncate(5)?;
+/// let frozen = region.freeze()?;
+/// assert_eq!(&frozen[..], b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// What is frozen or shared is no longer the region it was:
+///
+/// ```compile_fail,E0382
+/// let mut region = memlane_region::Region::create("once", 1)?;
+/// let frozen = region.freeze()?;
+/// region[0] = 1; // moved
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Region {
+    pages: Pages,
+    len: usize,
+    fd: OwnedFd,
+}
+
+impl Region {
+    /// Creates a region of `len` bytes, all zero. `options` are a name or [`Options`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`] for 0 bytes, or more than 2^46. [`Error::Os`] if the kernel refuses, for lack of memory
+    /// or descriptors above all.
+    pub fn create(options: impl Into<Options>, len: usize) -> Result<Region, Error> {
+        let options = options.into();
+        let fd = memory::allocate(&options, len)?;
+        let pages = Pages::map(fd.as_fd(), len, Access::Write).map_err(Error::os("map", len))?;
+        if options.prefault {
+            let populated = pages.advise(Advice::LinuxPopulateWrite);
+            memory::populated(populated).map_err(Error::os("prefault", len))?;
+        }
+        Ok(Region { pages, len, fd })
+    }
+
+    /// A region with a copy of `bytes`, at least one.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Region::create).
+    pub fn copy_of(options: impl Into<Options>, bytes: &[u8]) -> Result<Region, Error> {
+        let mut region = Region::create(options, bytes.len())?;
+        region.copy_from_slice(bytes);
+        Ok(region)
+    }
+
+    /// Shortens it to `len` bytes, at least one; the memory behind goes back to the kernel. Does nothing if it
+    /// is not longer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`] for 0 bytes; [`Error::Os`] if the kernel refuses.
+    pub fn truncate(&mut self, len: usize) -> Result<(), Error> {
+        if len == 0 {
+            return Err(Error::Length {
+                what: "a region",
+                len: 0,
+                expected: "at least 1 byte",
+            });
+        }
+        if len < self.len {
+            rustix::fs::ftruncate(&self.fd, len as u64).map_err(Error::os("truncate", len))?;
+            // Of the mapping, what lies behind `len` is never touched again.
+            self.len = len;
+        }
+        Ok(())
+    }
+
+    /// Makes it immutable, for everybody and for ever: the kernel takes no write to it any more, and no one can
+    /// resize it.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`], with the region as it was: [`Error::Busy`] if somebody has got hold of it by other ways
+    /// (`/proc/PID/fd`), [`Error::Os`].
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be frozen and the kernel has no memory to map it again, as it just was.
+    pub fn freeze(self) -> Result<Frozen, Box<Rejected<Region>>> {
+        let len = self.len;
+        // Before anything else, since afterwards it could not be undone.
+        let read_only = match Pages::map(self.fd.as_fd(), len, Access::Frozen) {
+            Ok(pages) => pages,
+            Err(error) => return Err(self.rejected(Error::os("map", len)(error))),
+        };
+        let Region { pages, fd, .. } = self;
+        // The kernel counts this mapping as one that may be writing.
+        drop(pages);
+        match fcntl_add_seals(&fd, FROZEN_SEALS | SealFlags::SEAL) {
+            Ok(()) => Ok(Frozen::new(read_only, len, fd)),
+            Err(errno) => {
+                let pages = Pages::map(fd.as_fd(), len, Access::Write)
+                    .expect("a region of one's own, unmapped a moment ago, can be mapped again");
+                let region = Region { pages, len, fd };
+                Err(region.rejected(Error::freezing(errno, len, SealFlags::empty())))
+            }
+        }
+    }
+
+    /// Shares it: this process goes on writing, others get it read-only, and the kernel enforces that. It can never
+    /// be frozen.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`], with the region as it was.
+    pub fn share(self) -> Result<Live, Box<Rejected<Region>>> {
+        if let Err(errno) = fcntl_add_seals(&self.fd, LIVE_SEALS) {
+            let error = Error::os("seal", self.len)(errno);
+            return Err(self.rejected(error));
+        }
+        Ok(Live::new(self.pages, self.len, self.fd, None))
+    }
+
+    /// As [`share`](Region::share), and it can be frozen later ([`Live::freeze`]), for which others get a
+    /// descriptor that is read-only as well, so that they cannot seal it. This takes /proc.
+    ///
+    /// Readers can veto the freezing, for as long as they have a page of it in a pipe, and before Linux 6.7 by opening
+    /// their descriptor again for writing and mapping that. Write to it they cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`], with the region as it was.
+    pub fn share_freezable(self) -> Result<Live, Box<Rejected<Region>>> {
+        let reader = match memory::reopen_read_only(self.fd.as_fd()) {
+            Ok(reader) => reader,
+            Err(errno) => {
+                let error = Error::os("open a read-only descriptor of", self.len)(errno);
+                return Err(self.rejected(error));
+            }
+        };
+        if let Err(errno) = fcntl_add_seals(&self.fd, FREEZABLE_SEALS) {
+            let error = Error::os("seal", self.len)(errno);
+            return Err(self.rejected(error));
+        }
+        Ok(Live::new(self.pages, self.len, self.fd, Some(reader)))
+    }
+
+    /// Gives it up here, to be sent to another process, which makes it its own ([`Moved::claim`]).
+    pub fn into_moved(self) -> Moved {
+        Moved::from(self.fd)
+    }
+
+    /// Makes a received descriptor a region of mine.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], with the reason and the descriptor.
+    pub(crate) fn own(fd: OwnedFd, quota: Quota) -> Result<Region, Box<Refused>> {
+        let result = gate::private(&fd, quota).and_then(|len| {
+            let pages = Pages::map(fd.as_fd(), len, Access::Write);
+            Ok((pages.map_err(Error::os("map", len))?, len))
+        });
+        match result {
+            Ok((pages, len)) => Ok(Region { pages, len, fd }),
+            Err(error) => Err(Refused::new(error, fd)),
+        }
+    }
+
+    fn rejected(self, error: Error) -> Box<Rejected<Region>> {
+        let region = self;
+        Box::new(Rejected { error, region })
+    }
+}
+
+impl Deref for Region {
+    type Target = [u8];
+
+    #[inline(always)]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the descriptor never left this process as long as this is a `Region` (or whoever made it of a
+        // received one vouched for that), so that nobody else has the memory; here it is written through
+        // `&mut self` alone. The file is `len` bytes long, since nobody else can shorten it.
+        unsafe { self.pages.bytes(self.len) }
+    }
+}
+
+impl DerefMut for Region {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is borrowed exclusively; it is mapped with `Access::Write`.
+        unsafe { self.pages.bytes_mut(self.len) }
+    }
+}
+
+impl AsRef<[u8]> for Region {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for Region {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
