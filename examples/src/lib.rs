@@ -6,5 +6,6 @@
 //! cargo run --release --example subscribe                       ... and, in another terminal, the smallest subscriber
 //! cargo run --example broker                                      sandboxed processes introduced to one another
 //! cargo run --release --example successor                       replace a service 100 times under its clients' feet
+//! cargo run --release --example wayland                         frames in a Wayland compositor, from shared memory
 //! systemd-socket-activate --seqpacket --listen=PATH target/release/examples/activated    a service started by its client
 //! ```

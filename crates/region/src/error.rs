@@ -83,6 +83,29 @@ pub enum Error {
         /// `f_type` of statfs(2).
         found: u64,
     },
+    /// [`Foreign`](crate::Foreign) memory ends sooner than announced: the other program has truncated it. Where it was
+    /// written, the kernel may have found no memory for a hole in it instead.
+    #[error(
+        "expected {expected} bytes of foreign memory from byte {offset} on, only {found} are there"
+    )]
+    Short {
+        /// First byte of the access, counted from the beginning of the region.
+        offset: u64,
+        /// Bytes asked for.
+        expected: u64,
+        /// Bytes copied before the end.
+        found: u64,
+    },
+    /// A range that is not in the region.
+    #[error("{len} bytes from byte {offset} on are not in a region of {available} bytes")]
+    Outside {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Length of the region, in bytes.
+        available: u64,
+    },
     /// Longer than the receiver is willing to map for this peer.
     #[error("a region of {len} bytes is over this peer's quota of {quota} bytes")]
     Quota {

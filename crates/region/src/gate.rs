@@ -27,6 +27,12 @@ pub(crate) const FROZEN_SEALS: SealFlags = SealFlags::WRITE
     .union(SealFlags::SHRINK)
     .union(SealFlags::GROW);
 
+/// Those of memory that others can write as well, its length apart: PipeWire's buffers have them, and those of many
+/// Wayland clients (without SEAL).
+pub(crate) const WRITABLE_SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
+
 /// `f_type` of memfds and of those of huge pages (linux/magic.h).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -113,6 +119,35 @@ pub(crate) fn private(fd: &OwnedFd, quota: Quota) -> Result<usize, Error> {
         });
     }
     measure(fd, None, quota)
+}
+
+/// Asks what it takes to copy from and to `len` bytes of it, from `offset` on: shared memory of any seals, on tmpfs, that
+/// long, and `len` within `quota`. None of that stays so, but for what it is.
+pub(crate) fn window(fd: &OwnedFd, offset: u64, len: usize, quota: Quota) -> Result<(), Error> {
+    seals(fd)?;
+    let file_system = fstatfs(fd)
+        .map_err(Error::os("read the file system of", len))?
+        .f_type as u64;
+    // Not hugetlbfs: of its mappings, lengths are counted in other pages.
+    if file_system != TMPFS_MAGIC {
+        return Err(Error::FileSystem { found: file_system });
+    }
+    if len == 0 {
+        return Err(Error::Length {
+            what: "a received region",
+            len: 0,
+            expected: "at least 1 byte",
+        });
+    }
+    let found = fstat(fd)
+        .map_err(Error::os("read the size of", len))?
+        .st_size as u64;
+    let expected = offset.saturating_add(len as u64);
+    // A file has at most 2^63 - 1 bytes, so that a sum that does not fit is refused as well.
+    if found < expected {
+        return Err(Error::Size { expected, found });
+    }
+    quota.check(len as u64)
 }
 
 /// File system, size, quota and allocation of what is known to be shared memory, so that the kernel alone answers.

@@ -12,6 +12,8 @@
 //!        └───────────────────▶ Moved    ─ ─ ─ ─ ─ ─▶  Frozen        that sealing works is the proof
 //! ```
 //!
+//! Memory that another program can write as well, its own or one made for it, is [`Foreign`]: copies in and out.
+//!
 //! [`Shared`] and [`Remote`] are the two ends of live memory with control words and a [`ring`]: a lane's record buffer
 //! with one writer and many readers, where the commit lives in each record's header. A message costs one cache-line
 //! transfer and no system call.
@@ -40,6 +42,7 @@
 #[allow(unsafe_code)]
 mod copy;
 mod error;
+mod foreign;
 #[allow(unsafe_code)]
 mod frozen;
 mod gate;
@@ -63,6 +66,7 @@ mod shared;
 mod words;
 
 pub use error::{Error, Refused, Rejected};
+pub use foreign::Foreign;
 pub use frozen::Frozen;
 pub use gate::Quota;
 pub use live::{Ended, Live};
@@ -83,6 +87,7 @@ const _: () = {
     shared::<Live>();
     shared::<LiveView>();
     shared::<Moved>();
+    shared::<Foreign>();
     shared::<Shared>();
     shared::<Remote>();
 };

@@ -3,7 +3,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::fs::{SealFlags, fcntl_add_seals};
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 use crate::{
     Error, Frozen, Moved, Rejected,
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A live region of mine: this process writes it, others read it while it does ([`LiveView`](crate::LiveView)), and
-/// the kernel lets nobody else write.
+/// the kernel lets nobody else write (but see [`Region::share_writable`](crate::Region::share_writable)).
 ///
 /// Here it is a plain `&mut [u8]`, since no other process can write it. What others see of a write, and when, is as
 /// with all memory: to hand over something whole, say so on a lane or a link afterwards.
@@ -64,7 +64,7 @@ impl Live {
         let len = self.len;
         let live = |error, region| Err(Box::new(Rejected { error, region }));
         if self.reader.is_none() {
-            let found = LIVE_SEALS.bits();
+            let found = fcntl_get_seals(&self.fd).unwrap_or(LIVE_SEALS).bits();
             return live(Error::Unsealable { found }, Ended::Live(self));
         }
         let read_only = match Pages::map(self.fd.as_fd(), len, Access::Frozen) {
@@ -99,7 +99,8 @@ impl Deref for Live {
     fn deref(&self) -> &[u8] {
         // SAFETY: it was a `Region`, and got the seals SHRINK, GROW and FUTURE_WRITE before its descriptor could leave
         // this process. So this mapping is the only one that can write (tests/single_writer.rs), and here it is
-        // written through `&mut self` alone.
+        // written through `&mut self` alone. Of one that others could write, `Region::share_writable`'s caller has
+        // promised that they do not.
         unsafe { self.pages.bytes(self.len) }
     }
 }

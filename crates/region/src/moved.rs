@@ -27,8 +27,10 @@ impl Moved {
     /// Freezes the region. That the kernel does so is the proof that nobody can write it: not its former owner
     /// through a mapping it kept, not a child that inherited one, not a pipe with a page of it.
     ///
-    /// If a page is in use, the kernel waits for it, 0.16 s at most: not for an I/O thread, where the
-    /// sender is not trusted. A region that is frozen already is taken as it is. `quota` is what the caller is
+    /// If a page is in use, the kernel waits for it, 0.16 s. And it waits for as long as anybody writes to the memory by
+    /// system call (F_ADD_SEALS takes the file's lock), which a hostile sender can make last: a write(2) from a page that
+    /// it serves itself (userfaultfd(2)) does not end. So where the sender is not trusted, claim on a thread whose
+    /// waiting harms nobody; [`Frozen::open`] never waits. A region that is frozen already is taken as it is. `quota` is what the caller is
     /// willing to map of this peer's, in bytes or as [`Quota`].
     ///
     /// # Errors

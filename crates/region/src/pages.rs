@@ -9,13 +9,15 @@
 //! 1. **In bounds.** A [`Pages`] owns `len` bytes of address space, rounded up to whole pages, until it is dropped.
 //! 2. **No SIGBUS.** Whoever maps answers for the file being at least `len` bytes long, allocated, and staying so:
 //!    own memory because it was allocated before and this process alone can shrink it, a peer's because
-//!    the gate saw the seals that forbid it.
+//!    the gate saw the seals that forbid it. Of [`Foreign`](crate::Foreign) memory nobody knows that: its pages are
+//!    written by [`Pages::write`] alone, in which not this process touches them but the kernel, which fails instead.
 //! 3. **Who may write** differs by type, so that references are made by those types, through the unsafe methods here.
 
 use std::{io, ptr, ptr::NonNull};
 
 use rustix::{
     fd::BorrowedFd,
+    io::Errno,
     mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
 };
 
@@ -35,7 +37,7 @@ pub(crate) enum Access {
     Frozen,
 }
 
-/// A mapping of the first `len` bytes of a memfd.
+/// A mapping of `len` bytes of a memfd, the first ones as a rule.
 #[derive(Debug)]
 pub(crate) struct Pages {
     base: NonNull<u8>,
@@ -51,6 +53,16 @@ unsafe impl Sync for Pages {}
 impl Pages {
     /// Maps `len` bytes, at least one.
     pub(crate) fn map(fd: BorrowedFd<'_>, len: usize, access: Access) -> io::Result<Pages> {
+        Pages::map_at(fd, 0, len, access)
+    }
+
+    /// Maps `len` bytes, at least one, from `offset` on, a multiple of the page size.
+    pub(crate) fn map_at(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        access: Access,
+    ) -> io::Result<Pages> {
         let (prot, flags) = match access {
             Access::Write => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
             Access::Read => (ProtFlags::READ, MapFlags::SHARED),
@@ -58,7 +70,7 @@ impl Pages {
             Access::Frozen => (ProtFlags::READ, MapFlags::PRIVATE | MapFlags::NORESERVE),
         };
         // SAFETY: a fresh address range chosen by the kernel.
-        let base = unsafe { mmap(ptr::null_mut(), len, prot, flags, fd, 0)? };
+        let base = unsafe { mmap(ptr::null_mut(), len, prot, flags, fd, offset)? };
         let pages = Pages {
             base: NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?,
             len,
@@ -97,6 +109,37 @@ impl Pages {
         // SAFETY: in bounds as asserted; a mapping begins at a page and ends with one, so that the words which hold
         // the ends of the range are mapped.
         unsafe { copy_out(self.base.as_ptr(), offset, dst) }
+    }
+
+    /// Has the kernel copy `src` in, from `offset` on, and says how much of it there was a place for. Where the file
+    /// has been truncated, that fails with EFAULT, and no signal comes (process_vm_writev(2)).
+    ///
+    /// # Panics
+    ///
+    /// If the range ends behind what is mapped.
+    pub(crate) fn write(&self, offset: usize, src: &[u8]) -> Result<usize, Errno> {
+        // The call takes a little less than 2 GiB.
+        let len = src.len().min(1 << 30);
+        assert!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len),
+            "{len} bytes from {offset} on are not in a region of {} bytes",
+            self.len
+        );
+        let from = libc::iovec {
+            iov_base: src.as_ptr().cast_mut().cast(),
+            iov_len: len,
+        };
+        let to = libc::iovec {
+            // SAFETY: in bounds as asserted.
+            iov_base: unsafe { self.base.as_ptr().add(offset) }.cast(),
+            iov_len: len,
+        };
+        // SAFETY: the kernel reads `len` bytes of `src`, and writes as many to the mapping, where no reference exists:
+        // pages that are written here are never borrowed. Both lists have one element.
+        let written =
+            unsafe { libc::process_vm_writev(std::process::id() as i32, &from, 1, &to, 1, 0) };
+        usize::try_from(written)
+            .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::FAULT))
     }
 
     /// The first `len` bytes.

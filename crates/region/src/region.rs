@@ -11,7 +11,7 @@ use rustix::{
 
 use crate::{
     Error, Frozen, Live, Moved, Options, Quota, Refused, Rejected,
-    gate::{self, FREEZABLE_SEALS, FROZEN_SEALS, LIVE_SEALS},
+    gate::{self, FREEZABLE_SEALS, FROZEN_SEALS, LIVE_SEALS, WRITABLE_SEALS},
     memory,
     pages::{Access, Pages},
 };
@@ -174,6 +174,28 @@ impl Region {
             return Err(self.rejected(error));
         }
         Ok(Live::new(self.pages, self.len, self.fd, Some(reader)))
+    }
+
+    /// As [`share`](Region::share), for programs that map writable what they only read, and refuse memory that forbids
+    /// it, as libwayland-server does with `wl_shm` pools: the kernel does not keep them from writing. Nobody can change its
+    /// length, and it can never be frozen.
+    ///
+    /// For memory that others are meant to write there is [`Foreign::create`](crate::Foreign::create).
+    ///
+    /// # Safety
+    ///
+    /// As long as the [`Live`] region exists, nobody who gets its descriptor writes to the memory or punches holes into
+    /// it. Nothing but the code of those programs sees to that.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`], with the region as it was.
+    pub unsafe fn share_writable(self) -> Result<Live, Box<Rejected<Region>>> {
+        if let Err(errno) = fcntl_add_seals(&self.fd, WRITABLE_SEALS) {
+            let error = Error::os("seal", self.len)(errno);
+            return Err(self.rejected(error));
+        }
+        Ok(Live::new(self.pages, self.len, self.fd, None))
     }
 
     /// Gives it up here, to be sent to another process, which makes it its own ([`Moved::claim`]).
