@@ -46,6 +46,7 @@ mod foreign;
 #[allow(unsafe_code)]
 mod frozen;
 mod gate;
+pub mod latest;
 #[allow(unsafe_code)]
 mod live;
 mod live_view;

@@ -177,11 +177,27 @@ impl Mapping {
 
     #[inline(always)]
     fn check(&self, offset: usize, len: usize) {
-        assert!(
-            offset.saturating_add(len) <= self.ring,
-            "{offset} + {len} bytes are over the ring of {} bytes",
-            self.ring
-        );
+        // Out of the way: formatting here would put both numbers on the stack, panic or not.
+        #[cold]
+        fn over(offset: usize, len: usize, ring: usize) -> ! {
+            panic!("{offset} + {len} bytes are over the ring of {ring} bytes");
+        }
+        if offset.saturating_add(len) > self.ring {
+            over(offset, len, self.ring);
+        }
+    }
+
+    /// Has the line that holds byte `position` of the ring fetched, without waiting for it.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, position: u64) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        // SAFETY: a hint, which touches nothing; the address is one of the ring's (rule 1).
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.ring_ptr(position).cast_const().cast());
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = position;
     }
 
     /// Copies bytes of the ring out; see [`Words::read`](crate::Words::read).

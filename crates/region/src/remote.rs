@@ -88,6 +88,11 @@ impl Words for Remote {
     fn read(&self, position: u64, offset: usize, dst: &mut [u8]) {
         self.mapping.read(position, offset, dst);
     }
+
+    #[inline(always)]
+    fn prefetch(&self, position: u64) {
+        self.mapping.prefetch(position);
+    }
 }
 
 fn verify_and_map(

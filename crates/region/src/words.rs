@@ -20,6 +20,12 @@ pub trait Words {
     ///
     /// If `offset + dst.len()` is more than the capacity.
     fn read(&self, position: u64, offset: usize, dst: &mut [u8]);
+
+    /// Has the cache line at `position` fetched, without waiting for it. A hint: nothing happens where it cannot.
+    #[inline(always)]
+    fn prefetch(&self, position: u64) {
+        let _ = position;
+    }
 }
 
 /// [`Words`] that this process may write.

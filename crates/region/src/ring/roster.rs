@@ -57,7 +57,7 @@ struct State<R> {
 }
 
 impl<R> Roster<R> {
-    pub(super) fn new() -> Roster<R> {
+    pub(crate) fn new() -> Roster<R> {
         Roster {
             position: CachePadded::new(AtomicU64::new(0)),
             epoch: CachePadded::new(AtomicU64::new(0)),
@@ -120,22 +120,22 @@ impl<R> Roster<R> {
     /// Whether [`join`](Roster::join) carries the expensive half of the barrier, see
     /// [`RingWriter::fence`](super::RingWriter::fence).
     #[inline(always)]
-    pub(super) fn asymmetric(&self) -> bool {
+    pub(crate) fn asymmetric(&self) -> bool {
         self.asymmetric.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     #[inline(always)]
-    pub(super) fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Relaxed)
     }
 
     #[inline(always)]
-    pub(super) fn set_position(&self, position: u64) {
+    pub(crate) fn set_position(&self, position: u64) {
         self.position.store(position, Ordering::Release);
     }
 
     /// The readers now, and the epoch they belong to.
-    pub(super) fn snapshot(&self) -> (u64, Vec<Joined<R>>) {
+    pub(crate) fn snapshot(&self) -> (u64, Vec<Joined<R>>) {
         let state = lock(&self.state);
         (self.epoch.load(Ordering::Relaxed), state.joined.clone())
     }
