@@ -60,6 +60,18 @@ pub enum Error {
         /// `F_SEAL_*` bits that are there.
         found: u32,
     },
+    /// The region is write-sealed, and perhaps only because F_SEAL_EXEC implied it, which on this kernel is no proof
+    /// that nobody can write: from Linux 6.3 until commit 3b041514cb6e (2026, and in stable kernels) mappings were not
+    /// looked at. It strikes regions that were live before they were frozen, and executable ones.
+    #[error(
+        "expected a region whose write seal is proven, got one sealed with {}: on this kernel F_SEAL_EXEC may have \
+         implied it while somebody had it mapped",
+        Names(*found)
+    )]
+    Implied {
+        /// `F_SEAL_*` bits that are there.
+        found: u32,
+    },
     /// The region is not as long as announced.
     #[error("expected a region of {expected} bytes, got one of {found}")]
     Size {
@@ -69,7 +81,8 @@ pub enum Error {
         found: u64,
     },
     /// The region has holes: reading them would allocate memory at the reader's expense, and could fail with
-    /// SIGBUS where memory is short.
+    /// SIGBUS where memory is short. Blocks are counted, so that holes which are made up for by pages behind the end
+    /// pass; they cost the reader no more than its quota.
     #[error("expected a region with all its {expected} bytes allocated, found {found}")]
     Sparse {
         /// Length of the region, in bytes.

@@ -10,7 +10,7 @@ use rustix::{
 
 use crate::{
     Error, Options, Quota, Refused,
-    gate::{self, FROZEN_SEALS, WRITABLE_SEALS},
+    gate::{self, WRITABLE_SEALS},
     mapping::page_size,
     memory,
     pages::{Access, Pages},
@@ -120,7 +120,7 @@ impl Foreign {
     ///
     /// As [`seals`](Foreign::seals).
     pub fn is_frozen(&self) -> Result<bool, Error> {
-        Ok(self.seal_flags()?.contains(FROZEN_SEALS))
+        Ok(gate::proves_frozen(self.seal_flags()?))
     }
 
     fn seal_flags(&self) -> Result<SealFlags, Error> {

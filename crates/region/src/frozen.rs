@@ -17,7 +17,8 @@ use crate::{
 ///
 /// The kernel vouches for that: the seals WRITE, SHRINK and GROW were seen on the memory (fcntl(2)). They cannot be
 /// removed, and F_SEAL_WRITE is given only while nobody can write: not through a mapping, not through a page that
-/// is in a pipe or in I/O under way.
+/// is in a pipe or in I/O under way. (Where F_SEAL_EXEC gives it without that, as in Linux 6.3 and for three years after,
+/// memory that may have it from there is refused: [`Error::Implied`].)
 ///
 /// A clone is the same memory once more, for the price of a reference count. The descriptor
 /// ([`AsFd`]) can be sent any number of times, to anybody. It is inherited over fork(2).
@@ -90,7 +91,7 @@ impl Frozen {
 }
 
 fn verify_and_map(fd: &OwnedFd, quota: Quota) -> Result<(Pages, usize), Error> {
-    let len = gate::verify(fd, FROZEN_SEALS, None, quota)?;
+    let len = gate::frozen(fd, quota)?;
     let pages = Pages::map(fd.as_fd(), len, Access::Frozen).map_err(Error::os("map", len))?;
     Ok((pages, len))
 }
@@ -118,7 +119,8 @@ impl Deref for Frozen {
 
     #[inline(always)]
     fn deref(&self) -> &[u8] {
-        // SAFETY: the memory carries FROZEN_SEALS: added by `Region::freeze` or `Live::freeze`, or seen by the gate.
+        // SAFETY: the memory carries FROZEN_SEALS: added by `Region::freeze` or `Live::freeze`, or seen by the gate, and
+        // known to be more than implied.
         // So nobody can write it, punch it or shorten it (memfd_create(2), fcntl(2)), and `len` is its length.
         unsafe { self.0.pages.bytes(self.0.len) }
     }

@@ -7,7 +7,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::Error;
+use crate::{Error, implied};
 
 /// The seals of a live region: nobody can resize it, map it writable, write to it by system call, punch
 /// holes into it, or add seals; the creator's mapping, made before, goes on writing.
@@ -96,16 +96,44 @@ pub(crate) fn verify(
     announced: Option<usize>,
     quota: Quota,
 ) -> Result<usize, Error> {
+    sealed(fd, required)?;
+    measure(fd, announced, quota)
+}
+
+/// As [`verify`], of memory that nobody can write. Its length in bytes, which is not 0.
+pub(crate) fn frozen(fd: &OwnedFd, quota: Quota) -> Result<usize, Error> {
+    let found = sealed(fd, FROZEN_SEALS)?;
+    check_write(found, implied::proven)?;
+    measure(fd, None, quota)
+}
+
+/// Whether memory with these seals is frozen beyond doubt.
+pub(crate) fn proves_frozen(found: SealFlags) -> bool {
+    found.contains(FROZEN_SEALS) && check_write(found, implied::proven).is_ok()
+}
+
+/// The seals that are there, with `required` among them.
+fn sealed(fd: &OwnedFd, required: SealFlags) -> Result<SealFlags, Error> {
     let found = seals(fd)?;
     // A file on a tmpfs answers with F_SEAL_SEAL alone: all masks ask for SHRINK too. Compared by mask, since
     // vm.memfd_noexec adds F_SEAL_EXEC.
-    if !found.contains(required) {
-        return Err(Error::Seals {
-            required: required.bits(),
-            found: found.bits(),
-        });
+    if found.contains(required) {
+        return Ok(found);
     }
-    measure(fd, announced, quota)
+    Err(Error::Seals {
+        required: required.bits(),
+        found: found.bits(),
+    })
+}
+
+/// Whether F_SEAL_WRITE among `found` is proof that nobody can write. What F_SEAL_EXEC may have brought along is not,
+/// where the kernel does not see to it; it brings FUTURE_WRITE too, so that without that WRITE was asked for.
+fn check_write(found: SealFlags, proven: impl FnOnce() -> bool) -> Result<(), Error> {
+    if found.contains(SealFlags::EXEC | SealFlags::FUTURE_WRITE) && !proven() {
+        let found = found.bits();
+        return Err(Error::Implied { found });
+    }
+    Ok(())
 }
 
 /// Asks what it takes to own it: memory without seals (but for EXEC), within `quota`, and allocated to the last byte.
@@ -182,4 +210,25 @@ fn measure(fd: &OwnedFd, announced: Option<usize>, quota: Quota) -> Result<usize
         });
     }
     Ok(len as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn write_seals_that_may_be_implied() {
+        let explicit = FROZEN_SEALS | SealFlags::SEAL;
+        for found in [
+            explicit,
+            explicit | SealFlags::EXEC,
+            explicit | SealFlags::FUTURE_WRITE,
+        ] {
+            check_write(found, || unreachable!()).unwrap();
+        }
+        let implied = explicit | SealFlags::EXEC | SealFlags::FUTURE_WRITE;
+        check_write(implied, || true).unwrap();
+        let error = check_write(implied, || false).unwrap_err();
+        assert!(matches!(error, Error::Implied { .. }), "{error}");
+    }
 }

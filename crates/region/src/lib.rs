@@ -46,6 +46,7 @@ mod foreign;
 #[allow(unsafe_code)]
 mod frozen;
 mod gate;
+mod implied;
 pub mod latest;
 #[allow(unsafe_code)]
 mod live;
@@ -55,6 +56,8 @@ mod mapping;
 mod memory;
 #[allow(unsafe_code)]
 mod moved;
+#[cfg(doctest)]
+mod must_not_compile;
 mod options;
 #[allow(unsafe_code)]
 mod pages;
@@ -64,6 +67,7 @@ mod region;
 mod remote;
 pub mod ring;
 mod shared;
+mod view;
 mod words;
 
 pub use error::{Error, Refused, Rejected};
@@ -78,6 +82,7 @@ pub use options::Options;
 pub use region::Region;
 pub use remote::Remote;
 pub use shared::Shared;
+pub use view::{TypedBytes, ViewError};
 pub use words::{HeapWords, Words, WordsMut};
 
 /// What is shared between threads, and what moves.

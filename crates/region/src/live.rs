@@ -51,6 +51,42 @@ impl Live {
         }
     }
 
+    /// Stores the 64-bit word at byte `offset`, after everything written before it (`Release`): readers who
+    /// [load](crate::LiveView::load) it, and fence (`Acquire`), find what was written before.
+    ///
+    /// ```
+    /// use memlane_region::{LiveView, Region};
+    /// # use std::os::fd::AsFd;
+    /// use std::sync::atomic::{Ordering, fence};
+    ///
+    /// let mut live = Region::create("gauge", 4096)?.share()?;
+    /// let view = LiveView::open(live.as_fd().try_clone_to_owned()?, 1 << 20)?;
+    /// live[8..12].copy_from_slice(b"37.2");
+    /// live.store(0, 1);
+    /// // ... in another process:
+    /// if view.load(0) == 1 {
+    ///     fence(Ordering::Acquire);
+    ///     let mut reading = [0; 4];
+    ///     view.read(8, &mut reading);
+    ///     assert_eq!(&reading, b"37.2");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `offset` is not a multiple of 8, or the word does not end in the region.
+    #[inline]
+    pub fn store(&mut self, offset: usize, value: u64) {
+        assert!(
+            offset.checked_add(8).is_some_and(|end| end <= self.len),
+            "no word at byte {offset} of a region of {} bytes",
+            self.len
+        );
+        // SAFETY: as for `deref_mut`.
+        unsafe { self.pages.store(offset, value) }
+    }
+
     /// Stops writing, and makes it immutable, for everybody and for ever. Readers can turn their views into
     /// [`Frozen`] regions then ([`LiveView::frozen`](crate::LiveView::frozen)).
     ///

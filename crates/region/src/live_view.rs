@@ -63,6 +63,18 @@ impl LiveView {
         self.pages.read(offset, dst);
     }
 
+    /// Loads the 64-bit word at byte `offset`, `Relaxed`. `fence(Acquire)` after it pairs with the `Release` of
+    /// [`Live::store`](crate::Live::store): who has loaded what was stored, and then fenced, reads what was written
+    /// before the store.
+    ///
+    /// # Panics
+    ///
+    /// If `offset` is not a multiple of 8, or the word does not end in the region.
+    #[inline]
+    pub fn load(&self, offset: usize) -> u64 {
+        self.pages.load(offset)
+    }
+
     /// Its bytes, in place.
     ///
     /// # Safety
@@ -80,7 +92,8 @@ impl LiveView {
     ///
     /// # Errors
     ///
-    /// [`Rejected`], with the view: it is not frozen ([`Error::Seals`]), or cannot be mapped.
+    /// [`Rejected`], with the view: it is not frozen ([`Error::Seals`]), that is not proven on this kernel
+    /// ([`Error::Implied`]), or it cannot be mapped.
     pub fn frozen(self) -> Result<Frozen, Box<Rejected<LiveView>>> {
         let quota = Quota::new(self.pages.len()).hugetlb(true);
         let LiveView { pages, fd } = self;

@@ -27,11 +27,13 @@ impl Moved {
     /// Freezes the region. That the kernel does so is the proof that nobody can write it: not its former owner
     /// through a mapping it kept, not a child that inherited one, not a pipe with a page of it.
     ///
-    /// If a page is in use, the kernel waits for it, 0.16 s. And it waits for as long as anybody writes to the memory by
-    /// system call (F_ADD_SEALS takes the file's lock), which a hostile sender can make last: a write(2) from a page that
-    /// it serves itself (userfaultfd(2)) does not end. So where the sender is not trusted, claim on a thread whose
-    /// waiting harms nobody; [`Frozen::open`] never waits. A region that is frozen already is taken as it is. `quota` is what the caller is
-    /// willing to map of this peer's, in bytes or as [`Quota`].
+    /// If a page is in use, the kernel waits for it, 0.16 s at most. And whoever has a descriptor can make it wait for
+    /// as long as he likes, and unkillably: by a write(2) whose source he does not let be read (a page of a FUSE file,
+    /// userfaultfd(2)), during which the kernel takes no seals. So this is not for a thread that others need, where the
+    /// sender is not trusted; [`Frozen::open`] waits for nobody, and asks of the sender to freeze it.
+    ///
+    /// A region that is frozen already is taken as it is. `quota` is what the caller is willing to map of this peer's, in
+    /// bytes or as [`Quota`].
     ///
     /// # Errors
     ///

@@ -13,7 +13,11 @@
 //!    written by [`Pages::write`] alone, in which not this process touches them but the kernel, which fails instead.
 //! 3. **Who may write** differs by type, so that references are made by those types, through the unsafe methods here.
 
-use std::{io, ptr, ptr::NonNull};
+use std::{
+    io, ptr,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use rustix::{
     fd::BorrowedFd,
@@ -140,6 +144,47 @@ impl Pages {
             unsafe { libc::process_vm_writev(std::process::id() as i32, &from, 1, &to, 1, 0) };
         usize::try_from(written)
             .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::FAULT))
+    }
+
+    /// Loads the 64-bit word at `offset`, `Relaxed`: the one atomic access that is defined on read-only pages.
+    ///
+    /// # Panics
+    ///
+    /// If `offset` is not a multiple of 8, or the word ends behind what is mapped.
+    #[inline(always)]
+    pub(crate) fn load(&self, offset: usize) -> u64 {
+        let word = self.word(offset);
+        // SAFETY: in bounds and aligned; whoever writes it meanwhile is another process, and the loads of `read` are
+        // as large.
+        unsafe { AtomicU64::from_ptr(word) }.load(Ordering::Relaxed)
+    }
+
+    /// Stores the 64-bit word at `offset`, `Release`.
+    ///
+    /// # Safety
+    ///
+    /// The pages are mapped writable, and nobody else reads through a reference, or writes, meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If `offset` is not a multiple of 8, or the word ends behind what is mapped.
+    #[inline(always)]
+    pub(crate) unsafe fn store(&mut self, offset: usize, value: u64) {
+        let word = self.word(offset);
+        // SAFETY: in bounds and aligned; exclusive in this process by the caller's promise.
+        unsafe { AtomicU64::from_ptr(word) }.store(value, Ordering::Release);
+    }
+
+    /// Address of the 64-bit word at `offset`.
+    #[inline(always)]
+    fn word(&self, offset: usize) -> *mut u64 {
+        assert!(
+            offset % 8 == 0 && offset.checked_add(8).is_some_and(|end| end <= self.len),
+            "no word at byte {offset} of a region of {} bytes",
+            self.len
+        );
+        // SAFETY: in bounds as asserted; a mapping begins at a page, so that it is aligned.
+        unsafe { self.base.as_ptr().add(offset).cast() }
     }
 
     /// The first `len` bytes.

@@ -155,8 +155,9 @@ impl Region {
     /// As [`share`](Region::share), and it can be frozen later ([`Live::freeze`]), for which others get a
     /// descriptor that is read-only as well, so that they cannot seal it. This takes /proc.
     ///
-    /// Readers can veto the freezing, for as long as they have a page of it in a pipe, and before Linux 6.7 by opening
-    /// their descriptor again for writing and mapping that. Write to it they cannot.
+    /// Readers can veto the freezing, for as long as they have a page of it in a pipe. Those of the same user can open
+    /// their descriptor again for writing (/proc/self/fd), and so veto it for ever by forbidding more seals, or make it
+    /// wait ([`Moved::claim`]). Write to it they cannot.
     ///
     /// # Errors
     ///
