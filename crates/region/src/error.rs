@@ -9,8 +9,8 @@ use rustix::{fd::OwnedFd, fs::SealFlags, io::Errno};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The kernel refused to create, size, allocate, map or seal the memory. A full tmpfs or memory cgroup
-    /// shows here, at creation, and never as a SIGBUS at use.
+    /// The kernel refused to create, size, allocate, map, lock or seal the memory. Shortage shows here or as
+    /// [`Limit`](Error::Limit), at creation, and never as a SIGBUS at use.
     #[error("cannot {what} a shared region of {len} bytes: {source}")]
     Os {
         /// The step that failed.
@@ -19,6 +19,16 @@ pub enum Error {
         len: usize,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// More than is left of what this process, its memory cgroup or the machine may use.
+    #[error("a region of {len} bytes is over {limit}: {left} bytes are left")]
+    Limit {
+        /// What limits it.
+        limit: Limit,
+        /// Length of the region, in bytes.
+        len: u64,
+        /// What would have fit, in bytes, as far as can be told beforehand.
+        left: u64,
     },
     /// A length that no region or ring can have.
     #[error("{what} of {len} bytes is not possible: {expected}")]
@@ -151,6 +161,34 @@ impl Error {
             },
             errno => Error::os("freeze", len)(errno),
         }
+    }
+}
+
+/// What limits the memory of a process, see [`Error::Limit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Limit {
+    /// RLIMIT_FSIZE, the size of any one file: a memfd is one.
+    FileSize,
+    /// RLIMIT_AS, all mappings together.
+    AddressSpace,
+    /// RLIMIT_MEMLOCK, all [locked](crate::Options::lock) memory together.
+    LockedMemory,
+    /// The memory cgroup of this process, or one above it. Others in it have a part in what is left.
+    Cgroup,
+    /// The memory and swap space of the machine.
+    Memory,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::FileSize => "RLIMIT_FSIZE",
+            Limit::AddressSpace => "RLIMIT_AS",
+            Limit::LockedMemory => "RLIMIT_MEMLOCK",
+            Limit::Cgroup => "the limit of this process's memory cgroup",
+            Limit::Memory => "the available memory of this machine",
+        })
     }
 }
 

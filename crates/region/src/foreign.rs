@@ -12,8 +12,8 @@ use crate::{
     Error, Options, Quota, Refused,
     gate::{self, WRITABLE_SEALS},
     mapping::page_size,
-    memory,
-    pages::{Access, Pages},
+    memory::{self, Memory},
+    pages::{Access, Pages, Wanted},
 };
 
 /// Memory that another program can write too, at any moment: a Wayland `wl_shm` pool, a PipeWire buffer, a screenshot to
@@ -61,9 +61,15 @@ impl Foreign {
     ///
     /// As [`Region::create`](crate::Region::create).
     pub fn create(options: impl Into<Options>, len: usize) -> Result<Foreign, Error> {
-        let fd = memory::allocate(&options.into(), len)?;
+        let options = options.into();
+        let memory = memory::create(&options, len)?;
+        let pages = Pages::create(&memory, &options)?;
+        let Memory { fd, len, .. } = memory;
         fcntl_add_seals(&fd, WRITABLE_SEALS).map_err(Error::os("seal", len))?;
-        Ok(Foreign::new(fd, 0, len))
+        Ok(Foreign {
+            pages: OnceLock::from(pages),
+            ..Foreign::new(fd, 0, len)
+        })
     }
 
     /// Opens the `len` bytes from `offset` on of a received descriptor, as its sender announced them. The file may be
@@ -204,8 +210,8 @@ impl Foreign {
         }
         let lead = self.lead();
         let start = self.offset - lead as u64;
-        let pages = Pages::map_at(self.fd.as_fd(), start, lead + self.len, Access::Write);
-        let pages = pages.map_err(Error::os("map", self.len))?;
+        let (fd, len) = (self.fd.as_fd(), lead + self.len);
+        let pages = Pages::map_at(fd, start, len, Access::Write, Wanted::DEFAULT)?;
         // Of two threads that are first, one mapping stays.
         Ok(self.pages.get_or_init(|| pages))
     }

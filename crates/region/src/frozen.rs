@@ -8,9 +8,9 @@ use std::{
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 use crate::{
-    Error, Options, Quota, Refused, Region,
+    Backing, Error, Options, Quota, Refused, Region,
     gate::{self, FROZEN_SEALS},
-    pages::{Access, Pages},
+    pages::{Access, Pages, Wanted},
 };
 
 /// A frozen region: immutable for everybody, for ever, whoever made it. So it is a plain `&[u8]`.
@@ -81,6 +81,15 @@ impl Frozen {
         }
     }
 
+    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] without /proc.
+    pub fn backing(&self) -> Result<Backing, Error> {
+        self.0.pages.backing()
+    }
+
     /// Freezes a received region and opens it.
     pub(crate) fn claim(descriptor: OwnedFd, quota: Quota) -> Result<Frozen, Box<Refused>> {
         match seal(&descriptor) {
@@ -92,7 +101,7 @@ impl Frozen {
 
 fn verify_and_map(fd: &OwnedFd, quota: Quota) -> Result<(Pages, usize), Error> {
     let len = gate::frozen(fd, quota)?;
-    let pages = Pages::map(fd.as_fd(), len, Access::Frozen).map_err(Error::os("map", len))?;
+    let pages = Pages::map(fd.as_fd(), len, Access::Frozen, Wanted::DEFAULT)?;
     Ok((pages, len))
 }
 

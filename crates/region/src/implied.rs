@@ -6,7 +6,7 @@
 //! such memory through a mapping it had. The mode does not tell: an access control list (setxattr(2)) changes the
 //! executable bits in spite of the seal.
 
-use std::{io, sync::OnceLock};
+use std::sync::OnceLock;
 
 use rustix::{
     fd::AsFd,
@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::pages::{Access, Pages};
+use crate::pages::{Access, Pages, Wanted};
 
 /// Whether this kernel gives implied write seals to memory that nobody can write only. Tried once, with memory of this
 /// process; a kernel that cannot be asked does not.
@@ -24,20 +24,20 @@ pub(crate) fn proven() -> bool {
 }
 
 /// Whether F_SEAL_EXEC is refused to an executable memfd that is mapped writable.
-fn refused_while_mapped() -> io::Result<bool> {
+fn refused_while_mapped() -> Option<bool> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = match memfd_create("seals", flags | MemfdFlags::EXEC) {
         // vm.memfd_noexec is 2.
         Err(Errno::ACCESS) => {
-            let fd = memfd_create("seals", flags | MemfdFlags::NOEXEC_SEAL)?;
-            fsetxattr(&fd, ACL, &OWNER_MAY_EXECUTE, XattrFlags::empty())?;
+            let fd = memfd_create("seals", flags | MemfdFlags::NOEXEC_SEAL).ok()?;
+            fsetxattr(&fd, ACL, &OWNER_MAY_EXECUTE, XattrFlags::empty()).ok()?;
             fd
         }
-        result => result?,
+        result => result.ok()?,
     };
-    rustix::fs::ftruncate(&fd, 1)?;
-    let _mapped = Pages::map(fd.as_fd(), 1, Access::Write)?;
-    Ok(fcntl_add_seals(&fd, SealFlags::EXEC) == Err(Errno::BUSY))
+    rustix::fs::ftruncate(&fd, 1).ok()?;
+    let _mapped = Pages::map(fd.as_fd(), 1, Access::Write, Wanted::DEFAULT).ok()?;
+    Some(fcntl_add_seals(&fd, SealFlags::EXEC) == Err(Errno::BUSY))
 }
 
 const ACL: &str = "system.posix_acl_access";
@@ -64,7 +64,7 @@ mod tests {
         if set.is_err() {
             return eprintln!("skipped: no access control lists on tmpfs");
         }
-        let mapped = Pages::map(fd.as_fd(), 1, Access::Write).unwrap();
+        let mapped = Pages::map(fd.as_fd(), 1, Access::Write, Wanted::DEFAULT).unwrap();
         let refused = fcntl_add_seals(&fd, SealFlags::EXEC).is_err();
         assert_eq!(proven(), refused);
         drop(mapped);

@@ -39,6 +39,8 @@
 //! (`std::sync::atomic`, "Atomic accesses to read-only memory"); ordering comes from fences.
 #![deny(unsafe_code)]
 
+mod backing;
+mod cgroup;
 #[allow(unsafe_code)]
 mod copy;
 mod error;
@@ -48,6 +50,7 @@ mod frozen;
 mod gate;
 mod implied;
 pub mod latest;
+mod limits;
 #[allow(unsafe_code)]
 mod live;
 mod live_view;
@@ -63,6 +66,8 @@ mod options;
 mod pages;
 mod primitive;
 #[allow(unsafe_code)]
+mod range;
+#[allow(unsafe_code)]
 mod region;
 mod remote;
 pub mod ring;
@@ -70,7 +75,8 @@ mod shared;
 mod view;
 mod words;
 
-pub use error::{Error, Refused, Rejected};
+pub use backing::Backing;
+pub use error::{Error, Limit, Refused, Rejected};
 pub use foreign::Foreign;
 pub use frozen::Frozen;
 pub use gate::Quota;
@@ -78,7 +84,7 @@ pub use live::{Ended, Live};
 pub use live_view::LiveView;
 pub use mapping::page_size;
 pub use moved::Moved;
-pub use options::Options;
+pub use options::{HugePages, Options};
 pub use region::Region;
 pub use remote::Remote;
 pub use shared::Shared;

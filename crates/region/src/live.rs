@@ -6,7 +6,7 @@ use std::{
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 use crate::{
-    Error, Frozen, Moved, Rejected,
+    Backing, Error, Frozen, Moved, Rejected,
     gate::{FREEZABLE_SEALS, FROZEN_SEALS, LIVE_SEALS},
     pages::{Access, Pages},
 };
@@ -87,6 +87,15 @@ impl Live {
         unsafe { self.pages.store(offset, value) }
     }
 
+    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] without /proc.
+    pub fn backing(&self) -> Result<Backing, Error> {
+        self.pages.backing()
+    }
+
     /// Stops writing, and makes it immutable, for everybody and for ever. Readers can turn their views into
     /// [`Frozen`] regions then ([`LiveView::frozen`](crate::LiveView::frozen)).
     ///
@@ -95,7 +104,8 @@ impl Live {
     /// [`Error::Unsealable`] if it was not shared as one that can be frozen, with the region as it was.
     /// [`Error::Busy`] if a reader vetoes it ([`Region::share_freezable`](crate::Region::share_freezable)), after
     /// 0.16 s where a page is in use: the region is given back as [`Ended`], since the kernel lets nobody map it writable
-    /// again; it can be [tried again](Moved::claim).
+    /// again; it can be [tried again](Moved::claim). So it is if it is to be [locked](crate::Options::lock) and others
+    /// have used up the limit meanwhile.
     pub fn freeze(self) -> Result<Frozen, Box<Rejected<Ended>>> {
         let len = self.len;
         let live = |error, region| Err(Box::new(Rejected { error, region }));
@@ -103,12 +113,17 @@ impl Live {
             let found = fcntl_get_seals(&self.fd).unwrap_or(LIVE_SEALS).bits();
             return live(Error::Unsealable { found }, Ended::Live(self));
         }
-        let read_only = match Pages::map(self.fd.as_fd(), len, Access::Frozen) {
+        let wanted = self.pages.wanted();
+        let read_only = match Pages::map(self.fd.as_fd(), len, Access::Frozen, wanted) {
             Ok(pages) => pages,
-            Err(error) => return live(Error::os("map", len)(error), Ended::Live(self)),
+            Err(error) => return live(error, Ended::Live(self)),
         };
         let Live { pages, fd, .. } = self;
         drop(pages);
+        // Now that it is locked no more through the other mapping: the limit counts both.
+        if let Err(error) = read_only.lock() {
+            return live(error, Ended::Unmapped(Moved::from(fd)));
+        }
         match fcntl_add_seals(&fd, FROZEN_SEALS | SealFlags::SEAL) {
             Ok(()) => Ok(Frozen::new(read_only, len, fd)),
             Err(errno) => {

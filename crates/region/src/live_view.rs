@@ -1,9 +1,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::{
-    Error, Frozen, Quota, Refused, Rejected,
+    Backing, Error, Frozen, Quota, Refused, Rejected,
     gate::{self, VIEW_SEALS},
-    pages::{Access, Pages},
+    pages::{Access, Pages, Wanted},
 };
 
 /// A peer's live region, read-only here, and written by its maker at any moment.
@@ -35,9 +35,8 @@ impl LiveView {
     /// [`Refused`], with the reason and the descriptor.
     pub fn open(descriptor: OwnedFd, quota: impl Into<Quota>) -> Result<LiveView, Box<Refused>> {
         let verified = gate::verify(&descriptor, VIEW_SEALS, None, quota.into());
-        let mapped = verified.and_then(|len| {
-            Pages::map(descriptor.as_fd(), len, Access::Read).map_err(Error::os("map", len))
-        });
+        let mapped = verified
+            .and_then(|len| Pages::map(descriptor.as_fd(), len, Access::Read, Wanted::DEFAULT));
         match mapped {
             Ok(pages) => Ok(LiveView {
                 pages,
@@ -51,6 +50,15 @@ impl LiveView {
     #[allow(clippy::len_without_is_empty)] // a region is never empty
     pub fn len(&self) -> usize {
         self.pages.len()
+    }
+
+    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] without /proc.
+    pub fn backing(&self) -> Result<Backing, Error> {
+        self.pages.backing()
     }
 
     /// Copies `dst.len()` bytes from `offset` on. If the maker writes meanwhile, the copy may be a mixture.

@@ -10,7 +10,7 @@
 //!    of up to `capacity` bytes that starts inside the ring ends inside its mirror.
 //! 2. **No SIGBUS.** A peer's memory is mapped only by [`Remote::open`](crate::Remote::open) after the seals
 //!    SHRINK and FUTURE_WRITE were seen on it, so it can neither be truncated nor punched (memfd_create(2);
-//!    measured for all ways in). Own memory was allocated before it was mapped.
+//!    measured for all ways in). Own memory is allocated before it is handed out.
 //! 3. **One size per address.** Words are only ever accessed as 64-bit atomics, 8-aligned.
 //! 4. **Read-only pages.** A mapping of a peer's memory is `PROT_READ`; only `Relaxed` loads are done on it.
 //! 5. **Mirrors.** The ring's second image is the same memory at another address. Header words are always
@@ -18,14 +18,18 @@
 //!    bytes are reused through the other only a lap later, after the refresh that loaded the readers'
 //!    cursors and fenced, and addresses from mmap are opaque to the compiler.
 
-use std::{io, ptr, ptr::NonNull, sync::atomic::AtomicU64};
+use std::{io, ptr::NonNull, sync::atomic::AtomicU64};
 
 use rustix::{
     fd::BorrowedFd,
-    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+    mm::{MapFlags, ProtFlags},
 };
 
-use crate::{Error, copy::copy_out};
+use crate::{
+    Error,
+    copy::copy_out,
+    range::{Care, Range},
+};
 
 /// The size of a page here, in bytes: lengths of regions are multiples of it.
 pub fn page_size() -> usize {
@@ -47,7 +51,7 @@ pub(crate) fn check_ring(ring: usize) -> Result<(), Error> {
 /// A shared mapping of one memfd: `header` bytes, then `ring` bytes that are mapped twice in a row.
 #[derive(Debug)]
 pub(crate) struct Mapping {
-    base: NonNull<u8>,
+    range: Range,
     header: usize,
     ring: usize,
     /// Where masked positions count from, and the mask; without a ring, both stay inside the header.
@@ -73,63 +77,40 @@ impl Mapping {
         header: usize,
         ring: usize,
         writable: bool,
+        dump: bool,
     ) -> io::Result<Mapping> {
         debug_assert!(header >= page_size() && header % page_size() == 0);
         debug_assert!(ring == 0 || (ring.is_power_of_two() && ring % page_size() == 0));
-        let total = ring
-            .checked_mul(2)
-            .and_then(|mirrored| mirrored.checked_add(header))
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let len = header.checked_add(ring).ok_or(io::ErrorKind::OutOfMemory)?;
         let prot = if writable {
             ProtFlags::READ | ProtFlags::WRITE
         } else {
             ProtFlags::READ
         };
-        // SAFETY: a fresh address range chosen by the kernel. With a mirror it reaches past the end of the
-        // file; that tail is replaced below before anything can touch it.
-        let base = unsafe { mmap(ptr::null_mut(), total, prot, MapFlags::SHARED, fd, 0)? };
-        let base_ptr = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let mapping = Mapping {
-            base: base_ptr,
+        // Behind it, room for the ring's second image. Where huge pages fit into the first, they fit into that: both
+        // begin as far behind a multiple of their size as the file does.
+        let range = Range::map(fd, 0, len, ring, prot, MapFlags::SHARED)?;
+        if ring > 0 {
+            range.place(len, fd, header as u64, ring, prot, MapFlags::SHARED)?;
+        }
+        range.care(Care {
+            dont_fork: true,
+            dont_dump: !dump,
+        })?;
+        let base = range.base();
+        Ok(Mapping {
+            range,
             header,
             ring,
             // SAFETY: the header is the beginning of what was mapped.
-            ring_base: unsafe { base_ptr.add(if ring > 0 { header } else { 0 }) },
+            ring_base: unsafe { base.add(if ring > 0 { header } else { 0 }) },
             mask: if ring > 0 { ring - 1 } else { 7 },
-        };
-        if ring > 0 {
-            // SAFETY: `header + ring .. header + 2 * ring` lies in the range mapped above, which is ours;
-            // MAP_FIXED replaces that part of it by the ring's second image.
-            unsafe {
-                mmap(
-                    base.byte_add(header + ring),
-                    ring,
-                    prot,
-                    MapFlags::SHARED | MapFlags::FIXED,
-                    fd,
-                    header as u64,
-                )?;
-            }
-        }
-        // SAFETY: the range is ours, and DONTFORK changes nothing for this process.
-        unsafe { madvise(base, total, Advice::LinuxDontFork)? };
-        Ok(mapping)
+        })
     }
 
-    fn total(&self) -> usize {
-        self.header + 2 * self.ring
-    }
-
-    /// Makes every page present, and writable ones zeroed, so that no first touch costs a page fault later.
-    pub(crate) fn populate(&self, writable: bool) -> io::Result<()> {
-        let advice = if writable {
-            Advice::LinuxPopulateWrite
-        } else {
-            Advice::LinuxPopulateRead
-        };
-        // SAFETY: the range is ours; populating does not change contents.
-        unsafe { madvise(self.base.as_ptr().cast(), self.total(), advice)? };
-        Ok(())
+    /// What of its address space is the file, once: header and ring.
+    pub(crate) fn address_space(&self) -> &Range {
+        &self.range
     }
 
     /// The 64-bit word at byte `offset` of the header.
@@ -143,7 +124,7 @@ impl Mapping {
             "no word at byte {offset} of the header"
         );
         // SAFETY: in bounds and aligned as asserted (a mapping starts at a page); rule 3 of the module.
-        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+        unsafe { AtomicU64::from_ptr(self.range.base().as_ptr().add(offset).cast()) }
     }
 
     /// Address of byte `position` of the ring, in its first image. In bounds for `ring` bytes from there.
@@ -215,13 +196,5 @@ impl Mapping {
 
     pub(crate) fn header_len(&self) -> usize {
         self.header
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new` and is unmapped once; borrows of it ended with `self`.
-        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.total()) };
-        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }
 }

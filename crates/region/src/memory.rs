@@ -1,26 +1,32 @@
 //! New memory: a memfd, private to its maker, sized, and allocated.
 
-use std::io;
-
 use rustix::{
-    fd::{AsRawFd, BorrowedFd, OwnedFd},
-    fs::{FallocateFlags, MemfdFlags, Mode, OFlags},
-    io::Errno,
+    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    fs::{FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, fstat, memfd_create},
+    io::{Errno, retry_on_intr},
 };
 
-use crate::{Error, Options};
-
-/// From this length on, a region is compared with the machine's memory before it is allocated.
-const LARGE: usize = 64 << 20;
+use crate::{Error, HugePages, Options, limits, mapping::page_size, range::Range};
 
 /// No region is longer: half of what a process can address on most machines.
 pub(crate) const MAX_LEN: usize = 1 << 46;
 
-/// A memfd of `len` bytes, all allocated, so that shortage is an error here and never a SIGBUS at use.
+/// So much is allocated in one step: 10 ms or so.
+const STEP: usize = 32 << 20;
+
+/// A memfd.
+pub(crate) struct Memory {
+    pub(crate) fd: OwnedFd,
+    /// Its length, which for hugetlb memory may be more than was asked for.
+    pub(crate) len: usize,
+    /// Whether its pages are those of a hugetlb pool, and allocated.
+    pub(crate) hugetlb: bool,
+}
+
+/// A memfd of `len` bytes, or a few more if it is in huge pages. It is to be mapped and then [filled](fill).
 ///
 /// The order matters: mode 0600 first, or strangers could set attributes on it or commit its holes.
-pub(crate) fn allocate(options: &Options, len: usize) -> Result<OwnedFd, Error> {
-    let os = |what| Error::os(what, len);
+pub(crate) fn create(options: &Options, len: usize) -> Result<Memory, Error> {
     if len == 0 || len > MAX_LEN {
         return Err(Error::Length {
             what: "a region",
@@ -28,30 +34,99 @@ pub(crate) fn allocate(options: &Options, len: usize) -> Result<OwnedFd, Error> 
             expected: "from 1 to 2^46 bytes",
         });
     }
-    // fallocate would not fail for lack of memory, but take what there is until the OOM killer steps in.
-    if len > LARGE && len as u64 > rustix::system::sysinfo().totalram as u64 {
-        return Err(os("allocate")(Errno::NOMEM));
+    limits::file_size(len)?;
+    // Whatever is wrong beyond a lack of huge pages shows below again.
+    if let Some(memory) = hugetlb(options, len) {
+        return Ok(memory);
     }
+    limits::memory(len, len)?;
+    let fd = memfd(options, MemfdFlags::empty()).map_err(Error::os("create", len))?;
+    rustix::fs::ftruncate(&fd, len as u64).map_err(Error::os("size", len))?;
+    Ok(Memory {
+        fd,
+        len,
+        hugetlb: false,
+    })
+}
+
+fn memfd(options: &Options, more: MemfdFlags) -> Result<OwnedFd, Errno> {
     let name = options.name.as_ref();
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | more;
     // NOEXEC_SEAL is known since Linux 6.3; older kernels answer EINVAL.
-    let fd = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
-        result => result,
-    }
-    .map_err(os("create"))?;
-    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(os("restrict"))?;
-    rustix::fs::ftruncate(&fd, len as u64).map_err(os("size"))?;
-    rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len as u64).map_err(os("allocate"))?;
+    let fd = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name, flags)?,
+        result => result?,
+    };
+    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
     Ok(fd)
 }
 
-/// What madvise(MADV_POPULATE_WRITE) said: kernels before 5.14 do not know it, which costs page faults and nothing else.
-pub(crate) fn populated(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
-        result => result,
+/// Memory in hugetlb pages, if they were asked for and can be had. They are taken from the pool here, so that none can be
+/// missing at use (which would be a SIGBUS).
+fn hugetlb(options: &Options, len: usize) -> Option<Memory> {
+    let size = match options.huge_pages {
+        HugePages::Never | HugePages::Transparent => return None,
+        HugePages::Hugetlb => 0,
+        // The binary logarithm, in the upper six bits (memfd_create(2)).
+        HugePages::HugetlbOf(size) if size.is_power_of_two() => size.trailing_zeros(),
+        HugePages::HugetlbOf(_) => return None,
+    };
+    let size = MemfdFlags::from_bits_retain(size << MFD_HUGE_SHIFT);
+    let fd = memfd(options, MemfdFlags::HUGETLB | size).ok()?;
+    let len = len.checked_next_multiple_of(granule(fd.as_fd()).ok()?)?;
+    limits::file_size(len).ok()?;
+    rustix::fs::ftruncate(&fd, len as u64).ok()?;
+    retry_on_intr(|| fallocate(&fd, FallocateFlags::empty(), 0, len as u64)).ok()?;
+    Some(Memory {
+        fd,
+        len,
+        hugetlb: true,
+    })
+}
+
+const MFD_HUGE_SHIFT: u32 = 26;
+
+/// The size of a page of this memory: lengths of hugetlb memory are multiples of it.
+pub(crate) fn granule(fd: BorrowedFd<'_>) -> Result<usize, Errno> {
+    Ok(rustix::fs::fstatfs(fd)?.f_bsize as usize)
+}
+
+/// Makes the pages of a new region that `range` maps writable: huge ones if they are wanted, and all of them allocated.
+pub(crate) fn fill(memory: &Memory, range: &Range, options: &Options) -> Result<(), Error> {
+    let len = memory.len;
+    if !memory.hugetlb {
+        if options.huge_pages != HugePages::Never {
+            range.huge(len);
+        }
+        allocate(memory.fd.as_fd(), len)?;
     }
+    if options.prefault {
+        range.populate().map_err(Error::os("prefault", len))?;
+    }
+    Ok(())
+}
+
+/// Gives the file all its pages, so that shortage is an error here and never a SIGBUS at use. Pages that are there stay.
+///
+/// In steps, between which the budget is looked at anew; ever shorter ones where signals arrive, at which older kernels
+/// undo what the step did (mm/shmem.c, shmem_fallocate: today only where the process is being killed).
+fn allocate(fd: BorrowedFd<'_>, len: usize) -> Result<(), Error> {
+    let os = Error::os::<Errno>;
+    let (mut at, mut step) = (0, STEP);
+    while at < len {
+        let stop = len.min(at - at % STEP + STEP);
+        if at > 0 && at % STEP == 0 {
+            let present = fstat(fd).map_err(os("read the size of", len))?.st_blocks as usize * 512;
+            limits::memory(len, len.saturating_sub(present))?;
+        }
+        let piece = step.min(stop - at);
+        match fallocate(fd, FallocateFlags::empty(), at as u64, piece as u64) {
+            Ok(()) => at += piece,
+            Err(Errno::INTR) => step = (piece / 2).max(page_size()).next_multiple_of(page_size()),
+            Err(errno) => return Err(os("allocate", len)(errno)),
+        }
+    }
+    Ok(())
 }
 
 /// Another descriptor of a memfd, opened read-only.

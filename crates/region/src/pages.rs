@@ -6,26 +6,32 @@
 //! The pages are outside of every allocation Rust knows of: their address comes from mmap(2). What the unsafe
 //! code of this module rests on:
 //!
-//! 1. **In bounds.** A [`Pages`] owns `len` bytes of address space, rounded up to whole pages, until it is dropped.
+//! 1. **In bounds.** A [`Pages`] owns `len` bytes of address space, rounded up to whole pages, until it is dropped: its
+//!    [`Range`] does.
 //! 2. **No SIGBUS.** Whoever maps answers for the file being at least `len` bytes long, allocated, and staying so:
-//!    own memory because it was allocated before and this process alone can shrink it, a peer's because
+//!    own memory because it is allocated before it is handed out and this process alone can shrink it, a peer's because
 //!    the gate saw the seals that forbid it. Of [`Foreign`](crate::Foreign) memory nobody knows that: its pages are
 //!    written by [`Pages::write`] alone, in which not this process touches them but the kernel, which fails instead.
 //! 3. **Who may write** differs by type, so that references are made by those types, through the unsafe methods here.
 
 use std::{
-    io, ptr,
-    ptr::NonNull,
+    io,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
-    fd::BorrowedFd,
+    fd::{AsFd, BorrowedFd},
     io::Errno,
-    mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap},
+    mm::{MapFlags, ProtFlags},
 };
 
-use crate::copy::copy_out;
+use crate::{
+    Backing, Error, Options,
+    copy::copy_out,
+    limits,
+    memory::{self, Memory},
+    range::{Care, Range},
+};
 
 /// How a memfd is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,23 +47,51 @@ pub(crate) enum Access {
     Frozen,
 }
 
+/// What its maker wants of a region's mappings, those that come later included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) lock: bool,
+    pub(crate) dump: bool,
+}
+
+impl Wanted {
+    /// What holds for received memory.
+    pub(crate) const DEFAULT: Wanted = Wanted {
+        lock: false,
+        dump: true,
+    };
+}
+
 /// A mapping of `len` bytes of a memfd, the first ones as a rule.
 #[derive(Debug)]
 pub(crate) struct Pages {
-    base: NonNull<u8>,
+    range: Range,
     len: usize,
+    wanted: Wanted,
 }
 
-// SAFETY: an address range of the process, not of a thread; what may be done with it is settled by the types that own
-// it.
-unsafe impl Send for Pages {}
-// SAFETY: as above; the methods that make references are unsafe.
-unsafe impl Sync for Pages {}
-
 impl Pages {
-    /// Maps `len` bytes, at least one.
-    pub(crate) fn map(fd: BorrowedFd<'_>, len: usize, access: Access) -> io::Result<Pages> {
-        Pages::map_at(fd, 0, len, access)
+    /// Maps the memory of a new region, and allocates it.
+    pub(crate) fn create(memory: &Memory, options: &Options) -> Result<Pages, Error> {
+        let len = memory.len;
+        let wanted = Wanted {
+            lock: options.lock,
+            dump: options.dump,
+        };
+        let pages = Pages::map(memory.fd.as_fd(), len, Access::Write, wanted)?;
+        memory::fill(memory, &pages.range, options)?;
+        pages.lock()?;
+        Ok(pages)
+    }
+
+    /// Maps `len` bytes, at least one. It is not locked yet.
+    pub(crate) fn map(
+        fd: BorrowedFd<'_>,
+        len: usize,
+        access: Access,
+        wanted: Wanted,
+    ) -> Result<Pages, Error> {
+        Pages::map_at(fd, 0, len, access, wanted)
     }
 
     /// Maps `len` bytes, at least one, from `offset` on, a multiple of the page size.
@@ -66,30 +100,40 @@ impl Pages {
         offset: u64,
         len: usize,
         access: Access,
-    ) -> io::Result<Pages> {
+        wanted: Wanted,
+    ) -> Result<Pages, Error> {
         let (prot, flags) = match access {
             Access::Write => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
             Access::Read => (ProtFlags::READ, MapFlags::SHARED),
             // Without NORESERVE, a private mapping of huge pages reserves as many again.
             Access::Frozen => (ProtFlags::READ, MapFlags::PRIVATE | MapFlags::NORESERVE),
         };
-        // SAFETY: a fresh address range chosen by the kernel.
-        let base = unsafe { mmap(ptr::null_mut(), len, prot, flags, fd, offset)? };
-        let pages = Pages {
-            base: NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?,
-            len,
+        let range =
+            Range::map(fd, offset, len, 0, prot, flags).map_err(limits::mapping(len, len))?;
+        let care = Care {
+            dont_fork: access != Access::Frozen,
+            dont_dump: !wanted.dump,
         };
-        if access != Access::Frozen {
-            pages.advise(Advice::LinuxDontFork)?;
-        }
-        Ok(pages)
+        range.care(care).map_err(limits::mapping(len, len))?;
+        Ok(Pages { range, len, wanted })
     }
 
-    /// Advice that changes neither contents nor addresses of the range.
-    pub(crate) fn advise(&self, advice: Advice) -> io::Result<()> {
-        // SAFETY: the range is ours; callers pass only advice that keeps contents and addresses.
-        unsafe { madvise(self.base.as_ptr().cast(), self.len, advice)? };
-        Ok(())
+    /// What its maker wanted.
+    pub(crate) fn wanted(&self) -> Wanted {
+        self.wanted
+    }
+
+    /// Locks it in memory if its maker wanted that.
+    pub(crate) fn lock(&self) -> Result<(), Error> {
+        if !self.wanted.lock {
+            return Ok(());
+        }
+        self.range.lock(self.len).map_err(limits::locking(self.len))
+    }
+
+    /// Which pages it is made of.
+    pub(crate) fn backing(&self) -> Result<Backing, Error> {
+        self.range.backing(self.len)
     }
 
     /// Bytes mapped.
@@ -112,7 +156,7 @@ impl Pages {
         );
         // SAFETY: in bounds as asserted; a mapping begins at a page and ends with one, so that the words which hold
         // the ends of the range are mapped.
-        unsafe { copy_out(self.base.as_ptr(), offset, dst) }
+        unsafe { copy_out(self.range.base().as_ptr(), offset, dst) }
     }
 
     /// Has the kernel copy `src` in, from `offset` on, and says how much of it there was a place for. Where the file
@@ -135,7 +179,7 @@ impl Pages {
         };
         let to = libc::iovec {
             // SAFETY: in bounds as asserted.
-            iov_base: unsafe { self.base.as_ptr().add(offset) }.cast(),
+            iov_base: unsafe { self.range.base().as_ptr().add(offset) }.cast(),
             iov_len: len,
         };
         // SAFETY: the kernel reads `len` bytes of `src`, and writes as many to the mapping, where no reference exists:
@@ -184,7 +228,7 @@ impl Pages {
             self.len
         );
         // SAFETY: in bounds as asserted; a mapping begins at a page, so that it is aligned.
-        unsafe { self.base.as_ptr().add(offset).cast() }
+        unsafe { self.range.base().as_ptr().add(offset).cast() }
     }
 
     /// The first `len` bytes.
@@ -196,7 +240,7 @@ impl Pages {
     pub(crate) unsafe fn bytes(&self, len: usize) -> &[u8] {
         debug_assert!(len <= self.len);
         // SAFETY: mapped until `self` is dropped; that nobody writes is the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), len) }
+        unsafe { std::slice::from_raw_parts(self.range.base().as_ptr(), len) }
     }
 
     /// The first `len` bytes.
@@ -208,14 +252,6 @@ impl Pages {
     pub(crate) unsafe fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
         debug_assert!(len <= self.len);
         // SAFETY: mapped until `self` is dropped; that it is exclusive is the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), len) }
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `map` and is unmapped once; borrows of it ended with `self`.
-        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
-        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+        unsafe { std::slice::from_raw_parts_mut(self.range.base().as_ptr(), len) }
     }
 }

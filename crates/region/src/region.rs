@@ -6,14 +6,14 @@ use std::{
 use rustix::{
     fd::AsFd,
     fs::{SealFlags, fcntl_add_seals},
-    mm::Advice,
 };
 
 use crate::{
-    Error, Frozen, Live, Moved, Options, Quota, Refused, Rejected,
+    Backing, Error, Frozen, Live, Moved, Options, Quota, Refused, Rejected,
     gate::{self, FREEZABLE_SEALS, FROZEN_SEALS, LIVE_SEALS, WRITABLE_SEALS},
-    memory,
-    pages::{Access, Pages},
+    mapping::page_size,
+    memory::{self, Memory},
+    pages::{Access, Pages, Wanted},
 };
 
 /// A region of mine: nobody else has it, so that it is a plain `&mut [u8]`.
@@ -58,19 +58,31 @@ pub struct Region {
 impl Region {
     /// Creates a region of `len` bytes, all zero. `options` are a name or [`Options`].
     ///
+    /// All of it is allocated here, and charged to this process's memory cgroup: what is missing is missing here, and
+    /// no access to it fails later. At the limit of a cgroup or of the machine the kernel itself knows no error, only
+    /// the OOM killer. So from 4 MiB on, a region is compared with what is left before it takes it. That
+    /// leaves to the killer what smaller regions add up to, and what others allocate at the same moment.
+    ///
     /// # Errors
     ///
-    /// [`Error::Length`] for 0 bytes, or more than 2^46. [`Error::Os`] if the kernel refuses, for lack of memory
-    /// or descriptors above all.
+    /// [`Error::Length`] for 0 bytes, or more than 2^46. [`Error::Limit`] if it is over what a resource limit
+    /// (getrlimit(2)), a cgroup or the machine leaves. [`Error::Os`] if the kernel refuses, for lack of
+    /// descriptors above all.
     pub fn create(options: impl Into<Options>, len: usize) -> Result<Region, Error> {
         let options = options.into();
-        let fd = memory::allocate(&options, len)?;
-        let pages = Pages::map(fd.as_fd(), len, Access::Write).map_err(Error::os("map", len))?;
-        if options.prefault {
-            let populated = pages.advise(Advice::LinuxPopulateWrite);
-            memory::populated(populated).map_err(Error::os("prefault", len))?;
-        }
+        let memory = memory::create(&options, len)?;
+        let pages = Pages::create(&memory, &options)?;
+        let Memory { fd, len, .. } = memory;
         Ok(Region { pages, len, fd })
+    }
+
+    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] without /proc.
+    pub fn backing(&self) -> Result<Backing, Error> {
+        self.pages.backing()
     }
 
     /// A region with a copy of `bytes`, at least one.
@@ -80,12 +92,13 @@ impl Region {
     /// As [`create`](Region::create).
     pub fn copy_of(options: impl Into<Options>, bytes: &[u8]) -> Result<Region, Error> {
         let mut region = Region::create(options, bytes.len())?;
-        region.copy_from_slice(bytes);
+        // In hugetlb pages, it is longer.
+        region[..bytes.len()].copy_from_slice(bytes);
         Ok(region)
     }
 
     /// Shortens it to `len` bytes, at least one; the memory behind goes back to the kernel. Does nothing if it
-    /// is not longer.
+    /// is not longer. In hugetlb pages, `len` is rounded up to whole ones.
     ///
     /// # Errors
     ///
@@ -98,6 +111,12 @@ impl Region {
                 expected: "at least 1 byte",
             });
         }
+        // Of pages of the usual size, the last may be used in part.
+        let granule = memory::granule(self.fd.as_fd()).map_err(Error::os("truncate", len))?;
+        let len = match granule > page_size() {
+            true => len.saturating_add(granule - 1) / granule * granule,
+            false => len,
+        };
         if len < self.len {
             rustix::fs::ftruncate(&self.fd, len as u64).map_err(Error::os("truncate", len))?;
             // Of the mapping, what lies behind `len` is never touched again.
@@ -111,7 +130,8 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// [`Rejected`], with the region as it was: [`Error::Busy`] if somebody has got hold of it by other ways
+    /// [`Rejected`], with the region as it was: [`Error::Limit`] if it is to be [locked](Options::lock) and others have
+    /// used up the limit meanwhile (it is locked no more then); [`Error::Busy`] if somebody has got hold of it by other ways
     /// (`/proc/PID/fd`), [`Error::Os`].
     ///
     /// # Panics
@@ -120,20 +140,28 @@ impl Region {
     pub fn freeze(self) -> Result<Frozen, Box<Rejected<Region>>> {
         let len = self.len;
         // Before anything else, since afterwards it could not be undone.
-        let read_only = match Pages::map(self.fd.as_fd(), len, Access::Frozen) {
+        let wanted = self.pages.wanted();
+        let read_only = match Pages::map(self.fd.as_fd(), len, Access::Frozen, wanted) {
             Ok(pages) => pages,
-            Err(error) => return Err(self.rejected(Error::os("map", len)(error))),
+            Err(error) => return Err(self.rejected(error)),
         };
         let Region { pages, fd, .. } = self;
         // The kernel counts this mapping as one that may be writing.
         drop(pages);
-        match fcntl_add_seals(&fd, FROZEN_SEALS | SealFlags::SEAL) {
+        // The limit on locked memory counts each mapping: this one is locked once the other is gone.
+        let sealed = read_only.lock().and_then(|()| {
+            fcntl_add_seals(&fd, FROZEN_SEALS | SealFlags::SEAL)
+                .map_err(|errno| Error::freezing(errno, len, SealFlags::empty()))
+        });
+        match sealed {
             Ok(()) => Ok(Frozen::new(read_only, len, fd)),
-            Err(errno) => {
-                let pages = Pages::map(fd.as_fd(), len, Access::Write)
+            Err(error) => {
+                drop(read_only);
+                let pages = Pages::map(fd.as_fd(), len, Access::Write, wanted)
                     .expect("a region of one's own, unmapped a moment ago, can be mapped again");
-                let region = Region { pages, len, fd };
-                Err(region.rejected(Error::freezing(errno, len, SealFlags::empty())))
+                // Where others have used up the limit meanwhile, it is locked no more.
+                let _ = pages.lock();
+                Err(Region { pages, len, fd }.rejected(error))
             }
         }
     }
@@ -211,8 +239,8 @@ impl Region {
     /// [`Refused`], with the reason and the descriptor.
     pub(crate) fn own(fd: OwnedFd, quota: Quota) -> Result<Region, Box<Refused>> {
         let result = gate::private(&fd, quota).and_then(|len| {
-            let pages = Pages::map(fd.as_fd(), len, Access::Write);
-            Ok((pages.map_err(Error::os("map", len))?, len))
+            let pages = Pages::map(fd.as_fd(), len, Access::Write, Wanted::DEFAULT)?;
+            Ok((pages, len))
         });
         match result {
             Ok((pages, len)) => Ok(Region { pages, len, fd }),

@@ -1,8 +1,9 @@
 use rustix::fd::{AsFd, OwnedFd};
 
 use crate::{
-    Error, Quota, Refused,
+    Backing, Error, Quota, Refused,
     gate::{self, LIVE_SEALS},
+    limits,
     mapping::{Mapping, check_ring, page_size},
     words::Words,
 };
@@ -51,6 +52,17 @@ impl Remote {
         self.mapping
             .header_word(offset)
             .load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] without /proc.
+    pub fn backing(&self) -> Result<Backing, Error> {
+        let mapping = &self.mapping;
+        let len = mapping.header_len() + mapping.ring_len();
+        mapping.address_space().backing(len)
     }
 
     /// `len` bytes of the ring, `offset` bytes after `position`, in place.
@@ -114,5 +126,5 @@ fn verify_and_map(
     // Before anything is asked of the kernel: what was announced is too much already.
     quota.check(len as u64)?;
     gate::verify(fd, LIVE_SEALS, Some(len), quota)?;
-    Mapping::new(fd.as_fd(), header, ring, false).map_err(Error::os("map", len))
+    Mapping::new(fd.as_fd(), header, ring, false, true).map_err(limits::mapping(len, len + ring))
 }

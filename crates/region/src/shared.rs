@@ -3,9 +3,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fd::{AsFd, OwnedFd};
 
 use crate::{
-    Error, Options,
+    Backing, Error, HugePages, Options,
     copy::copy_in,
     gate::LIVE_SEALS,
+    limits,
     mapping::{Mapping, check_ring, page_size},
     memory,
     words::{Words, WordsMut},
@@ -44,8 +45,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// [`Error::Length`] if the lengths are not possible, [`Error::Os`] if the kernel refuses, for lack of
-    /// memory above all.
+    /// As [`Region::create`](crate::Region::create), and [`Error::Length`] if the lengths are not possible.
     pub fn create(
         options: impl Into<Options>,
         header: usize,
@@ -57,17 +57,24 @@ impl Shared {
             .checked_next_multiple_of(page_size())
             .and_then(|header| header.checked_add(ring))
             .unwrap_or(usize::MAX);
-        let options = options.into();
-        let fd = memory::allocate(&options, len)?;
-        // Mapped before it is sealed, since after FUTURE_WRITE not even this process can map it writable.
-        let mapping =
-            Mapping::new(fd.as_fd(), len - ring, ring, true).map_err(Error::os("map", len))?;
-        rustix::fs::fcntl_add_seals(&fd, LIVE_SEALS).map_err(Error::os("seal", len))?;
-        let shared = Shared { mapping };
-        if options.prefault {
-            shared.prefault()?;
+        let mut options = options.into();
+        if options.huge_pages != HugePages::Never {
+            // A ring's second image begins behind a page of control words, where hugetlb pages cannot.
+            options.huge_pages = HugePages::Transparent;
         }
-        Ok((shared, fd))
+        let memory = memory::create(&options, len)?;
+        let fd = memory.fd.as_fd();
+        // Mapped before it is sealed, since after FUTURE_WRITE not even this process can map it writable.
+        let mapping = Mapping::new(fd, len - ring, ring, true, options.dump);
+        let mapping = mapping.map_err(limits::mapping(len, len + ring))?;
+        let range = mapping.address_space();
+        memory::fill(&memory, range, &options)?;
+        if options.lock {
+            // One image: the kernel evicts no page that is locked anywhere.
+            range.lock(len).map_err(limits::locking(len))?;
+        }
+        rustix::fs::fcntl_add_seals(fd, LIVE_SEALS).map_err(Error::os("seal", len))?;
+        Ok((Shared { mapping }, memory.fd))
     }
 
     /// Touches every page now, so that no message pays for a page fault later (2.5 us each). MADV_POPULATE
@@ -77,7 +84,17 @@ impl Shared {
     ///
     /// [`Error::Os`] if the kernel cannot.
     pub fn prefault(&self) -> Result<(), Error> {
-        memory::populated(self.mapping.populate(true)).map_err(Error::os("prefault", self.len()))
+        let populated = self.mapping.address_space().populate();
+        populated.map_err(Error::os("prefault", self.len()))
+    }
+
+    /// Which pages it is made of, asked of the kernel: not for a hot path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] without /proc.
+    pub fn backing(&self) -> Result<Backing, Error> {
+        self.mapping.address_space().backing(self.len())
     }
 
     /// The control word at byte `offset` of the header.

@@ -106,13 +106,6 @@ fn impossible_lengths_are_errors() {
 }
 
 #[test]
-fn shortage_is_an_error_when_the_region_is_made() {
-    // More than any machine has. (fallocate alone would go on until the OOM killer comes.)
-    let error = Shared::create("shortage", 1, 1 << 45).unwrap_err();
-    assert!(error.to_string().contains("shared region of"), "{error}");
-}
-
-#[test]
 #[should_panic(expected = "over the ring")]
 fn borrows_end_with_the_ring() {
     let (mut mine, _fd) = Shared::create("bounds", 1, 4096).unwrap();
