@@ -176,6 +176,7 @@ fn receive<T: Trust>(
                     Err(TryRecvError::Empty) => std::hint::spin_loop(),
                     Err(TryRecvError::Disconnected) => return Ok(Received::Disconnected),
                     Err(TryRecvError::Corrupt(corrupt)) => return Err(corrupt.into()),
+                    Err(TryRecvError::Chunk(error)) => return Err(error.into()),
                 }
                 misses += 1;
                 if misses.is_multiple_of(64) {
@@ -188,6 +189,7 @@ fn receive<T: Trust>(
             Err(RecvTimeoutError::Disconnected) => return Ok(Received::Disconnected),
             Err(RecvTimeoutError::TimedOut) => panic!("no message for {PATIENCE:?}"),
             Err(RecvTimeoutError::Corrupt(corrupt)) => return Err(corrupt.into()),
+            Err(RecvTimeoutError::Chunk(error)) => return Err(error.into()),
             Err(RecvTimeoutError::Wait(error)) => return Err(RecvError::Wait(error)),
         },
     }

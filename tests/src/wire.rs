@@ -4,7 +4,7 @@ use memlane_transport::Fd;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol that these tests know.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// In a subscriber's control page: its cursor.
 pub const CURSOR: usize = 0;

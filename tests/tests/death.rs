@@ -12,7 +12,7 @@ use std::{
 use memlane::{
     Error, Link, RecvTimeoutError, SendTimeoutError, Subscriber, TryRecvError, TrySendError,
 };
-use memlane_region::{Remote, Shared, page_size};
+use memlane_region::{Remote, Shared, page_size, ring::max_payload};
 use memlane_tests::{
     AnySubscriber, Census, Child, Dice, Form, Part, Policy, Received, Role, Scene, Steady, Stream,
     Wish, alive, check, fill, length, play, steady, thread_id, unbound, wait_asleep, wait_until,
@@ -726,7 +726,7 @@ fn dropped_subscribers() {
                         let sending = scope.spawn(move || {
                             id.send(thread_id()).unwrap();
                             // Room for this one comes only with the end of the subscriber.
-                            let len = publisher.max_message();
+                            let len = max_payload(page_size() as u64);
                             publisher.send(&vec![2; len]).expect("room");
                         });
                         let thread = ids.recv().unwrap();

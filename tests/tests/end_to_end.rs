@@ -58,7 +58,7 @@ fn publisher(role: &Role) {
         .wait_for_subscribers(plan.subscribers.len())
         .expect("subscribers");
     let longest = memlane_region::ring::max_payload(plan.ring_bytes as u64);
-    assert_eq!(publisher.max_message(), longest);
+    assert!(publisher.max_message() > longest);
     let mut buffer = vec![0; longest];
     for number in 0..plan.messages {
         send(&mut publisher, number, &mut buffer);

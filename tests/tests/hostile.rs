@@ -389,7 +389,7 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
                     joined.lies = true;
                     8
                 }
-                CursorMax => u64::MAX,
+                CursorMax => u64::MAX - 1,
                 _ => 0x9E37_79B9_7F4A_7C15,
             };
             joined.word(CURSOR).store(lie, Ordering::SeqCst);

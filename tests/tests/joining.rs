@@ -6,7 +6,7 @@ use std::{
 };
 
 use memlane::{Link, Publisher, WaitPolicy};
-use memlane_region::{Remote, Shared, page_size};
+use memlane_region::{Remote, Shared, page_size, ring::max_payload};
 use memlane_tests::{
     AnySubscriber, Census, Dice, Form, Part, Policy, Received, Role, Scene, Steady, Stream, Wish,
     alive, check, fill, length, number, play, steady, thread_id, unbound, wait_asleep, wait_until,
@@ -197,7 +197,7 @@ fn to_an_idle_publisher_that_needs_room() {
     let publisher = unbound(page_size())
         .bind_to(&scene.address("lane"))
         .unwrap();
-    let len = publisher.max_message();
+    let len = max_payload(page_size() as u64);
     to_an_idle_publisher(publisher, &scene, len, 300);
 }
 
@@ -212,7 +212,7 @@ fn to_a_publisher_whose_ring_was_full_of_messages_to_nobody() {
                 let mut publisher = unbound(page_size())
                     .bind_to(&scene.address("lane"))
                     .unwrap();
-                let mut buffer = vec![0; publisher.max_message()];
+                let mut buffer = vec![0; max_payload(page_size() as u64)];
                 publisher.send(&buffer).unwrap();
                 joiner.tell(&Some(Wish { policy, trusting }));
                 wait_asleep(joiner.id(), joiner.hear());

@@ -188,12 +188,17 @@ fn rings_that_are_not_possible() {
 #[test]
 fn messages_that_are_too_large() {
     let _scene = Scene::new();
-    let mut publisher = unbound(page_size()).unbound().unwrap();
-    let max = publisher.max_message();
-    for len in [max + 1, page_size(), 1 << 20] {
+    let max = 5 * page_size();
+    let mut publisher = unbound(page_size())
+        .pool_bytes(1 << 20)
+        .max_message(max)
+        .unbound()
+        .unwrap();
+    assert_eq!(publisher.max_message(), max);
+    for len in [max + 1, 6 * page_size(), 1 << 20] {
         let message = vec![0; len];
         let expected =
-            format!("a message of {len} bytes is too large: this ring takes at most {max}");
+            format!("a message of {len} bytes is too large: this publisher sends at most {max}");
         let error = publisher.send(&message).unwrap_err();
         assert!(matches!(error, SendError::TooLarge { .. }));
         assert_eq!(error.to_string(), expected);

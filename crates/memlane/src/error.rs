@@ -77,14 +77,28 @@ impl Error {
 /// The message was not sent, and never can be.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// It would not even fit an empty ring.
-    #[error("a message of {len} bytes is too large: this ring takes at most {max}")]
+    /// Longer than any message of this publisher
+    /// ([`PublisherBuilder::max_message`](crate::PublisherBuilder::max_message)).
+    #[error("a message of {len} bytes is too large: this publisher sends at most {max}")]
     TooLarge {
         /// Its length, in bytes.
         len: usize,
         /// The longest message, in bytes.
         max: usize,
     },
+    /// All memory of the pool is loaned, so that no subscriber can give any back: send or drop a loan first.
+    #[error(
+        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and subscribers have none"
+    )]
+    Loaned {
+        /// Length of the message, in bytes.
+        len: usize,
+        /// What is loaned, in bytes.
+        bytes: usize,
+    },
+    /// The pool has to grow for it, and the kernel refuses: short of memory or descriptors.
+    #[error(transparent)]
+    Memory(memlane_region::Error),
     /// Waiting for room failed in the kernel (short of memory).
     #[error("cannot wait for room: {0}")]
     Wait(io::Error),
@@ -94,32 +108,60 @@ pub enum SendError {
 #[derive(Debug, thiserror::Error)]
 pub enum TrySendError {
     /// The slowest subscriber has not released enough yet.
-    #[error("the ring is full")]
+    #[error("there is no room: the slowest subscriber has not released enough")]
     Full,
-    /// It would not even fit an empty ring.
-    #[error("a message of {len} bytes is too large: this ring takes at most {max}")]
+    /// Longer than any message of this publisher
+    /// ([`PublisherBuilder::max_message`](crate::PublisherBuilder::max_message)).
+    #[error("a message of {len} bytes is too large: this publisher sends at most {max}")]
     TooLarge {
         /// Its length, in bytes.
         len: usize,
         /// The longest message, in bytes.
         max: usize,
     },
+    /// All memory of the pool is loaned, so that no subscriber can give any back: send or drop a loan first.
+    #[error(
+        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and subscribers have none"
+    )]
+    Loaned {
+        /// Length of the message, in bytes.
+        len: usize,
+        /// What is loaned, in bytes.
+        bytes: usize,
+    },
+    /// The pool has to grow for it, and the kernel refuses: short of memory or descriptors.
+    #[error(transparent)]
+    Memory(memlane_region::Error),
 }
 
 /// The message was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum SendTimeoutError {
     /// The slowest subscriber did not release enough in time.
-    #[error("the ring stayed full until the time ran out")]
+    #[error("there was no room until the time ran out")]
     TimedOut,
-    /// It would not even fit an empty ring.
-    #[error("a message of {len} bytes is too large: this ring takes at most {max}")]
+    /// Longer than any message of this publisher
+    /// ([`PublisherBuilder::max_message`](crate::PublisherBuilder::max_message)).
+    #[error("a message of {len} bytes is too large: this publisher sends at most {max}")]
     TooLarge {
         /// Its length, in bytes.
         len: usize,
         /// The longest message, in bytes.
         max: usize,
     },
+    /// All memory of the pool is loaned, so that no subscriber can give any back: send or drop a loan first.
+    #[error(
+        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and subscribers have none"
+    )]
+    Loaned {
+        /// Length of the message, in bytes.
+        len: usize,
+        /// What is loaned, in bytes.
+        bytes: usize,
+    },
+    /// The pool has to grow for it, and the kernel refuses: short of memory or descriptors.
+    #[error(transparent)]
+    Memory(memlane_region::Error),
     /// Waiting for room failed in the kernel (short of memory).
     #[error("cannot wait for room: {0}")]
     Wait(io::Error),
@@ -134,6 +176,9 @@ pub enum RecvError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+    /// The message lies in memory of the publisher's that cannot be had. It stays the next one.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
     /// Waiting for a message failed in the kernel (short of memory). The next call may fare better.
     #[error("cannot wait for a message: {0}")]
     Wait(io::Error),
@@ -151,6 +196,9 @@ pub enum TryRecvError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+    /// The message lies in memory of the publisher's that cannot be had. It stays the next one.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
 }
 
 /// There is no message.
@@ -165,7 +213,18 @@ pub enum RecvTimeoutError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+    /// The message lies in memory of the publisher's that cannot be had. It stays the next one.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
     /// Waiting for a message failed in the kernel (short of memory). The next call may fare better.
     #[error("cannot wait for a message: {0}")]
     Wait(io::Error),
+}
+
+/// A message lies in memory of the publisher's that cannot be had: it was not announced, is refused, or makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the message's memory cannot be had: {why}")]
+pub struct ChunkError {
+    /// What was expected, and what came.
+    pub(crate) why: String,
 }

@@ -44,15 +44,16 @@ mod publisher;
 mod subscriber;
 
 pub use error::{
-    Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,
+    ChunkError, Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
+    TrySendError,
 };
-pub use memlane_region::ring::Corrupt;
+pub use memlane_region::{pool::Loan, ring::Corrupt};
 pub use memlane_signaling::WaitPolicy;
 pub use memlane_transport::{Access, Address, Link, Peer};
 pub use names::address_of;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
 pub use subscriber::{
-    Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted, Untrusted,
+    Held, Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted, Untrusted,
 };
 
 /// A pidfd of the process that connected a link, or accepted it, to learn of its death even where something else

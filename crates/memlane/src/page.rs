@@ -7,7 +7,15 @@ pub(crate) const WANTED: usize = 0;
 /// In a subscriber's control page: its cursor. The subscriber stores, the publisher loads.
 pub(crate) const CURSOR: usize = 0;
 
+/// In a subscriber's control page, beside the cursor: how many hold slots it has ever used, from the first on. The
+/// subscriber stores, the publisher loads.
+pub(crate) const HOLDS_USED: usize = 8;
+
 /// In a subscriber's control page: its armed flag. The subscriber stores, the publisher loads, after every
 /// message. Two cache lines away from the cursor (processors prefetch them in pairs), which changes all
 /// the time.
 pub(crate) const SUBSCRIBER_ARMED: usize = 128;
+
+/// In a subscriber's control page: its hold slots, [`HOLD_SLOTS`](memlane_region::pool::HOLD_SLOTS) words. The
+/// subscriber stores, the publisher loads when it looks for chunks that are free again.
+pub(crate) const HOLDS: usize = 512;

@@ -2,18 +2,24 @@
 //!
 //! Each side sends its version first, in a packet of its own that will never change. If they agree, the
 //! subscriber's next packet is a greeting, with its control page and its doorbell; the publisher welcomes it, with
-//! the ring and a doorbell of its own, or refuses it. After that the link carries nothing: it is there to hang up.
+//! the ring and a doorbell of its own, or refuses it. After that the link carries notices of the publisher's pool, and is
+//! there to hang up.
 
 use std::fmt;
 
+use memlane_region::pool::MAX_SEGMENTS;
 use memlane_transport::{Fd, FdRef, Limits};
 use serde::{Deserialize, Serialize};
 
 /// Version of everything in this file and of the memory layout.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
-/// More than any of these packets takes, and all that a stranger can make this process read.
-pub(crate) const LIMITS: Limits = Limits::new().body(4096).descriptors(4);
+/// More than any of these packets takes, and all that a stranger can make this process read. A welcome and a notice of
+/// every segment can be on their way at a time.
+pub(crate) const LIMITS: Limits = Limits::new()
+    .body(4096)
+    .descriptors(4)
+    .in_flight(MAX_SEGMENTS + 2);
 
 /// First packet, in each direction.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -107,6 +113,34 @@ pub(crate) enum PublisherDoorbell {
     None,
     Socket(Fd),
     EventFd(Fd),
+}
+
+/// Later packets, from the publisher: what becomes of its pool. A segment's notice is sent before the first record
+/// that names it.
+#[derive(Debug, Serialize)]
+pub(crate) enum NoticeRef<'a> {
+    Added {
+        id: u32,
+        chunks: u32,
+        chunk_size: u64,
+        memory: FdRef<'a>,
+    },
+    /// Nothing will name it any more.
+    Removed { id: u32 },
+}
+
+/// [`NoticeRef`], received.
+#[derive(Debug, Deserialize)]
+pub(crate) enum Notice {
+    Added {
+        id: u32,
+        chunks: u32,
+        chunk_size: u64,
+        memory: Fd,
+    },
+    Removed {
+        id: u32,
+    },
 }
 
 /// Why a publisher turned a subscriber away.

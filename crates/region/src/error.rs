@@ -137,6 +137,18 @@ pub enum Error {
         /// What the receiver allows, in bytes.
         quota: u64,
     },
+    /// The announced segment of a pool is mapped already. Its owner never uses an id twice.
+    #[error("expected a new segment, got another one with the id {id}")]
+    DuplicateSegment {
+        /// The id announced.
+        id: u32,
+    },
+    /// More segments than a pool can have.
+    #[error("expected at most {max} segments of a pool at a time, got one more")]
+    TooManySegments {
+        /// How many a pool can have.
+        max: usize,
+    },
 }
 
 impl Error {

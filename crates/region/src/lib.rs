@@ -64,6 +64,7 @@ mod must_not_compile;
 mod options;
 #[allow(unsafe_code)]
 mod pages;
+pub mod pool;
 mod primitive;
 #[allow(unsafe_code)]
 mod range;

@@ -18,7 +18,11 @@
 //!    bytes are reused through the other only a lap later, after the refresh that loaded the readers'
 //!    cursors and fenced, and addresses from mmap are opaque to the compiler.
 
-use std::{io, ptr::NonNull, sync::atomic::AtomicU64};
+use std::{
+    io,
+    ptr::NonNull,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use rustix::{
     fd::BorrowedFd,
@@ -49,14 +53,17 @@ pub(crate) fn check_ring(ring: usize) -> Result<(), Error> {
 }
 
 /// A shared mapping of one memfd: `header` bytes, then `ring` bytes that are mapped twice in a row.
-#[derive(Debug)]
+///
+/// A clone is the same mapping: it is unmapped with the last of them.
+#[derive(Clone, Debug)]
 pub(crate) struct Mapping {
-    range: Range,
+    base: NonNull<u8>,
     header: usize,
     ring: usize,
     /// Where masked positions count from, and the mask; without a ring, both stay inside the header.
     ring_base: NonNull<u8>,
     mask: usize,
+    range: Arc<Range>,
 }
 
 // SAFETY: the memory is shared between processes to begin with; every access through `&Mapping` is an atomic
@@ -99,12 +106,13 @@ impl Mapping {
         })?;
         let base = range.base();
         Ok(Mapping {
-            range,
+            base,
             header,
             ring,
             // SAFETY: the header is the beginning of what was mapped.
             ring_base: unsafe { base.add(if ring > 0 { header } else { 0 }) },
             mask: if ring > 0 { ring - 1 } else { 7 },
+            range: Arc::new(range),
         })
     }
 
@@ -124,7 +132,36 @@ impl Mapping {
             "no word at byte {offset} of the header"
         );
         // SAFETY: in bounds and aligned as asserted (a mapping starts at a page); rule 3 of the module.
-        unsafe { AtomicU64::from_ptr(self.range.base().as_ptr().add(offset).cast()) }
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// `len` bytes of the header, from byte `offset` on.
+    ///
+    /// # Panics
+    ///
+    /// If `offset + len` is more than the header.
+    #[inline(always)]
+    pub(crate) fn header_range(&self, offset: usize, len: usize) -> *mut u8 {
+        assert!(
+            offset.saturating_add(len) <= self.header,
+            "{offset} + {len} bytes are over the header of {} bytes",
+            self.header
+        );
+        // SAFETY: in bounds as asserted.
+        unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    /// Copies bytes of the header out, from byte `offset` on; see [`Words::read`](crate::Words::read).
+    ///
+    /// # Panics
+    ///
+    /// If `offset + dst.len()` is more than the header.
+    #[inline(always)]
+    pub(crate) fn read_header(&self, offset: usize, dst: &mut [u8]) {
+        self.header_range(offset, dst.len());
+        // SAFETY: the base is 8-aligned; the range ends inside the header, whole pages, and so do the words that
+        // hold its ends (rules 1 and 2).
+        unsafe { copy_out(self.base.as_ptr(), offset, dst) }
     }
 
     /// Address of byte `position` of the ring, in its first image. In bounds for `ring` bytes from there.

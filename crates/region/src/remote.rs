@@ -11,10 +11,10 @@ use crate::{
 /// A live region of a peer's: read-only here, and written by its creator alone, at any moment.
 ///
 /// What is read from it is whatever the peer wrote, so it is copied out and checked, never borrowed, unless
-/// the user vouches for the peer ([`Remote::bytes`]).
-#[derive(Debug)]
+/// the user vouches for the peer ([`Remote::bytes`]). A clone is the same mapping once more.
+#[derive(Clone, Debug)]
 pub struct Remote {
-    mapping: Mapping,
+    pub(crate) mapping: Mapping,
 }
 
 impl Remote {

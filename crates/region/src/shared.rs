@@ -33,7 +33,7 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct Shared {
-    mapping: Mapping,
+    pub(crate) mapping: Mapping,
 }
 
 impl Shared {

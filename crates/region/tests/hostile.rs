@@ -446,9 +446,9 @@ fn a_liar_beside_slow_readers() {
         let full = fill(&mut writer);
         // One of the honest readers goes on, the other one stays behind; the liar is ahead of everything.
         slow[liar % 2].drain();
-        hostile.cursor.store(u64::MAX, Ordering::Relaxed);
+        hostile.cursor.store(u64::MAX - 1, Ordering::Relaxed);
         assert_eq!(fill(&mut writer), full, "somebody is overrun");
-        assert_eq!(hostile.verdict.get(), (1, u64::MAX));
+        assert_eq!(hostile.verdict.get(), (1, u64::MAX - 1));
         slow.iter_mut().for_each(Honest::drain);
         assert!(fill(&mut writer) > full);
         slow.iter_mut().for_each(Honest::drain);
@@ -463,7 +463,7 @@ fn every_reader_lies() {
     let pages: Vec<HeapPage> = (0..5).map(|_| HeapPage::default()).collect();
     for page in &pages {
         // Before it joins, even.
-        page.cursor.store(u64::MAX, Ordering::Relaxed);
+        page.cursor.store(u64::MAX - 1, Ordering::Relaxed);
         writer.roster().join(Arc::new(page.clone())).unwrap();
     }
     for _ in 0..10 {
@@ -471,7 +471,7 @@ fn every_reader_lies() {
         writer.commit(200);
     }
     for page in &pages {
-        assert_eq!(page.verdict.get(), (1, u64::MAX));
+        assert_eq!(page.verdict.get(), (1, u64::MAX - 1));
     }
     assert!(writer.roster().is_empty());
     assert_eq!(writer.readers().count(), 0);

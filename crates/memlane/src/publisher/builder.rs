@@ -1,6 +1,10 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use memlane_region::{Shared, page_size, ring::RingWriter};
+use memlane_region::{
+    Shared, page_size,
+    pool::{Pool, PoolOptions},
+    ring::{RingWriter, max_payload},
+};
 use memlane_signaling::{Pacer, WaitPolicy};
 use memlane_transport::{Access, Address, Listener};
 use rustix::event::epoll::{self, CreateFlags};
@@ -12,10 +16,17 @@ use super::{
 };
 use crate::{Error, names::address_of};
 
+/// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
+/// eighth.
+const INLINE: usize = 64 << 10;
+
 /// Options of a [`Publisher`].
 #[derive(Clone, Debug)]
 pub struct PublisherBuilder {
     ring_bytes: usize,
+    pool_bytes: usize,
+    max_message: Option<usize>,
+    zero: bool,
     max_subscribers: usize,
     wait: WaitPolicy,
     trust: bool,
@@ -27,6 +38,9 @@ impl Default for PublisherBuilder {
     fn default() -> PublisherBuilder {
         PublisherBuilder {
             ring_bytes: 1 << 20,
+            pool_bytes: 64 << 20,
+            max_message: None,
+            zero: false,
             max_subscribers: 64,
             wait: WaitPolicy::default(),
             trust: false,
@@ -38,9 +52,32 @@ impl Default for PublisherBuilder {
 
 impl PublisherBuilder {
     /// Size of the ring, in bytes: a power of two, at least one page. Default: 1 MiB. All of it is allocated
-    /// when the publisher is made. The longest message is seven eighths of it, less 16.
+    /// when the publisher is made. Messages of up to an eighth of it, or 64 KiB if that is more, are written into the
+    /// ring, if they fit; longer ones into the [pool](PublisherBuilder::pool_bytes).
     pub fn ring_bytes(mut self, bytes: usize) -> PublisherBuilder {
         self.ring_bytes = bytes;
+        self
+    }
+
+    /// How large the pool may become, in bytes. Default: 64 MiB. It begins with nothing, grows by what messages need
+    /// that are too long for the ring, and gives memory back when that has not been used for a while
+    /// ([`Publisher::trim`]).
+    pub fn pool_bytes(mut self, bytes: usize) -> PublisherBuilder {
+        self.pool_bytes = bytes;
+        self
+    }
+
+    /// The longest message, in bytes. Default: a quarter of the pool. The pool must have room for one, and should have it for
+    /// several: one being written, and those that subscribers have not released.
+    pub fn max_message(mut self, bytes: usize) -> PublisherBuilder {
+        self.max_message = Some(bytes);
+        self
+    }
+
+    /// Zeroes the pool's memory before it is written again, so that subscribers find nothing behind a message that
+    /// was not sent to them. Default: false; they can read leftovers of older messages of this publisher there.
+    pub fn zero(mut self, zero: bool) -> PublisherBuilder {
+        self.zero = zero;
         self
     }
 
@@ -122,6 +159,13 @@ impl PublisherBuilder {
                 why,
             });
         }
+        let options = PoolOptions::new(self.pool_bytes)
+            .max_loan(self.max_message.unwrap_or(self.pool_bytes / 4))
+            .zero(self.zero);
+        let pool = Pool::new(options).map_err(|error| Error::Option {
+            what: "pool_bytes and max_message",
+            why: error.to_string(),
+        })?;
         let (memory, ring) = Shared::create("memlane-ring", page_size(), bytes)?;
         memory.prefault()?;
         let writer = RingWriter::new(memory);
@@ -144,7 +188,10 @@ impl PublisherBuilder {
             (control, Some((reactor, id)))
         };
         Ok(Publisher {
+            inline: max_payload(bytes as u64).min(INLINE.max(bytes / 8)),
+            trim_at: super::TRIM_EVERY,
             writer,
+            pool,
             sleepers: false,
             pacer: Pacer::new(self.wait),
             stats: PublisherStats::default(),

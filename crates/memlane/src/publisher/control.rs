@@ -12,7 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlane_region::{Remote, page_size, ring::Roster};
+use memlane_region::{
+    Remote, page_size,
+    pool::{Change, Geometry, Pool},
+    ring::Roster,
+};
 use memlane_signaling::{Backing, Ringer};
 use memlane_transport::{Error as LinkError, Fd, FdRef, Link, Listener, dispose};
 use rustix::{
@@ -28,8 +32,8 @@ use crate::{
     doorbells::{self, Bell},
     process_of,
     protocol::{
-        AnswerRef, DoorbellOffer, Greeting, LIMITS, Opening, PublisherDoorbellRef, Refusal, Rings,
-        VERSION, WelcomeRef,
+        AnswerRef, DoorbellOffer, Greeting, LIMITS, NoticeRef, Opening, PublisherDoorbellRef,
+        Refusal, Rings, VERSION, WelcomeRef,
     },
 };
 
@@ -74,6 +78,27 @@ struct State {
     listener: Option<Listener>,
     links: HashMap<u32, Connection>,
     last_source: u32,
+    /// Of the publisher's pool, as subscribers know it.
+    segments: Vec<Segment>,
+}
+
+/// A segment that every subscriber has been told of.
+#[derive(Debug)]
+struct Segment {
+    id: u32,
+    geometry: Geometry,
+    memory: Arc<OwnedFd>,
+}
+
+impl Segment {
+    fn notice(&self) -> NoticeRef<'_> {
+        NoticeRef::Added {
+            id: self.id,
+            chunks: self.geometry.chunks,
+            chunk_size: self.geometry.chunk_size,
+            memory: FdRef::new(&*self.memory),
+        }
+    }
 }
 
 impl State {
@@ -153,6 +178,44 @@ impl Control {
     /// Takes a link that somebody else made; its other end is a subscriber's.
     pub(super) fn attach(&self, link: Link) -> rustix::io::Result<()> {
         self.greet(&mut self.state(), link, None)
+    }
+
+    /// Tells every subscriber what became of the pool, before anything is sent that depends on it.
+    pub(super) fn announce(&self, pool: &mut Pool) {
+        let mut state = self.state();
+        let State {
+            links, segments, ..
+        } = &mut *state;
+        let peers = || {
+            links.values().filter_map(|connection| match connection {
+                Connection::Joined { peer, .. } => Some(peer),
+                Connection::Greeting(_) => None,
+            })
+        };
+        for change in pool.take_changes() {
+            match change {
+                Change::Added(id) => {
+                    let Some(added) = pool.segment(id) else {
+                        continue;
+                    };
+                    let segment = Segment {
+                        id,
+                        geometry: added.geometry,
+                        memory: added.descriptor.clone(),
+                    };
+                    peers().for_each(|peer| peer.tell(&segment.notice()));
+                    segments.push(segment);
+                }
+                Change::Removed(id) => {
+                    segments.retain(|segment| segment.id != id);
+                    for peer in peers() {
+                        peer.tell(&NoticeRef::Removed { id });
+                        // One that sleeps would keep the memory for as long.
+                        peer.wake();
+                    }
+                }
+            }
+        }
     }
 
     pub(super) fn subscribers(&self) -> usize {
@@ -400,6 +463,12 @@ impl Control {
             .links
             .insert(source, Connection::Joined { id, peer, process });
         if answered == Some(true) {
+            if let Some(Connection::Joined { peer, .. }) = state.links.get(&source) {
+                state
+                    .segments
+                    .iter()
+                    .for_each(|segment| peer.tell(&segment.notice()));
+            }
             self.changed.notify_all();
         } else {
             self.remove(state, source);

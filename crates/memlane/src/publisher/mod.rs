@@ -2,32 +2,32 @@ mod builder;
 mod control;
 mod peer;
 mod reactor;
+mod reservation;
+mod room;
 
 use std::{
     io,
-    ops::{Deref, DerefMut},
     os::fd::BorrowedFd,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use memlane_region::{
     Shared,
-    ring::{NoRoom, RingWriter},
+    pool::{ChunkRef, Loan, Pool, Unsent},
+    ring::RingWriter,
 };
-use memlane_signaling::{Pacer, WaitPolicy, remaining};
+use memlane_signaling::Pacer;
 use memlane_transport::Link;
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    io::Errno,
-};
 
 pub use builder::PublisherBuilder;
 use control::Control;
 use peer::Peer;
 use reactor::Reactor;
+pub use reservation::Reservation;
+use room::{Need, NoRoomInTime, QUIET, Room};
 
-use crate::{Error, SendError, SendTimeoutError, TrySendError, after, page::WANTED};
+use crate::{Error, SendError, SendTimeoutError, TrySendError, after};
 
 /// The writing end of a lane: sends messages to every subscriber.
 ///
@@ -53,6 +53,11 @@ use crate::{Error, SendError, SendTimeoutError, TrySendError, after, page::WANTE
 #[derive(Debug)]
 pub struct Publisher {
     writer: RingWriter<Shared, Peer>,
+    pool: Pool,
+    /// The longest message that is written into the ring.
+    inline: usize,
+    /// Loans until the pool is looked through for what has been quiet.
+    trim_at: u32,
     /// Whether any subscriber may be asleep, so that commits must look.
     sleepers: bool,
     pacer: Pacer,
@@ -80,12 +85,8 @@ pub struct PublisherStats {
     pub evicted: u64,
 }
 
-/// Why there is no room, and waiting has come to its end.
-enum NoRoomInTime {
-    TooLarge { max: usize },
-    TimedOut,
-    Wait(io::Error),
-}
+/// So many loans between two looks for memory that has been quiet.
+const TRIM_EVERY: u32 = 4096;
 
 impl Publisher {
     /// Binds a service of this user's and publishes on it, with the options of [`PublisherBuilder`].
@@ -112,14 +113,13 @@ impl Publisher {
     /// [`SendError`]; the message was not sent.
     #[inline]
     pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        if self.writer.append(message).is_ok() {
+        let len = message.len();
+        if len <= self.inline && self.writer.append(message).is_ok() {
             self.committed();
             return Ok(());
         }
-        self.room(message.len(), None)
-            .map_err(|error| error.of(message.len()))?;
-        self.put(message);
-        Ok(())
+        self.put(message, |publisher, need| publisher.room(need, None))
+            .map_err(|error| error.forever(len))
     }
 
     /// Copies a message in and sends it, if there is room.
@@ -129,10 +129,17 @@ impl Publisher {
     /// [`TrySendError`]; the message was not sent.
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<(), TrySendError> {
-        let appended = self.writer.append(message);
-        appended.map_err(|no_room| refused(no_room, message.len()))?;
-        self.committed();
-        Ok(())
+        let len = message.len();
+        if len <= self.inline {
+            // The ring takes messages of this length, so that it is full.
+            self.writer
+                .append(message)
+                .map_err(|_| TrySendError::Full)?;
+            self.committed();
+            return Ok(());
+        }
+        self.put(message, Publisher::look)
+            .map_err(|error| error.at_once(len))
     }
 
     /// Copies a message in and sends it; waits for room no longer than `timeout`.
@@ -145,10 +152,9 @@ impl Publisher {
         message: &[u8],
         timeout: Duration,
     ) -> Result<(), SendTimeoutError> {
-        self.room(message.len(), after(timeout))
-            .map_err(|error| error.in_time(message.len()))?;
-        self.put(message);
-        Ok(())
+        let deadline = after(timeout);
+        self.put(message, |publisher, need| publisher.room(need, deadline))
+            .map_err(|error| error.in_time(message.len()))
     }
 
     /// Makes room for a message of up to `len` bytes, to be written in place and then committed; waits for as
@@ -159,13 +165,11 @@ impl Publisher {
     /// [`SendError`].
     #[inline]
     pub fn reserve(&mut self, len: usize) -> Result<Reservation<'_>, SendError> {
-        if self.writer.reserve(len).is_err() {
-            self.room(len, None).map_err(|error| error.of(len))?;
+        if len <= self.inline && self.writer.reserve(len).is_ok() {
+            return Ok(Reservation::in_ring(self, len));
         }
-        Ok(Reservation {
-            publisher: self,
-            len,
-        })
+        self.place(len, |publisher, need| publisher.room(need, None))
+            .map_err(|error| error.forever(len))
     }
 
     /// Makes room for a message of up to `len` bytes, to be written in place, if there is any.
@@ -175,12 +179,8 @@ impl Publisher {
     /// [`TrySendError`].
     #[inline]
     pub fn try_reserve(&mut self, len: usize) -> Result<Reservation<'_>, TrySendError> {
-        let reserved = self.writer.reserve(len);
-        reserved.map_err(|no_room| refused(no_room, len))?;
-        Ok(Reservation {
-            publisher: self,
-            len,
-        })
+        self.place(len, Publisher::look)
+            .map_err(|error| error.at_once(len))
     }
 
     /// Makes room for a message of up to `len` bytes, to be written in place; waits for it no longer than
@@ -194,17 +194,112 @@ impl Publisher {
         len: usize,
         timeout: Duration,
     ) -> Result<Reservation<'_>, SendTimeoutError> {
-        self.room(len, after(timeout))
-            .map_err(|error| error.in_time(len))?;
-        Ok(Reservation {
-            publisher: self,
-            len,
-        })
+        let deadline = after(timeout);
+        self.place(len, |publisher, need| publisher.room(need, deadline))
+            .map_err(|error| error.in_time(len))
     }
 
-    /// The longest message, in bytes: seven eighths of the ring, less 16.
+    /// Loans `len` bytes of the pool, to be written by whoever has them, on any thread, and sent whenever that is
+    /// done ([`send_loan`](Publisher::send_loan)): for several messages at a time, where
+    /// [`reserve`](Publisher::reserve) is for one. Waits for as long as subscribers have all of the pool.
+    ///
+    /// A loan contains leftovers of older messages, unless the publisher [zeroes](PublisherBuilder::zero). Dropped, it goes
+    /// back to the pool.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`].
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let mut publisher = memlane::Publisher::builder().unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// # let mut subscriber = memlane::Subscriber::builder().over(link.1)?;
+    /// let mut left = publisher.loan(1 << 20)?;
+    /// let mut right = publisher.loan(1 << 20)?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| left.fill(1));
+    ///     scope.spawn(|| right.fill(2));
+    /// });
+    /// publisher.send_loan(left)?;
+    /// publisher.send_loan(right)?;
+    /// let first = subscriber.recv()?.hold().expect("at most 64 are held");
+    /// let second = subscriber.recv()?;
+    /// assert_eq!((first.len(), second.len()), (1 << 20, 1 << 20));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn loan(&mut self, len: usize) -> Result<Loan, SendError> {
+        self.loan_by(len, |publisher, need| publisher.room(need, None))
+            .map_err(|error| error.forever(len))
+    }
+
+    /// Loans `len` bytes of the pool, if they can be had now.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`].
+    pub fn try_loan(&mut self, len: usize) -> Result<Loan, TrySendError> {
+        self.loan_by(len, Publisher::look)
+            .map_err(|error| error.at_once(len))
+    }
+
+    /// Sends a loan; waits for as long as the slowest subscriber leaves no room for its record in the ring.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]; the loan goes back to the pool.
+    ///
+    /// # Panics
+    ///
+    /// If it is another publisher's.
+    #[inline]
+    pub fn send_loan(&mut self, loan: Loan) -> Result<(), SendError> {
+        let len = loan.len();
+        match self.put_chunk(loan) {
+            Ok(()) => Ok(()),
+            Err(loan) => {
+                self.room(Need::Ring(ChunkRef::LEN), None)
+                    .map_err(|error| error.forever(len))?;
+                let sent = self.put_chunk(loan);
+                debug_assert!(sent.is_ok(), "it was reserved");
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends a loan, if there is room for its record in the ring.
+    ///
+    /// # Errors
+    ///
+    /// The loan, if there is none.
+    ///
+    /// # Panics
+    ///
+    /// If it is another publisher's.
+    #[inline]
+    pub fn try_send_loan(&mut self, loan: Loan) -> Result<(), Loan> {
+        self.put_chunk(loan)
+    }
+
+    /// Gives memory of the pool back that nobody has, and that has not been used for `quiet`, as far as calls of this
+    /// could tell; how many bytes that was. A publisher that goes on sending long messages does so by itself, after 10 s
+    /// or more; one that does not should call this every now and then. Subscribers unmap it when they next look.
+    pub fn trim(&mut self, quiet: Duration) -> usize {
+        let now = Instant::now();
+        let given = self.pool.trim(now, quiet, &mut self.writer);
+        self.control.announce(&mut self.pool);
+        self.trim_at = TRIM_EVERY;
+        given
+    }
+
+    /// How much memory the pool has now, in bytes.
+    pub fn pool_bytes(&self) -> usize {
+        self.pool.bytes()
+    }
+
+    /// The longest message, in bytes ([`PublisherBuilder::max_message`]).
     pub fn max_message(&self) -> usize {
-        self.writer.max_payload()
+        self.inline.max(self.pool.max_loan())
     }
 
     /// How many subscribers there are. By the next line there may be more, or fewer.
@@ -279,10 +374,63 @@ impl Publisher {
         }
     }
 
-    #[inline(always)]
-    fn put(&mut self, message: &[u8]) {
-        self.writer.write(0, message);
-        self.commit(message.len());
+    #[inline]
+    fn place(
+        &mut self,
+        len: usize,
+        room: impl Fn(&mut Publisher, Need) -> Result<Room, NoRoomInTime>,
+    ) -> Result<Reservation<'_>, NoRoomInTime> {
+        if len <= self.inline {
+            room(self, Need::Ring(len))?;
+            return Ok(Reservation::in_ring(self, len));
+        }
+        let loan = self.loan_by(len, &room)?;
+        // Now, so that committing it cannot fail.
+        room(self, Need::Ring(ChunkRef::LEN))?;
+        Ok(Reservation::in_chunk(self, loan))
+    }
+
+    #[inline]
+    fn put(
+        &mut self,
+        message: &[u8],
+        room: impl Fn(&mut Publisher, Need) -> Result<Room, NoRoomInTime>,
+    ) -> Result<(), NoRoomInTime> {
+        let mut place = self.place(message.len(), room)?;
+        place.copy_from_slice(message);
+        place.commit();
+        Ok(())
+    }
+
+    #[inline]
+    fn loan_by(
+        &mut self,
+        len: usize,
+        room: impl Fn(&mut Publisher, Need) -> Result<Room, NoRoomInTime>,
+    ) -> Result<Loan, NoRoomInTime> {
+        self.trim_at -= 1;
+        if self.trim_at == 0 {
+            self.trim(QUIET);
+        }
+        match room(self, Need::Chunk(len))? {
+            Room::Chunk(loan) => Ok(loan),
+            Room::Ring => unreachable!("a chunk was asked for"),
+        }
+    }
+
+    /// Sends a loan, if there is room for its record.
+    #[inline]
+    fn put_chunk(&mut self, loan: Loan) -> Result<(), Loan> {
+        let len = loan.len();
+        match self.pool.send(loan, &mut self.writer) {
+            Ok(_) => {
+                self.committed();
+                // Subscribers have the message by now: time to look for what they are done with.
+                self.pool.prepare(len, &mut self.writer);
+                Ok(())
+            }
+            Err(Unsent { loan, .. }) => Err(loan),
+        }
     }
 
     #[inline(always)]
@@ -313,112 +461,6 @@ impl Publisher {
         // The fence before may have been the cheap one.
         self.writer.fence(self.sleepers);
     }
-
-    /// Waits for room: spins, then sleeps, as the policy says.
-    #[cold]
-    fn room(&mut self, len: usize, deadline: Option<Instant>) -> Result<(), NoRoomInTime> {
-        match self.writer.reserve(len) {
-            Ok(()) => return Ok(()),
-            Err(NoRoom::TooLarge { max }) => return Err(NoRoomInTime::TooLarge { max }),
-            Err(NoRoom::Full) => self.stats.stalls += 1,
-        }
-        loop {
-            let Publisher { pacer, writer, .. } = &mut *self;
-            if pacer.spin(|| writer.reserve(len).ok()).is_some() {
-                return Ok(());
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                // One that slept until now has not looked since.
-                return self.writer.reserve(len).map_err(|_| NoRoomInTime::TimedOut);
-            }
-            if self.pacer.policy() == WaitPolicy::Poll {
-                if self.reactor.is_none() {
-                    self.control.drive().map_err(NoRoomInTime::Wait)?;
-                }
-                continue;
-            }
-            let wanted = self.writer.want(len);
-            self.writer
-                .memory()
-                .word(WANTED)
-                .store(wanted, Ordering::Relaxed);
-            // The last look fences before it loads the cursors, and a subscriber between its export and its look
-            // at what is wanted: it sees that, or its cursor is seen here.
-            let result = match self.writer.reserve(len) {
-                Ok(()) => Ok(true),
-                Err(_) => self.sleep(deadline).map(|()| false),
-            };
-            self.writer
-                .memory()
-                .word(WANTED)
-                .store(0, Ordering::Relaxed);
-            if result.map_err(NoRoomInTime::Wait)? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Sleeps until a subscriber has made room or left, or the deadline has passed.
-    fn sleep(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        self.stats.sleeps += 1;
-        let bells: Vec<_> = self
-            .writer
-            .readers()
-            .filter_map(|joined| Some((joined, joined.reader.doorbell()?)))
-            .collect();
-        let mut sources: Vec<PollFd<'_>> = bells
-            .iter()
-            .map(|(_, bell)| PollFd::new(bell, PollFlags::IN | PollFlags::RDHUP))
-            .collect();
-        let epoll = self.control.epoll();
-        if self.reactor.is_none() {
-            sources.push(PollFd::from_borrowed_fd(epoll, PollFlags::IN));
-        }
-        poll_until(&mut sources, deadline)?;
-        for ((joined, bell), source) in bells.iter().zip(&sources) {
-            let events = source.revents();
-            if events.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR) {
-                // Its end of the doorbell is gone: it has left, and whether or not its link says so too, there
-                // is nothing more to be heard of it.
-                self.writer.roster().leave(joined.id);
-                joined.reader.hang_up();
-            } else if events.contains(PollFlags::IN) {
-                bell.drain();
-            }
-        }
-        if self.reactor.is_none() {
-            self.control.drive()?;
-        }
-        Ok(())
-    }
-
-    fn wait_for(&self, count: usize, deadline: Option<Instant>) -> Result<bool, Error> {
-        let max = self.control.max_subscribers();
-        if count > max {
-            let why = format!("there can be at most {max}, and {count} are waited for");
-            return Err(Error::Option {
-                what: "max_subscribers",
-                why,
-            });
-        }
-        if self.reactor.is_some() {
-            return Ok(self.control.wait_for_subscribers(count, deadline));
-        }
-        loop {
-            self.drive()?;
-            if self.subscribers() >= count {
-                return Ok(true);
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(false);
-            }
-            let mut sources = [PollFd::from_borrowed_fd(
-                self.control.epoll(),
-                PollFlags::IN,
-            )];
-            poll_until(&mut sources, deadline).map_err(Error::os("wait for subscribers"))?;
-        }
-    }
 }
 
 impl Drop for Publisher {
@@ -431,86 +473,5 @@ impl Drop for Publisher {
             reactor.remove(*id);
         }
         self.control.close();
-    }
-}
-
-/// Room for one message, to be written in place. Its bytes are what older messages left there.
-///
-/// Dropped without [`commit`](Reservation::commit), nothing is sent.
-#[derive(Debug)]
-#[must_use = "nothing is sent unless it is committed"]
-pub struct Reservation<'a> {
-    publisher: &'a mut Publisher,
-    len: usize,
-}
-
-impl Reservation<'_> {
-    /// Sends the message.
-    #[inline]
-    pub fn commit(self) {
-        self.publisher.commit(self.len);
-    }
-
-    /// Sends the first `len` bytes as the message; the rest costs nothing.
-    ///
-    /// # Panics
-    ///
-    /// If `len` is more than was reserved.
-    #[inline]
-    pub fn commit_first(self, len: usize) {
-        assert!(
-            len <= self.len,
-            "{len} bytes of a reservation of {}",
-            self.len
-        );
-        self.publisher.commit(len);
-    }
-}
-
-impl Deref for Reservation<'_> {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.publisher.writer.payload(self.len)
-    }
-}
-
-impl DerefMut for Reservation<'_> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut [u8] {
-        self.publisher.writer.payload_mut(self.len)
-    }
-}
-
-fn refused(no_room: NoRoom, len: usize) -> TrySendError {
-    match no_room {
-        NoRoom::Full => TrySendError::Full,
-        NoRoom::TooLarge { max } => TrySendError::TooLarge { len, max },
-    }
-}
-
-impl NoRoomInTime {
-    fn of(self, len: usize) -> SendError {
-        match self {
-            NoRoomInTime::TooLarge { max } => SendError::TooLarge { len, max },
-            NoRoomInTime::Wait(error) => SendError::Wait(error),
-            NoRoomInTime::TimedOut => unreachable!("there was no deadline"),
-        }
-    }
-
-    fn in_time(self, len: usize) -> SendTimeoutError {
-        match self {
-            NoRoomInTime::TooLarge { max } => SendTimeoutError::TooLarge { len, max },
-            NoRoomInTime::Wait(error) => SendTimeoutError::Wait(error),
-            NoRoomInTime::TimedOut => SendTimeoutError::TimedOut,
-        }
-    }
-}
-
-/// Waits for one of the sources, for a signal, or for the deadline.
-fn poll_until(sources: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
-    match poll(sources, deadline.map(remaining).as_ref()) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }

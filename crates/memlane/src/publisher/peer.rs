@@ -6,13 +6,18 @@ use std::{
     },
 };
 
-use memlane_region::{Remote, ring};
+use memlane_region::{
+    Remote,
+    pool::{self, NOTHING},
+    ring::{self, LEFT},
+};
 use memlane_signaling::{Doorbell, Rung};
 use memlane_transport::Link;
 
 use crate::{
     doorbells::Bell,
-    page::{CURSOR, SUBSCRIBER_ARMED},
+    page::{CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED},
+    protocol::NoticeRef,
 };
 
 /// One subscriber, as its publisher sees it. Shared by the hot side (cursor, doorbells) and the control side
@@ -79,6 +84,13 @@ impl Peer {
         self.locked_link().as_ref().map(with)
     }
 
+    /// Tells it of the pool. One that takes no notices, for whatever reason, cannot go on.
+    pub(super) fn tell(&self, notice: &NoticeRef<'_>) {
+        if self.with_link(|link| link.try_send(notice).is_ok()) == Some(false) {
+            self.hang_up();
+        }
+    }
+
     /// Ends the link, which tells the subscriber, and the control side too.
     pub(super) fn hang_up(&self) {
         self.with_link(|link| {
@@ -106,5 +118,25 @@ impl ring::Reader for Peer {
     fn corrupt(&self, _found: u64) {
         self.evicted.store(true, Ordering::Relaxed);
         self.hang_up();
+    }
+}
+
+impl pool::Holder for Peer {
+    #[inline(always)]
+    fn released(&self, start: u64) -> u64 {
+        match self.page.load_word(CURSOR) {
+            LEFT => NOTHING,
+            cursor => start.wrapping_add(cursor),
+        }
+    }
+
+    #[inline(always)]
+    fn slots(&self) -> u64 {
+        self.page.load_word(HOLDS_USED)
+    }
+
+    #[inline(always)]
+    fn slot(&self, slot: usize) -> u64 {
+        self.page.load_word(HOLDS + 8 * slot)
     }
 }

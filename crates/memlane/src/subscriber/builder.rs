@@ -1,6 +1,7 @@
 use std::{
     marker::PhantomData,
     os::fd::OwnedFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,7 @@ use rustix::time::Timespec;
 
 use super::{
     Life, Sleep, Subscriber, SubscriberStats, Trust,
+    chunks::Chunks,
     page::Page,
     trust::{Trusted, Untrusted},
     watch,
@@ -33,6 +35,7 @@ pub struct SubscriberBuilder<T: Trust = Untrusted> {
     access: Access,
     timeout: Duration,
     max_ring_bytes: usize,
+    max_pool_bytes: usize,
     trust: PhantomData<T>,
 }
 
@@ -43,6 +46,7 @@ impl Default for SubscriberBuilder {
             access: Access::SameUser,
             timeout: Duration::from_secs(5),
             max_ring_bytes: 1 << 30,
+            max_pool_bytes: 1 << 30,
             trust: PhantomData,
         }
     }
@@ -76,13 +80,21 @@ impl<T: Trust> SubscriberBuilder<T> {
         self
     }
 
+    /// How much of the publisher's pool it maps at a time, in bytes. Default: 1 GiB. It has to be somewhat more than the
+    /// [pool](crate::PublisherBuilder::pool_bytes), whose parts are unmapped later than given up; a message in what
+    /// is over it cannot be received.
+    pub fn max_pool_bytes(mut self, bytes: usize) -> SubscriberBuilder<T> {
+        self.max_pool_bytes = bytes;
+        self
+    }
+
     /// Vouches for the publisher: messages are slices ([`Message`](crate::Message) derefs to `[u8]`), and it
     /// may be woken through an eventfd.
     ///
     /// # Safety
     ///
-    /// The publisher's program must play by the rules: it must never write a record again before every
-    /// subscriber has released it. This crate's [`Publisher`](crate::Publisher) does so, for as long as nothing
+    /// The publisher's program must play by the rules: it must never write a record or a chunk again before
+    /// every subscriber has released it. This crate's [`Publisher`](crate::Publisher) does so, for as long as nothing
     /// else in its process writes its memory. Nothing in this process can check or enforce it.
     ///
     /// ```
@@ -103,6 +115,7 @@ impl<T: Trust> SubscriberBuilder<T> {
             access: self.access,
             timeout: self.timeout,
             max_ring_bytes: self.max_ring_bytes,
+            max_pool_bytes: self.max_pool_bytes,
             trust: PhantomData,
         }
     }
@@ -185,8 +198,11 @@ impl<T: Trust> SubscriberBuilder<T> {
             None => None,
         };
         let (memory, start, ringer) = examine(welcome, self.max_ring_bytes, T::TRUSTED)?;
+        let link = Arc::new(link);
+        let page = Page::new(mine, ringer, memory.clone(), link.clone());
         Ok(Subscriber {
-            ring: RingReader::new(memory, Page::new(mine, ringer), start),
+            ring: RingReader::new(memory, page, start),
+            chunks: Chunks::new(self.max_pool_bytes),
             sleep,
             pacer: Pacer::new(self.wait),
             link,

@@ -1,8 +1,8 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
-use memlane_region::{Remote, ring::RingReader};
+use memlane_region::{Remote, pool::Chunk, ring::RingReader};
 
-use super::{Trust, page::Page, trust::Trusted};
+use super::{Held, Trust, page::Page, trust::Trusted};
 
 /// A message, in place, in the publisher's memory. Dropping it releases that memory to be written again.
 ///
@@ -11,15 +11,32 @@ use super::{Trust, page::Page, trust::Trusted};
 #[must_use = "a message is released when it is dropped"]
 pub struct Message<'a, T: Trust = super::Untrusted> {
     ring: &'a mut RingReader<Remote, Page>,
+    /// Where it is, if it is not in the ring.
+    chunk: Option<Chunk<'a>>,
     len: usize,
     trust: PhantomData<T>,
 }
 
 impl<'a, T: Trust> Message<'a, T> {
-    pub(super) fn new(ring: &'a mut RingReader<Remote, Page>, len: usize) -> Message<'a, T> {
+    #[inline(always)]
+    pub(super) fn in_ring(ring: &'a mut RingReader<Remote, Page>, len: usize) -> Message<'a, T> {
         Message {
             ring,
+            chunk: None,
             len,
+            trust: PhantomData,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn in_chunk(
+        ring: &'a mut RingReader<Remote, Page>,
+        chunk: Chunk<'a>,
+    ) -> Message<'a, T> {
+        Message {
+            ring,
+            chunk: Some(chunk),
+            len: chunk.len(),
             trust: PhantomData,
         }
     }
@@ -40,7 +57,7 @@ impl<'a, T: Trust> Message<'a, T> {
     #[inline(always)]
     pub fn copy_to(&self, dst: &mut [u8]) -> usize {
         let len = self.len.min(dst.len());
-        self.ring.read(0, &mut dst[..len]);
+        self.read(0, &mut dst[..len]);
         len
     }
 
@@ -57,13 +74,13 @@ impl<'a, T: Trust> Message<'a, T> {
             "{len} bytes from {offset} on, of a message of {}",
             self.len
         );
-        self.ring.read(offset, dst);
+        self.read(offset, dst);
     }
 
     /// A copy of it.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut copy = vec![0; self.len];
-        self.ring.read(0, &mut copy);
+        self.read(0, &mut copy);
         copy
     }
 
@@ -71,7 +88,31 @@ impl<'a, T: Trust> Message<'a, T> {
     #[inline]
     pub fn copy_into(&self, copy: &mut Vec<u8>) {
         copy.resize(self.len, 0);
-        self.ring.read(0, copy);
+        self.read(0, copy);
+    }
+
+    /// Keeps it beyond the next one. A long message stays where it is, a short one is copied.
+    ///
+    /// # Errors
+    ///
+    /// The message, if it is a long one and 64 of them are held already: drop one of those, or copy this one.
+    pub fn hold(self) -> Result<Held<T>, Message<'a, T>> {
+        match self.chunk {
+            None => Ok(Held::copy(self.to_vec())),
+            Some(chunk) => match chunk.hold(self.ring.page().holds()) {
+                // Before the record is released, which dropping `self` does.
+                Ok(held) => Ok(Held::chunk(held)),
+                Err(_) => Err(self),
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn read(&self, offset: usize, dst: &mut [u8]) {
+        match &self.chunk {
+            None => self.ring.read(offset, dst),
+            Some(chunk) => chunk.read(offset, dst),
+        }
     }
 }
 
@@ -82,8 +123,14 @@ impl Deref for Message<'_, Trusted> {
     #[inline(always)]
     fn deref(&self) -> &[u8] {
         // SAFETY: whoever made this subscriber a trusted one promised that the publisher does not write a
-        // record before it is released (`SubscriberBuilder::trust_publisher`), and it is released on drop.
-        unsafe { self.ring.payload(self.len) }
+        // record, or the chunk it names, before it is released (`SubscriberBuilder::trust_publisher`), and it is
+        // released on drop.
+        unsafe {
+            match &self.chunk {
+                None => self.ring.payload(self.len),
+                Some(chunk) => chunk.bytes(),
+            }
+        }
     }
 }
 

@@ -1,4 +1,6 @@
 mod builder;
+mod chunks;
+mod held;
 mod message;
 mod page;
 mod trust;
@@ -7,23 +9,27 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use memlane_region::{
     Remote,
-    ring::{Corrupt, RingReader},
+    pool::ChunkRef,
+    ring::{Corrupt, Record, RingReader},
 };
 use memlane_signaling::{Armed, Doorbell, Pacer, Waiter, Woken, gone};
 use memlane_transport::{Address, Link};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 pub use builder::SubscriberBuilder;
+use chunks::Chunks;
+pub use held::Held;
 pub use message::Message;
 use page::Page;
 pub use trust::{Trust, Trusted, Untrusted};
 
-use crate::{Error, RecvError, RecvTimeoutError, TryRecvError, after};
+use crate::{ChunkError, Error, RecvError, RecvTimeoutError, TryRecvError, after};
 
 /// A reading end of a lane: receives every message from the moment it subscribed.
 ///
@@ -35,10 +41,11 @@ use crate::{Error, RecvError, RecvTimeoutError, TryRecvError, after};
 #[derive(Debug)]
 pub struct Subscriber<T: Trust = Untrusted> {
     ring: RingReader<Remote, Page>,
+    chunks: Chunks,
     /// Before the doorbell and the link: it must not outlive what it watches.
     sleep: Option<Sleep>,
     pacer: Pacer,
-    link: Link,
+    link: Arc<Link>,
     /// The publisher's process, unless it is this one.
     process: Option<OwnedFd>,
     life: Life,
@@ -89,6 +96,7 @@ const HEAD_START: u32 = 4;
 enum NoMessage {
     Disconnected,
     Corrupt(Corrupt),
+    Chunk(ChunkError),
     TimedOut,
     Wait(io::Error),
 }
@@ -117,13 +125,11 @@ impl<T: Trust> Subscriber<T> {
     /// [`RecvError`]. After `Disconnected` and `Corrupt` no call will receive anything.
     #[inline]
     pub fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
-        match self.ring.poll() {
-            Ok(Some(len)) => Ok(self.message(len)),
-            _ => match self.wait(None) {
-                Ok(len) => Ok(self.message(len)),
-                Err(error) => Err(error.forever()),
-            },
-        }
+        let found = match self.ring.poll_record() {
+            Ok(Some(found)) => Ok(found),
+            _ => self.wait(None),
+        };
+        self.deliver(found).map_err(NoMessage::forever)
     }
 
     /// Receives the next message if there is one.
@@ -137,15 +143,16 @@ impl<T: Trust> Subscriber<T> {
     /// [`TryRecvError`].
     #[inline]
     pub fn try_recv(&mut self) -> Result<Message<'_, T>, TryRecvError> {
-        match self.ring.poll() {
-            Ok(Some(len)) => Ok(self.message(len)),
+        let found = match self.ring.poll_record() {
+            Ok(Some(found)) => Ok(found),
             Ok(None) => match self.missed() {
-                Ok(Some(len)) => Ok(self.message(len)),
-                Ok(None) => Err(TryRecvError::Empty),
-                Err(error) => Err(error.at_once()),
+                Ok(None) => return Err(TryRecvError::Empty),
+                Ok(Some(found)) => Ok(found),
+                Err(error) => Err(error),
             },
-            Err(corrupt) => Err(corrupt.into()),
-        }
+            Err(corrupt) => return Err(corrupt.into()),
+        };
+        self.deliver(found).map_err(NoMessage::at_once)
     }
 
     /// Receives the next message; waits for it no longer than `timeout`.
@@ -154,13 +161,11 @@ impl<T: Trust> Subscriber<T> {
     ///
     /// [`RecvTimeoutError`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Message<'_, T>, RecvTimeoutError> {
-        match self.ring.poll() {
-            Ok(Some(len)) => Ok(self.message(len)),
-            _ => match self.wait(after(timeout)) {
-                Ok(len) => Ok(self.message(len)),
-                Err(error) => Err(error.in_time()),
-            },
-        }
+        let found = match self.ring.poll_record() {
+            Ok(Some(found)) => Ok(found),
+            _ => self.wait(after(timeout)),
+        };
+        self.deliver(found).map_err(NoMessage::in_time)
     }
 
     /// What it has done so far.
@@ -169,14 +174,26 @@ impl<T: Trust> Subscriber<T> {
     }
 
     #[inline(always)]
-    fn message(&mut self, len: usize) -> Message<'_, T> {
+    fn deliver(&mut self, found: Result<Record, NoMessage>) -> Result<Message<'_, T>, NoMessage> {
+        match found? {
+            Record::Inline(len) => {
+                self.stats.messages += 1;
+                Ok(Message::in_ring(&mut self.ring, len))
+            }
+            Record::Chunk(chunk) => self.deliver_chunk(chunk),
+        }
+    }
+
+    fn deliver_chunk(&mut self, found: ChunkRef) -> Result<Message<'_, T>, NoMessage> {
+        let chunk = self.chunks.resolve(found, &self.link);
+        let chunk = chunk.map_err(NoMessage::Chunk)?;
         self.stats.messages += 1;
-        Message::new(&mut self.ring, len)
+        Ok(Message::in_chunk(&mut self.ring, chunk))
     }
 
     /// The ring is empty. Once in a while, asks the kernel whether the publisher lives.
     #[inline]
-    fn missed(&mut self) -> Result<Option<usize>, NoMessage> {
+    fn missed(&mut self) -> Result<Option<Record>, NoMessage> {
         self.life.misses = self.life.misses.wrapping_add(1);
         if self.life.misses % 8 != 0 && !self.life.gone {
             return Ok(None);
@@ -186,11 +203,19 @@ impl<T: Trust> Subscriber<T> {
             return Ok(None);
         }
         self.life.asked = now;
+        self.take_notices();
         self.look_for_death()?;
         if self.life.gone {
             self.rest().map(Some)
         } else {
             Ok(None)
+        }
+    }
+
+    /// Unmaps what the publisher has given up. What is new can wait until a message is in it.
+    fn take_notices(&mut self) {
+        if !self.chunks.is_empty() {
+            self.chunks.take_notices(&self.link);
         }
     }
 
@@ -207,9 +232,9 @@ impl<T: Trust> Subscriber<T> {
 
     /// The publisher is gone. What it committed before that is in the ring: what is not there now never
     /// will be.
-    fn rest(&mut self) -> Result<usize, NoMessage> {
-        match self.ring.poll() {
-            Ok(Some(len)) => Ok(len),
+    fn rest(&mut self) -> Result<Record, NoMessage> {
+        match self.ring.poll_record() {
+            Ok(Some(found)) => Ok(found),
             Ok(None) => Err(NoMessage::Disconnected),
             Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
         }
@@ -231,7 +256,7 @@ impl<T: Trust> Subscriber<T> {
 
     /// Waits for a message: spins, then sleeps, as the policy says.
     #[cold]
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<usize, NoMessage> {
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<Record, NoMessage> {
         // On the heels of a stream: looking at once would take the line from the publisher before it has filled it.
         if self.stats.messages - self.caught_up >= STREAM {
             for _ in 0..HEAD_START {
@@ -244,20 +269,21 @@ impl<T: Trust> Subscriber<T> {
                 return self.rest();
             }
             let Subscriber { pacer, ring, .. } = &mut *self;
-            match pacer.spin(|| ring.poll().transpose()) {
+            match pacer.spin(|| ring.poll_record().transpose()) {
                 Some(found) => return found.map_err(NoMessage::Corrupt),
                 None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
                     return Err(NoMessage::TimedOut);
                 }
                 None => {}
             }
+            self.take_notices();
             let Some(sleep) = &mut self.sleep else {
                 self.look_for_death()?;
                 continue;
             };
             sleep.armed.arm(self.ring.page().armed());
             // Exports what was released, too: the publisher may be waiting for just that.
-            let woken = match self.ring.poll() {
+            let woken = match self.ring.poll_record() {
                 Ok(None) => {
                     self.stats.sleeps += 1;
                     let since = Instant::now();
@@ -280,7 +306,7 @@ impl<T: Trust> Subscriber<T> {
                 Woken::TimedOut => {}
             }
             // Spinning again would be in vain if it was not rung for a message, and is not needed if it was.
-            if let Some(found) = self.ring.poll().transpose() {
+            if let Some(found) = self.ring.poll_record().transpose() {
                 return found.map_err(NoMessage::Corrupt);
             }
         }
@@ -290,6 +316,10 @@ impl<T: Trust> Subscriber<T> {
 impl<T: Trust> Drop for Subscriber<T> {
     fn drop(&mut self) {
         self.clear_name();
+        if self.ring.page().holds().taken() > 0 {
+            // What is held keeps the link, and so this subscriber's place among the others.
+            self.ring.leave();
+        }
     }
 }
 
@@ -307,6 +337,7 @@ impl NoMessage {
         match self {
             NoMessage::Disconnected => RecvError::Disconnected,
             NoMessage::Corrupt(corrupt) => RecvError::Corrupt(corrupt),
+            NoMessage::Chunk(error) => RecvError::Chunk(error),
             NoMessage::Wait(error) => RecvError::Wait(error),
             NoMessage::TimedOut => unreachable!("there was no deadline"),
         }
@@ -316,6 +347,7 @@ impl NoMessage {
         match self {
             NoMessage::Disconnected => TryRecvError::Disconnected,
             NoMessage::Corrupt(corrupt) => TryRecvError::Corrupt(corrupt),
+            NoMessage::Chunk(error) => TryRecvError::Chunk(error),
             // Nothing waits here: the kernel could not say whether the publisher lives, and is asked again.
             NoMessage::Wait(_) | NoMessage::TimedOut => TryRecvError::Empty,
         }
@@ -325,6 +357,7 @@ impl NoMessage {
         match self {
             NoMessage::Disconnected => RecvTimeoutError::Disconnected,
             NoMessage::Corrupt(corrupt) => RecvTimeoutError::Corrupt(corrupt),
+            NoMessage::Chunk(error) => RecvTimeoutError::Chunk(error),
             NoMessage::Wait(error) => RecvTimeoutError::Wait(error),
             NoMessage::TimedOut => RecvTimeoutError::TimedOut,
         }

@@ -1,27 +1,67 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering, fence},
+};
 
-use memlane_region::{Remote, Shared, ring::CursorPage};
+use memlane_region::{
+    Remote, Shared,
+    pool::{HoldPage, Holds},
+    ring::CursorPage,
+};
+use memlane_transport::Link;
 
 use crate::{
     doorbells::Bell,
-    page::{CURSOR, SUBSCRIBER_ARMED, WANTED},
+    page::{CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED, WANTED},
 };
 
 /// This subscriber's control page, and what wakes the publisher that reads it.
 #[derive(Debug)]
 pub(super) struct Page {
-    mine: Shared,
+    mine: Arc<Shared>,
     /// None if the publisher never sleeps.
-    ringer: Option<Bell>,
+    ringer: Option<Arc<Bell>>,
+    holds: Arc<Holds<Slots>>,
+}
+
+/// What everything depends on that is held of the publisher's pool, beyond the subscriber's own life: the hold slots,
+/// and the link, by which it counts as one.
+#[derive(Debug)]
+pub(super) struct Slots {
+    mine: Arc<Shared>,
+    ringer: Option<Arc<Bell>>,
+    publisher: Remote,
+    _link: Arc<Link>,
 }
 
 impl Page {
-    pub(super) fn new(mine: Shared, ringer: Option<Bell>) -> Page {
-        Page { mine, ringer }
+    pub(super) fn new(
+        mine: Shared,
+        ringer: Option<Bell>,
+        publisher: Remote,
+        link: Arc<Link>,
+    ) -> Page {
+        let mine = Arc::new(mine);
+        let ringer = ringer.map(Arc::new);
+        let slots = Slots {
+            mine: mine.clone(),
+            ringer: ringer.clone(),
+            publisher,
+            _link: link,
+        };
+        Page {
+            mine,
+            ringer,
+            holds: Arc::new(Holds::new(slots)),
+        }
     }
 
     pub(super) fn armed(&self) -> &AtomicU64 {
         self.mine.word(SUBSCRIBER_ARMED)
+    }
+
+    pub(super) fn holds(&self) -> &Arc<Holds<Slots>> {
+        &self.holds
     }
 }
 
@@ -50,5 +90,28 @@ impl CursorPage<Remote> for Page {
         if let Some(ringer) = &self.ringer {
             ringer.ring();
         }
+    }
+}
+
+impl HoldPage for Slots {
+    fn store(&self, slot: usize, sequence: u64) {
+        let word = self.mine.word(HOLDS + 8 * slot);
+        word.store(sequence, Ordering::Release);
+        if sequence == 0 {
+            if let Some(ringer) = &self.ringer {
+                // Pairs with the fence of a publisher between what it wants and its last look: it sees this slot, or its
+                // word is seen here.
+                fence(Ordering::SeqCst);
+                if self.publisher.load_word(WANTED) != 0 {
+                    ringer.ring();
+                }
+            }
+        }
+    }
+
+    fn raise(&self, slots: u64) {
+        self.mine
+            .word(HOLDS_USED)
+            .fetch_max(slots, Ordering::Release);
     }
 }

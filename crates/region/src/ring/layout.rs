@@ -6,6 +6,9 @@ pub(super) const HEADER: u64 = 8;
 /// The kind of a record that carries its payload in the ring. Never 0, so no header of a record is 0.
 pub(super) const KIND_INLINE: u64 = 1;
 
+/// The kind of a record whose payload says where the message is: in a chunk of the writer's pool.
+pub(super) const KIND_CHUNK: u64 = 2;
+
 /// A kind that no header can have.
 pub(super) const KIND_NONE: u64 = u64::MAX;
 
@@ -67,14 +70,14 @@ pub(super) fn furthest_end(position: u64, len: usize) -> u64 {
     }
 }
 
-/// The header of a committed record of `advance` bytes to the next header, with `len` bytes of payload: from
+/// The header of a committed record of this kind, of `advance` bytes to the next header, with `len` bytes of payload: from
 /// the low bits up, 32 of advance, 8 of kind, 8 of slack (the bytes behind the payload), 16 zeroes.
 ///
 /// The advance stands there ready to be added, since every step of a reader waits for it.
 #[inline(always)]
-pub(super) fn header(advance: u64, len: usize) -> u64 {
+pub(super) fn header(kind: u64, advance: u64, len: usize) -> u64 {
     let slack = advance - HEADER - len as u64;
-    advance | KIND_INLINE << KIND_SHIFT | slack << SLACK_SHIFT
+    advance | kind << KIND_SHIFT | slack << SLACK_SHIFT
 }
 
 /// What a header that is not 0 says, if it is of this kind: the advance and the length of the payload, in a
@@ -164,7 +167,7 @@ mod tests {
         for position in (0..2 * LINE).step_by(8) {
             for len in 0..300 {
                 let advance = end(position, len) - position;
-                let parsed = parse(header(advance, len), KIND_INLINE, 1024);
+                let parsed = parse(header(KIND_INLINE, advance, len), KIND_INLINE, 1024);
                 assert_eq!(parsed, Some((advance, len)));
             }
         }
@@ -173,21 +176,32 @@ mod tests {
     #[test]
     fn headers_are_checked_whole() {
         let max = max_advance(128);
-        assert_eq!(parse(header(max, 112), KIND_INLINE, max), Some((120, 112)));
+        assert_eq!(
+            parse(header(KIND_INLINE, max, 112), KIND_INLINE, max),
+            Some((120, 112))
+        );
         let bad = [
             ("no kind", 16),
             ("another kind", 2 << 32 | 16),
-            ("reserved bits", header(16, 8) | 1 << 63),
-            ("too long", header(128, 120)),
-            ("no word", header(17, 9)),
+            ("reserved bits", header(KIND_INLINE, 16, 8) | 1 << 63),
+            ("too long", header(KIND_INLINE, 128, 120)),
+            ("no word", header(KIND_INLINE, 17, 9)),
             ("no header", 1 << 32),
             ("less than its slack", 1 << 32 | 9 << 40 | 16),
-            ("more slack than padding", header(120, 120 - 8 - 72)),
+            (
+                "more slack than padding",
+                header(KIND_INLINE, 120, 120 - 8 - 72),
+            ),
             ("all ones", u64::MAX),
         ];
         for (why, bad) in bad {
             assert_eq!(parse(bad, KIND_INLINE, max), None, "{why}: {bad:#x}");
         }
-        assert_eq!(parse(header(16, 8), KIND_NONE, max), None);
+        for kind in [KIND_INLINE, KIND_CHUNK] {
+            let header = header(kind, 32, 24);
+            assert_eq!(parse(header, kind, max), Some((32, 24)));
+            assert_eq!(parse(header, KIND_INLINE + KIND_CHUNK - kind, max), None);
+            assert_eq!(parse(header, KIND_NONE, max), None);
+        }
     }
 }

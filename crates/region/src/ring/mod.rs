@@ -18,6 +18,9 @@
 //! writer aligns its end to the power of two that holds it ([`end`]). (Measured: 48-byte messages in 162 ns one way
 //! instead of 204, the limit being 120.)
 //!
+//! A record of another kind carries no message but says where it is: in a chunk of the writer's
+//! [`pool`](crate::pool).
+//!
 //! # Back-pressure
 //!
 //! The ring is lossless. A reader keeps its position to itself and exports it, as the bytes released since it
@@ -56,6 +59,11 @@ mod roster;
 mod writer;
 
 pub use layout::{Corrupt, end, max_payload};
-pub use reader::{CursorPage, RingReader};
-pub use roster::{Joined, Reader, Roster};
+pub use reader::{CursorPage, Record, RingReader};
+pub use roster::{Joined, LEFT, Reader, Roster};
 pub use writer::{NoRoom, RingWriter};
+
+/// The word of a writer that waits until a reader has released the record at `position`; see [`RingWriter::want`].
+pub(crate) fn want_past(position: u64) -> u64 {
+    (position + layout::HEADER) | layout::WAITING
+}

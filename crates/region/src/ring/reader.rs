@@ -1,6 +1,7 @@
 use super::layout::{self, Corrupt, HEADER, WAITING};
 use crate::{
     Remote,
+    pool::ChunkRef,
     primitive::{Ordering, fence},
     words::Words,
 };
@@ -21,6 +22,15 @@ pub trait CursorPage<M> {
     fn wake(&mut self);
 }
 
+/// What [`RingReader::poll_record`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// The message is in the record: the length of its payload, in bytes.
+    Inline(usize),
+    /// The message is in this chunk of the writer's pool, if the writer is honest.
+    Chunk(ChunkRef),
+}
+
 /// A reader of a ring: its own position over the writer's memory.
 #[derive(Debug)]
 pub struct RingReader<M, P> {
@@ -31,6 +41,9 @@ pub struct RingReader<M, P> {
     exported: u64,
     /// The cursor is exported at least every so many bytes.
     step: u64,
+    /// The cursor is exported once so many bytes are released: `step`, or 0 if a chunk is among them, which its
+    /// owner's pool may be short of.
+    due: u64,
     /// The longest record there can be.
     max: u64,
     /// Bytes of the record that `poll` found; 0 without one.
@@ -57,6 +70,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             max: layout::max_advance(capacity),
             advance: 0,
             step: layout::step(capacity),
+            due: layout::step(capacity),
             memory,
             page,
             start,
@@ -74,9 +88,40 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     ///
     /// # Errors
     ///
-    /// [`Corrupt`] if the header makes no sense, from then on always.
+    /// [`Corrupt`] if the header makes no sense, from then on always. For a reader that uses this method, a
+    /// record that names a chunk makes no sense.
     #[inline(always)]
     pub fn poll(&mut self) -> Result<Option<usize>, Corrupt> {
+        self.poll_or(|reader, header| Err(reader.give_up(header)))
+    }
+
+    /// Looks for a record, like [`poll`](RingReader::poll), in a ring whose writer has a pool.
+    ///
+    /// A record that names a chunk is released like any other, and the cursor is exported at once then. What is
+    /// to outlive the record must have a hold before ([`Chunk::hold`](crate::pool::Chunk::hold)).
+    ///
+    /// # Errors
+    ///
+    /// [`Corrupt`] if the header makes no sense, from then on always.
+    #[inline(always)]
+    pub fn poll_record(&mut self) -> Result<Option<Record>, Corrupt> {
+        let mut chunk = None;
+        let found = self.poll_or(|reader, header| {
+            chunk = Some(reader.chunk(header)?);
+            Ok(0)
+        })?;
+        Ok(match chunk {
+            None => found.map(Record::Inline),
+            Some(chunk) => Some(Record::Chunk(chunk)),
+        })
+    }
+
+    /// What `poll` does; `other` says what a header means that is not one of an inline record.
+    #[inline(always)]
+    fn poll_or(
+        &mut self,
+        other: impl FnOnce(&mut Self, u64) -> Result<usize, Corrupt>,
+    ) -> Result<Option<usize>, Corrupt> {
         let header = self.memory.load(self.position);
         if header == 0 {
             self.advance = 0;
@@ -92,8 +137,27 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
                 self.advance = advance;
                 Ok(Some(len))
             }
-            None => Err(self.give_up(header)),
+            None => other(self, header).map(Some),
         }
+    }
+
+    /// The chunk that the record with this header names. Its words are loaded once.
+    #[inline(never)]
+    fn chunk(&mut self, header: u64) -> Result<ChunkRef, Corrupt> {
+        // Not `KIND_INLINE` any more once a header was wrong.
+        let found = (self.kind == layout::KIND_INLINE)
+            .then(|| layout::parse(header, layout::KIND_CHUNK, self.max))
+            .flatten();
+        let Some((advance, ChunkRef::LEN)) = found else {
+            return Err(self.give_up(header));
+        };
+        self.advance = advance;
+        self.due = 0;
+        let word = |at: u64| {
+            self.memory
+                .load(self.position.wrapping_add(HEADER + 8 * at))
+        };
+        Ok(ChunkRef::from_words([word(0), word(1), word(2)]))
     }
 
     #[cold]
@@ -138,7 +202,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         // Wrapping, since the start is what the peer announced.
         self.position = self.position.wrapping_add(self.advance);
         self.advance = 0;
-        if self.position.wrapping_sub(self.exported) >= self.step
+        if self.position.wrapping_sub(self.exported) >= self.due
             || self.reaches(self.page.wanted(&self.memory))
         {
             self.export();
@@ -164,6 +228,20 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             }
         }
         self.exported = self.position;
+        self.due = self.step;
+    }
+
+    /// Exports that this reader reads no more ([`LEFT`](super::LEFT)), and wakes the writer if it waits: it holds up
+    /// nobody from now on, and keeps the chunks that its hold slots name. It must be the last call.
+    pub fn leave(&mut self) {
+        self.page.export(super::LEFT);
+        if self.page.writer_sleeps() {
+            // Pairs with the writer's fence between what it wants and its last look.
+            fence(Ordering::SeqCst);
+            if self.page.wanted(&self.memory) != 0 {
+                self.page.wake();
+            }
+        }
     }
 
     /// The page this reader exports to.

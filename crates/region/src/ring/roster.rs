@@ -7,9 +7,12 @@ use crossbeam_utils::CachePadded;
 
 use crate::primitive::{AtomicU64, Mutex, Ordering, asymmetric, fence_heavy, lock};
 
+/// The cursor of a reader that reads no more, and may still hold chunks: it holds nobody up.
+pub const LEFT: u64 = u64::MAX;
+
 /// A reader as the ring's writer sees it.
 pub trait Reader {
-    /// Loads the cursor that the reader exported: bytes released since it joined. `Relaxed`.
+    /// Loads the cursor that the reader exported: bytes released since it joined, or [`LEFT`]. `Relaxed`.
     fn cursor(&self) -> u64;
 
     /// Called once when the cursor made no sense (it went back, or beyond what was written). The writer has

@@ -1,11 +1,12 @@
 use std::sync::Arc;
 
 use super::{
-    layout::{self, HEADER},
-    roster::{Joined, Reader, Roster},
+    layout::{self, HEADER, KIND_CHUNK, KIND_INLINE},
+    roster::{Joined, LEFT, Reader, Roster},
 };
 use crate::{
     Shared,
+    pool::{ChunkRef, Holder, Holders},
     primitive::{Ordering, fence, fence_light},
     words::WordsMut,
 };
@@ -89,6 +90,11 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         &self.memory
     }
 
+    /// Where the next record begins: bytes since the ring began.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
     /// The longest payload this ring takes, in bytes.
     pub fn max_payload(&self) -> usize {
         self.max_payload
@@ -136,7 +142,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             end + HEADER <= self.limit,
             "committed more than was reserved"
         );
-        self.commit_until(end, len);
+        self.commit_until(KIND_INLINE, end, len);
     }
 
     /// Reserves, writes and commits a whole payload.
@@ -157,17 +163,34 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             return Err(NoRoom::Full);
         }
         self.write(0, payload);
-        self.commit_until(end, len);
+        self.commit_until(KIND_INLINE, end, len);
+        Ok(())
+    }
+
+    /// Reserves, writes and commits a record that says where a message is: in a chunk of a pool.
+    ///
+    /// [`Pool::send`](crate::pool::Pool::send) does this, and keeps account.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`]; nothing has changed then.
+    pub fn append_chunk(&mut self, chunk: ChunkRef) -> Result<(), NoRoom> {
+        let len = ChunkRef::LEN;
+        self.reserve(len)?;
+        for (at, word) in (HEADER..).step_by(8).zip(chunk.to_words()) {
+            self.memory.store(self.position + at, word);
+        }
+        self.commit_until(KIND_CHUNK, layout::end(self.position, len), len);
         Ok(())
     }
 
     #[inline(always)]
-    fn commit_until(&mut self, end: u64, len: usize) {
+    fn commit_until(&mut self, kind: u64, end: u64, len: usize) {
         // The zero comes after the payload: it is often the first store to a line that readers had last, and
         // stores retire in order, so it would hold up the ones behind it. The header comes after the zero, or a
         // reader would go on into an older record.
         self.memory.store(end, 0);
-        let header = layout::header(end - self.position, len);
+        let header = layout::header(kind, end - self.position, len);
         self.memory.store_release(self.position, header);
         self.position = end;
         self.roster.set_position(end);
@@ -249,6 +272,10 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         let mut at = 0;
         while let Some(seen) = self.readers.get_mut(at) {
             let cursor = seen.joined.reader.cursor();
+            if cursor == LEFT {
+                at += 1;
+                continue;
+            }
             let position = seen.joined.start.wrapping_add(cursor);
             if position < seen.position || position > self.position {
                 let evicted = self.readers.swap_remove(at).joined;
@@ -264,6 +291,17 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         fence(Ordering::Acquire);
         self.limit = slowest + self.capacity;
         layout::furthest_end(self.position, len) + HEADER <= self.limit
+    }
+}
+
+/// Whoever reads the ring may hold the chunks that its records name.
+impl<M: WordsMut, R: Reader + Holder> Holders for RingWriter<M, R> {
+    type Holder = R;
+
+    fn joined(&mut self) -> impl Iterator<Item = (u64, &R)> {
+        self.take_roster();
+        let joined = self.readers.iter().map(|seen| &seen.joined);
+        joined.map(|joined| (joined.start, &*joined.reader))
     }
 }
 

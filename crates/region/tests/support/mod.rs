@@ -1,6 +1,7 @@
 //! Ends of a ring for tests: over the heap, and over real regions as two processes would have them.
 #![allow(dead_code)] // no test uses all of it
 
+pub(crate) mod pool;
 pub(crate) mod process;
 
 use std::{

@@ -1,0 +1,78 @@
+use memlane_region::pool::{Chunk, ChunkRef, Geometry, MAX_SEGMENTS, PoolReader};
+use memlane_transport::{Error as LinkError, Link, dispose};
+
+use crate::{ChunkError, protocol::Notice};
+
+/// So many notices are taken in one go: more than an honest publisher has to give.
+const MAX_NOTICES: usize = 4 * MAX_SEGMENTS;
+
+/// The publisher's pool, as far as it is mapped here.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    reader: PoolReader,
+    /// Why a segment is not here, though it was announced.
+    refused: Option<String>,
+}
+
+impl Chunks {
+    pub(super) fn new(quota: usize) -> Chunks {
+        Chunks {
+            reader: PoolReader::new(quota),
+            refused: None,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.reader.is_empty()
+    }
+
+    /// The chunk that a record names. Its segment's notice was sent before the record: if it has not been taken from the
+    /// link yet, it is there.
+    #[inline]
+    pub(super) fn resolve(
+        &mut self,
+        found: ChunkRef,
+        link: &Link,
+    ) -> Result<Chunk<'_>, ChunkError> {
+        if !self.reader.contains(found.segment) {
+            self.take_notices(link);
+        }
+        self.reader.resolve(found).map_err(|unresolved| {
+            let why = self.refused.clone();
+            ChunkError {
+                why: why.unwrap_or_else(|| unresolved.to_string()),
+            }
+        })
+    }
+
+    /// Takes what the publisher has said of its pool since the last time.
+    #[cold]
+    pub(super) fn take_notices(&mut self, link: &Link) {
+        for _ in 0..MAX_NOTICES {
+            match link.try_recv::<Notice>() {
+                Ok(Notice::Added {
+                    id,
+                    chunks,
+                    chunk_size,
+                    memory,
+                }) => {
+                    let geometry = Geometry { chunks, chunk_size };
+                    if let Err(refused) = self.reader.insert(id, memory.into(), geometry) {
+                        dispose(refused.descriptor);
+                        self.refused = Some(format!("segment {id}: {}", refused.error));
+                    }
+                }
+                Ok(Notice::Removed { id }) => {
+                    self.reader.remove(id);
+                }
+                Err(LinkError::WouldBlock) => return,
+                Err(error) if error.is_disconnected() => return,
+                // The link has ended by that.
+                Err(error) => {
+                    self.refused = Some(error.to_string());
+                    return;
+                }
+            }
+        }
+    }
+}

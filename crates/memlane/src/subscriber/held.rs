@@ -1,0 +1,90 @@
+use std::{fmt, marker::PhantomData, ops::Deref};
+
+use memlane_region::pool::HeldChunk;
+
+use super::{Trust, Untrusted, page::Slots, trust::Trusted};
+
+/// A message that is kept for as long as one likes, while others are received: on any thread, beyond its subscriber, and
+/// beyond the publisher's life.
+///
+/// A long one stays in the publisher's memory, which is one chunk less for it meanwhile; a short one was copied.
+/// A subscriber that was dropped counts as one until all that it held is dropped, too, and holds up nobody.
+pub struct Held<T: Trust = Untrusted> {
+    place: Place,
+    trust: PhantomData<T>,
+}
+
+enum Place {
+    Copy(Box<[u8]>),
+    Chunk(HeldChunk<Slots>),
+}
+
+impl<T: Trust> Held<T> {
+    pub(super) fn copy(bytes: Vec<u8>) -> Held<T> {
+        Held {
+            place: Place::Copy(bytes.into()),
+            trust: PhantomData,
+        }
+    }
+
+    pub(super) fn chunk(chunk: HeldChunk<Slots>) -> Held<T> {
+        Held {
+            place: Place::Chunk(chunk),
+            trust: PhantomData,
+        }
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        match &self.place {
+            Place::Copy(bytes) => bytes.len(),
+            Place::Chunk(held) => held.chunk().len(),
+        }
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies `dst.len()` bytes from `offset` on. The publisher, if it is broken or hostile, may be changing them.
+    ///
+    /// # Panics
+    ///
+    /// If the message ends before that.
+    pub fn read_at(&self, offset: usize, dst: &mut [u8]) {
+        match &self.place {
+            Place::Copy(bytes) => dst.copy_from_slice(&bytes[offset..][..dst.len()]),
+            Place::Chunk(held) => held.chunk().read(offset, dst),
+        }
+    }
+
+    /// A copy of it.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut copy = vec![0; self.len()];
+        self.read_at(0, &mut copy);
+        copy
+    }
+}
+
+impl Deref for Held<Trusted> {
+    type Target = [u8];
+
+    #[allow(unsafe_code)]
+    fn deref(&self) -> &[u8] {
+        match &self.place {
+            Place::Copy(bytes) => bytes,
+            // SAFETY: whoever made the subscriber a trusted one promised that the publisher does not write a chunk
+            // again that is held (`SubscriberBuilder::trust_publisher`), and this one is while `self` lives.
+            Place::Chunk(held) => unsafe { held.chunk().bytes() },
+        }
+    }
+}
+
+impl<T: Trust> fmt::Debug for Held<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,392 @@
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Change, ChunkRef, Geometry, Holder, Holders, Ledger, Loan, PoolError, PoolOptions, Segment,
+    Unsent, class,
+    segments::{Place, Table},
+};
+use crate::{
+    Error, page_size,
+    ring::{Reader, RingWriter},
+    words::WordsMut,
+};
+
+/// The first segment of a class is about so long, or a 16th of the pool's limit; each one after it as long as those
+/// before together, up to a 64th of the limit if that is more. Chunks that are longer are made by twos, very large ones one by one.
+const SEGMENT: usize = 1 << 20;
+
+/// So many messages of a size are left to lossy readers, unless the limit is in the way.
+const BACKLOG: usize = 8;
+
+/// The owner's end of a pool: makes segments, loans chunks, and knows who has which.
+///
+/// See the [module](super) for how it works. It is used by the thread that writes the ring; `readers` is that
+/// ring's [`RingWriter`] everywhere below.
+#[derive(Debug)]
+pub struct Pool {
+    options: PoolOptions,
+    page: usize,
+    segments: Table,
+    classes: Vec<Class>,
+    /// The last one used.
+    sequence: u64,
+}
+
+#[derive(Debug)]
+struct Class {
+    /// Bytes of a chunk.
+    size: usize,
+    /// The last one is loaned next.
+    free: Vec<Place>,
+    sent: Ledger<Place>,
+    /// All there are.
+    chunks: usize,
+}
+
+/// What somebody has of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// How many chunks.
+    pub chunks: usize,
+    /// Their size, in bytes.
+    pub bytes: usize,
+}
+
+impl Class {
+    /// Those loaned, and those whose loans were dropped since the last look.
+    fn loaned(&self) -> usize {
+        self.chunks - self.free.len() - self.sent.len()
+    }
+}
+
+impl Pool {
+    /// A pool without segments.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`] if the longest loan is over the limit.
+    pub fn new(options: PoolOptions) -> Result<Pool, Error> {
+        let page = page_size();
+        let too_long = || Error::Length {
+            what: "the longest loan",
+            len: options.max_loan as u64,
+            expected: "a length for which one chunk, and a page for the segment's header, are within the limit",
+        };
+        if options.max_loan > options.limit {
+            return Err(too_long());
+        }
+        let last = class::class(options.max_loan.div_ceil(page));
+        let longest = Geometry {
+            chunks: 1,
+            chunk_size: (class::pages(last) * page) as u64,
+        };
+        if longest.region()? > options.limit {
+            return Err(too_long());
+        }
+        let class = |class| Class {
+            size: class::pages(class) * page,
+            free: Vec::new(),
+            sent: Ledger::new(),
+            chunks: 0,
+        };
+        Ok(Pool {
+            options,
+            page,
+            segments: Table::new(),
+            classes: (0..=last).map(class).collect(),
+            sequence: 0,
+        })
+    }
+
+    /// Loans `len` bytes. They contain leftovers, unless the pool zeroes ([`PoolOptions::zero`]).
+    ///
+    /// Looks at the readers if that is due, and makes a segment only if there is no free chunk then: see
+    /// [`has_changes`](Pool::has_changes). If the limit is in the way, segments that are free, of other sizes, are
+    /// given up.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError`]. After [`PoolError::Exhausted`] the same call may succeed as soon as a reader has released
+    /// something ([`want`](Pool::want)).
+    #[inline]
+    pub fn loan<H: Holders>(&mut self, len: usize, readers: &mut H) -> Result<Loan, PoolError> {
+        if len > self.options.max_loan {
+            let max = self.options.max_loan;
+            return Err(PoolError::TooLarge { len, max });
+        }
+        let class = class::class(len.div_ceil(self.page));
+        let one = &mut self.classes[class];
+        if one.free.is_empty() || one.sent.is_due() {
+            self.look(class, BACKLOG, readers);
+        }
+        if self.classes[class].free.is_empty() {
+            self.grow(class, readers)?;
+        }
+        let free = self.classes[class].free.pop();
+        let place = free.expect("a new segment has free chunks");
+        let (chunk, used) = self.segments.lend(place, len);
+        let mut loan = Loan::new(chunk, place.segment, len);
+        if self.options.zero {
+            loan.zero(used);
+        }
+        Ok(loan)
+    }
+
+    /// Sends a loan: appends a record that names its chunk to `ring`, whose readers have it from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsent`], with the loan, if the ring has no room for the record.
+    ///
+    /// # Panics
+    ///
+    /// If the loan is another pool's.
+    #[inline]
+    pub fn send<M: WordsMut, R: Reader>(
+        &mut self,
+        mut loan: Loan,
+        ring: &mut RingWriter<M, R>,
+    ) -> Result<ChunkRef, Unsent> {
+        if let Err(why) = ring.reserve(ChunkRef::LEN) {
+            return Err(Unsent { why, loan });
+        }
+        let segment = self.segments.get(loan.place);
+        assert!(
+            loan.chunk().is_in(&segment.memory),
+            "the loan is another pool's"
+        );
+        let (id, class) = (segment.id, segment.class);
+        if self.options.zero {
+            loan.zero_tail();
+        }
+        let place = Place {
+            segment: loan.place,
+            chunk: loan.chunk().chunk(),
+        };
+        let len = loan.len();
+        self.sequence += 1;
+        self.segments
+            .send(place, loan.into_chunk(), self.sequence, len);
+        let sent = &mut self.classes[class].sent;
+        sent.send(place, self.sequence, ring.position());
+        let named = ChunkRef {
+            segment: id,
+            chunk: place.chunk,
+            sequence: self.sequence,
+            len: len as u64,
+        };
+        let appended = ring.append_chunk(named);
+        debug_assert!(appended.is_ok(), "it was reserved");
+        Ok(named)
+    }
+
+    /// Looks for a free chunk for the next loan of `len` bytes, if there is none known. To be called after a send,
+    /// once the readers have been woken: what it costs (a cache miss for each reader) does not delay the next
+    /// message then. Makes no segment.
+    #[inline]
+    pub fn prepare<H: Holders>(&mut self, len: usize, readers: &mut H) {
+        let class = class::class(len.div_ceil(self.page));
+        if self
+            .classes
+            .get(class)
+            .is_some_and(|one| one.free.is_empty())
+        {
+            self.look(class, BACKLOG, readers);
+        }
+    }
+
+    /// Gives up every segment that has been free, with nothing loaned from it, for `quiet`, as far as calls of this
+    /// method could tell: the time counts from the first call that finds it so. To be called every now and then,
+    /// and whenever `quiet` is zero, in which case all that is free goes. How many bytes that gave back here.
+    ///
+    /// The memory is free once readers have unmapped it, too ([`take_changes`](Pool::take_changes)).
+    pub fn trim<H: Holders>(&mut self, now: Instant, quiet: Duration, readers: &mut H) -> usize {
+        let before = self.segments.bytes();
+        for class in 0..self.classes.len() {
+            self.look(class, BACKLOG, readers);
+            // Older segments are used first, so that the others become quiet.
+            self.classes[class].free.sort_unstable_by(|a, b| b.cmp(a));
+        }
+        let segments = self.segments.iter_mut();
+        let quiet: Vec<u32> = segments
+            .filter_map(|(at, segment)| segment.is_quiet(now, quiet).then_some(at))
+            .collect();
+        quiet.into_iter().for_each(|at| self.remove(at));
+        before - self.segments.bytes()
+    }
+
+    /// Whether segments were made or given up since [`take_changes`](Pool::take_changes).
+    #[inline]
+    pub fn has_changes(&self) -> bool {
+        self.segments.has_changes()
+    }
+
+    /// What became of segments since this was called last. A segment that came and went is left out.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        self.segments.take_changes()
+    }
+
+    /// The segments there are, for a reader that joins.
+    pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
+        self.segments.describe()
+    }
+
+    /// One of them.
+    pub fn segment(&self, id: u32) -> Option<Segment<'_>> {
+        self.segments().find(|segment| segment.id == id)
+    }
+
+    /// The longest loan, in bytes.
+    pub fn max_loan(&self) -> usize {
+        self.options.max_loan
+    }
+
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> usize {
+        self.segments.bytes()
+    }
+
+    /// What a reader has, by its own word: it joined at `start`. Chunks that several readers have count for each.
+    pub fn held_by<H: Holder>(&self, start: u64, reader: &H) -> Held {
+        let mut held = Held::default();
+        for class in &self.classes {
+            let chunks = class.sent.held_by(start, reader);
+            held.chunks += chunks;
+            held.bytes += chunks * class.size;
+        }
+        held
+    }
+
+    /// The word to show to readers before sleeping until a loan of `len` bytes may succeed, as that of
+    /// [`RingWriter::want`]: where a cursor passes the oldest record with a chunk of this size, or of any other
+    /// size if there is none. `None` if all that is out is held by slots or loaned.
+    pub fn want(&self, len: usize) -> Option<u64> {
+        let class = class::class(len.div_ceil(self.page));
+        let own = self.classes.get(class).and_then(|own| own.sent.oldest());
+        let any = || self.classes.iter().filter_map(|c| c.sent.oldest()).min();
+        own.or_else(any).map(crate::ring::want_past)
+    }
+
+    /// Takes back what readers of a class, and those who dropped loans, have given back. The newest `keep` messages
+    /// are left to lossy readers.
+    #[inline(never)]
+    fn look<H: Holders>(&mut self, class: usize, keep: usize, readers: &mut H) {
+        let Class {
+            free, sent, chunks, ..
+        } = &mut self.classes[class];
+        if free.len() + sent.len() < *chunks {
+            self.segments.take_dropped(class, free);
+        }
+        let segments = &mut self.segments;
+        let first = free.len();
+        sent.look(
+            keep,
+            readers,
+            |place| {
+                let word = segments.get(place.segment).memory.word(place.chunk);
+                word.store(0, Ordering::Relaxed);
+            },
+            |place| free.push(place),
+        );
+        for place in &free[first..] {
+            segments.take_sent(*place);
+        }
+    }
+
+    /// Makes a segment of this class, of which there is no free chunk; or finds one after all.
+    #[cold]
+    fn grow<H: Holders>(&mut self, class: usize, readers: &mut H) -> Result<(), PoolError> {
+        let limit = self.options.limit;
+        let (size, chunks) = (self.classes[class].size, self.classes[class].chunks);
+        let one = Geometry {
+            chunks: 1,
+            chunk_size: size as u64,
+        };
+        let len = one.region()?;
+        if !self.fits(len) {
+            let keep = self.classes[class].sent.recent() / 2;
+            self.look(class, keep, readers);
+            if !self.classes[class].free.is_empty() {
+                return Ok(());
+            }
+            if !self.make_room(len, class, readers) {
+                return Err(self.exhausted());
+            }
+        }
+        // What the limit leaves, of which a header takes up to 8 bytes a chunk and less than a page.
+        let room = limit - self.segments.bytes();
+        let fits = (room - self.page) / (size + 8);
+        let first = SEGMENT.min(limit / 16);
+        let wanted = (size * chunks).clamp(first, first.max(limit / 64)) / size;
+        // Two at least, unless they are very large: one is written while the other one is read.
+        let wanted = wanted.max(if size <= limit / 16 { 2 } else { 1 });
+        let geometry = Geometry {
+            chunks: wanted.min(fits).clamp(1, u32::MAX as usize) as u32,
+            ..one
+        };
+        let memory = &self.options.memory;
+        let segment = self.segments.create(memory, class, geometry)?;
+        let one = &mut self.classes[class];
+        one.chunks += geometry.chunks as usize;
+        one.free.reserve(one.chunks);
+        one.sent.reserve(one.chunks);
+        let new = (0..geometry.chunks).rev();
+        one.free.extend(new.map(|chunk| Place { segment, chunk }));
+        Ok(())
+    }
+
+    /// Whether a segment of `len` bytes can be made.
+    fn fits(&self, len: usize) -> bool {
+        self.options.limit - self.segments.bytes() >= len && !self.segments.is_full()
+    }
+
+    /// Gives up free segments, if that helps, until one of `len` bytes can be made. Whether it can.
+    fn make_room<H: Holders>(&mut self, len: usize, class: usize, readers: &mut H) -> bool {
+        let limit = self.options.limit;
+        for other in (0..self.classes.len()).filter(|&other| other != class) {
+            self.look(other, 0, readers);
+        }
+        let segments = self.segments.iter();
+        let mut free: Vec<(bool, u32, usize)> = segments
+            .filter(|(_, segment)| segment.is_free())
+            .map(|(at, segment)| (segment.is_touched(), at, segment.len))
+            .collect();
+        let bytes: usize = free.iter().map(|&(.., len)| len).sum();
+        if free.is_empty() || limit - self.segments.bytes() + bytes < len {
+            return false;
+        }
+        // Those not used lately first.
+        free.sort_unstable();
+        for (_, at, _) in free {
+            if self.fits(len) {
+                break;
+            }
+            self.remove(at);
+        }
+        self.fits(len)
+    }
+
+    /// Gives up a segment, which is free.
+    fn remove(&mut self, at: u32) {
+        let segment = self.segments.get(at);
+        let class = &mut self.classes[segment.class];
+        class.chunks -= segment.memory.geometry().chunks as usize;
+        class.free.retain(|place| place.segment != at);
+        self.segments.remove(at);
+    }
+
+    fn exhausted(&self) -> PoolError {
+        let sum = |count: fn(&Class) -> usize| {
+            let classes = self.classes.iter();
+            classes.map(|class| count(class) * class.size).sum()
+        };
+        PoolError::Exhausted {
+            limit: self.options.limit,
+            held: sum(|class| class.sent.len()),
+            loaned: sum(Class::loaned),
+        }
+    }
+}
