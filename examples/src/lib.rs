@@ -7,5 +7,6 @@
 //! cargo run --example broker                                      sandboxed processes introduced to one another
 //! cargo run --release --example successor                       replace a service 100 times under its clients' feet
 //! cargo run --release --example wayland                         frames in a Wayland compositor, from shared memory
+//! cargo run --release --example swap_chain                      large frames in three buffers that go there and back
 //! systemd-socket-activate --seqpacket --listen=PATH target/release/examples/activated    a service started by its client
 //! ```

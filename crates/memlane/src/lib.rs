@@ -47,6 +47,8 @@ pub use error::{
     ChunkError, Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
     TrySendError,
 };
+#[doc(no_inline)]
+pub use memlane_region as region;
 pub use memlane_region::{pool::Loan, ring::Corrupt};
 pub use memlane_signaling::WaitPolicy;
 pub use memlane_transport::{Access, Address, Link, Peer};

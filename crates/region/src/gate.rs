@@ -2,7 +2,7 @@
 //! question is safe.
 
 use rustix::{
-    fd::OwnedFd,
+    fd::{AsFd, OwnedFd},
     fs::{SealFlags, fcntl_get_seals, fstat, fstatfs},
     io::Errno,
 };
@@ -59,6 +59,10 @@ impl Quota {
         Quota { hugetlb, ..self }
     }
 
+    pub(crate) fn bytes(self) -> usize {
+        self.bytes
+    }
+
     /// # Errors
     ///
     /// [`Error::Quota`].
@@ -80,7 +84,7 @@ impl From<usize> for Quota {
 }
 
 /// Its seals. F_GET_SEALS never blocks, and only shared memory answers it: everything else is asked after it.
-pub(crate) fn seals(fd: &OwnedFd) -> Result<SealFlags, Error> {
+pub(crate) fn seals(fd: impl AsFd) -> Result<SealFlags, Error> {
     match fcntl_get_seals(fd) {
         // EINVAL: not shared memory. EBADF: opened with O_PATH.
         Err(Errno::INVAL | Errno::BADF) => Err(Error::NotSharedMemory),

@@ -28,7 +28,11 @@
 //! | ring writer | its own region: page 0 (control words), then the records | every reader's control page |
 //! | ring reader | its own region: one control page (cursor, armed flag) | the writer's region |
 //!
-//! What this crate does not do: move descriptors (memlane-transport), wait or wake (memlane-signaling).
+//! A stream of large regions to one peer takes no memory beyond the first few: [`exchange`] hands the same ones over
+//! and gets them back.
+//!
+//! What this crate does not do: move descriptors (memlane-transport), wait or wake (memlane-signaling). With feature
+//! `transport`, regions are parts of a link's messages: `link.send(&frozen)`.
 //!
 //! # Memory that another process can write
 //!
@@ -44,6 +48,7 @@ mod cgroup;
 #[allow(unsafe_code)]
 mod copy;
 mod error;
+pub mod exchange;
 mod foreign;
 #[allow(unsafe_code)]
 mod frozen;
@@ -57,6 +62,8 @@ mod live_view;
 #[allow(unsafe_code)]
 mod mapping;
 mod memory;
+#[cfg(feature = "transport")]
+mod messages;
 #[allow(unsafe_code)]
 mod moved;
 #[cfg(doctest)]
@@ -84,6 +91,8 @@ pub use gate::Quota;
 pub use live::{Ended, Live};
 pub use live_view::LiveView;
 pub use mapping::page_size;
+#[cfg(feature = "transport")]
+pub use messages::MESSAGE_QUOTA;
 pub use moved::Moved;
 pub use options::{HugePages, Options};
 pub use region::Region;
