@@ -1,7 +1,7 @@
 //! memlane behind the same traits as the references. Everything that depends on its interface is in this
 //! file.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use memlane::{
     Publisher, PublisherBuilder, Subscriber, SubscriberBuilder, Trust, Trusted, TryRecvError,
     Untrusted, WaitPolicy,
@@ -28,7 +28,7 @@ pub(crate) fn run(session: &mut Session) -> Result<Metrics> {
 
 /// How far the two sides trust each other, and with it what wakes them: sockets if they do not, eventfds if
 /// they do.
-trait Terms: Trust + Sized {
+pub(crate) trait Terms: Trust + Sized {
     fn publisher() -> PublisherBuilder;
     fn subscriber() -> SubscriberBuilder<Self>;
 }
@@ -61,6 +61,7 @@ fn measure<T: Terms>(session: &mut Session) -> Result<Metrics> {
     let wait = match benchmark {
         Benchmark::Latency | Benchmark::Throughput | Benchmark::Fanout => WaitPolicy::Poll,
         Benchmark::Blocking | Benchmark::Setup | Benchmark::Footprint => WaitPolicy::Block,
+        _ => bail!("{benchmark} is about regions"),
     };
     let bind = |name: &str| Outgoing::bind::<T>(name, wait);
     let connect = |name: &str| Incoming::<T>::connect(name, wait);
@@ -68,12 +69,7 @@ fn measure<T: Terms>(session: &mut Session) -> Result<Metrics> {
 
     match (benchmark, session.role().is_initiator()) {
         (Benchmark::Latency | Benchmark::Blocking, _) => {
-            // A lane in each direction: both sides publish, then each subscribes to the other.
-            let role = session.role().index();
-            let outgoing = bind(&session.name(role))?;
-            session.barrier()?;
-            let incoming = connect(&session.name(1 - role))?;
-            outgoing.0.wait_for_subscribers(1)?;
+            let (outgoing, incoming) = both_ways::<T>(session, wait)?;
             ping_pong::measure(session, Messages::new(outgoing, incoming, size))
         }
         (Benchmark::Throughput | Benchmark::Fanout, true) => {
@@ -110,10 +106,29 @@ fn measure<T: Terms>(session: &mut Session) -> Result<Metrics> {
             outgoing.send(Payloads::new(Payloads::MIN_LEN).advance())?;
             Ok(outgoing)
         }),
+        _ => bail!("{benchmark} is about regions"),
     }
 }
 
-struct Outgoing(Publisher);
+/// A lane in each direction, between processes that trust each other.
+pub(crate) fn trusting_lanes(
+    session: &Session,
+    wait: WaitPolicy,
+) -> Result<(Outgoing, Incoming<Trusted>)> {
+    both_ways::<Trusted>(session, wait)
+}
+
+/// A lane in each direction: both sides publish, then each subscribes to the other.
+fn both_ways<T: Terms>(session: &Session, wait: WaitPolicy) -> Result<(Outgoing, Incoming<T>)> {
+    let role = session.role().index();
+    let outgoing = Outgoing::bind::<T>(&session.name(role), wait)?;
+    session.barrier()?;
+    let incoming = Incoming::connect(&session.name(1 - role), wait)?;
+    outgoing.0.wait_for_subscribers(1)?;
+    Ok((outgoing, incoming))
+}
+
+pub(crate) struct Outgoing(Publisher);
 
 impl Outgoing {
     fn bind<T: Terms>(name: &str, wait: WaitPolicy) -> Result<Self> {
@@ -133,7 +148,7 @@ impl Sender for Outgoing {
     }
 }
 
-struct Incoming<T: Trust> {
+pub(crate) struct Incoming<T: Trust> {
     subscriber: Subscriber<T>,
     spin: Spin,
 }

@@ -107,6 +107,11 @@ impl Payloads {
         payloads
     }
 
+    /// Bytes of each message.
+    pub fn size(&self) -> usize {
+        self.variants[0].len()
+    }
+
     /// The next message.
     #[inline]
     pub fn advance(&mut self) -> &[u8] {

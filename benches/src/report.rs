@@ -12,6 +12,7 @@ use crate::task::{Benchmark, Contender};
 pub(crate) enum Unit {
     Time,
     Millions,
+    Thousands,
     Gigabytes,
     Kibibytes,
     Count,
@@ -25,6 +26,7 @@ impl Unit {
             Self::Time if value < 1e6 => format!("{:.2} us", value / 1e3),
             Self::Time => format!("{:.2} ms", value / 1e6),
             Self::Millions => format!("{:.2}", value / 1e6),
+            Self::Thousands => format!("{:.1}", value / 1e3),
             Self::Gigabytes => format!("{:.2}", value / 1e9),
             Self::Kibibytes => format!("{:.0}", value / 1024.0),
             Self::Count => format!("{value:.0}"),
@@ -77,8 +79,71 @@ const RATE_RATIOS: &[Ratio] = &[
     ("rate / tuned", "messages", |_| &[Contender::TunedRing]),
 ];
 
+const TURNS: &[Column] = &[
+    ("p50", "p50", Unit::Time),
+    ("p99", "p99", Unit::Time),
+    ("mean, no timestamps", "mean", Unit::Time),
+    ("k/s", "rate", Unit::Thousands),
+];
+
 fn layout(benchmark: Benchmark) -> Layout {
     match benchmark {
+        Benchmark::Fresh => Layout {
+            title: "Fresh regions, one process: made, written whole, opened, read whole, dropped. Ratios, of rates: more is better; target 0.95x.",
+            key: "region",
+            columns: TURNS,
+            ratios: FRESH_RATIOS,
+            best: Best::Greatest,
+        },
+        Benchmark::FreshSent => Layout {
+            title: "Fresh regions, two processes: made, written whole, sent; opened, read whole, dropped, acknowledged. Both sleep. Ratios, of rates: more is better.",
+            key: "region",
+            columns: TURNS,
+            ratios: FRESH_RATIOS,
+            best: Best::Greatest,
+        },
+        Benchmark::Access => Layout {
+            title: "Full write, hand-over, full read, hand-over back, both polling. Ratios, of rates: more is better; target 0.97x.",
+            key: "region",
+            columns: &[
+                ("p50 turn", "p50", Unit::Time),
+                ("write", "write", Unit::Time),
+                ("read", "read", Unit::Time),
+                ("write GB/s", "write.bytes", Unit::Gigabytes),
+                ("read GB/s", "read.bytes", Unit::Gigabytes),
+            ],
+            ratios: &[
+                ("p50 turn / plain", "rate.p50", same_loop_over_plain),
+                ("mean turn / plain", "rate", same_loop_over_plain),
+                ("write / plain", "write.bytes", same_loop_over_plain),
+                ("read / plain", "read.bytes", same_loop_over_plain),
+            ],
+            best: Best::Greatest,
+        },
+        Benchmark::Touch => Layout {
+            title: "Latency, one way, both polling, first and last bytes touched: half of a round trip. Ratios: less is better; target 1.5x.",
+            key: "message",
+            columns: ONE_WAY,
+            ratios: &[
+                ("p50 / ring-64", "p50", |_| &[Contender::Ring64]),
+                ("mean / ring-64", "mean", |_| &[Contender::Ring64]),
+                ("p50 / plain", "p50", |_| &[Contender::PlainSlots]),
+            ],
+            best: Best::Least,
+        },
+        Benchmark::HandOver => Layout {
+            title: "A region that both know, over and back, first and last bytes read. Ratios, of rates: more is better; target 10x.",
+            key: "region",
+            columns: TURNS,
+            ratios: &[
+                ("p50 / ipc-channel", "rate.p50", |_| {
+                    &[Contender::IpcChannel]
+                }),
+                ("mean / ipc-channel", "rate", |_| &[Contender::IpcChannel]),
+                ("p50 / memfd", "rate.p50", |_| &[Contender::Memfd]),
+            ],
+            best: Best::Greatest,
+        },
         Benchmark::Latency => Layout {
             title: "Latency, one way, both polling: half of a round trip. Ratios: less is better.",
             key: "message",
@@ -142,6 +207,21 @@ fn layout(benchmark: Benchmark) -> Layout {
             ratios: &[],
             best: Best::Least,
         },
+    }
+}
+
+const FRESH_RATIOS: &[Ratio] = &[
+    ("p50 / memfd", "rate.p50", |_| &[Contender::Memfd]),
+    ("mean / memfd", "rate", |_| &[Contender::Memfd]),
+    ("p50 / populated", "rate.p50", |_| {
+        &[Contender::MemfdPopulated]
+    }),
+];
+
+fn same_loop_over_plain(contender: Contender) -> &'static [Contender] {
+    match contender {
+        Contender::PlainCopy | Contender::LiveCopy => &[Contender::PlainCopy],
+        _ => &[Contender::Plain],
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Plan {
     pub cores: (usize, usize),
     /// As little as shows that everything works.
     pub quick: bool,
+    /// The contenders that take part; all if none is named.
+    pub only: Vec<Contender>,
 }
 
 impl Plan {
@@ -49,19 +51,25 @@ impl Plan {
         self.benchmarks
             .iter()
             .flat_map(|&benchmark| self.groups_of(benchmark))
+            .filter(|group| !group.tasks.is_empty())
             .collect()
     }
 
     fn groups_of(&self, benchmark: Benchmark) -> Vec<Group> {
-        use Benchmark::{Blocking, Fanout, Footprint, Latency, Setup, Throughput};
+        use Benchmark::{
+            Access, Blocking, Fanout, Footprint, Fresh, FreshSent, HandOver, Latency, Setup,
+            Throughput, Touch,
+        };
         use Contender::{
-            Bare, CacheLine, Eventfd, EventfdEpoll, Memlane, MemlaneTrusting, PlainRing, Stream,
-            StreamEpoll, TunedRing,
+            Bare, CacheLine, Eventfd, EventfdEpoll, Frozen, FrozenCopy, FrozenPrefault, IpcChannel,
+            Live, LiveCopy, LivePrefault, Memfd, MemfdAllocated, MemfdPopulated, Memlane,
+            MemlaneTrusting, Plain, PlainCopy, PlainRing, PlainSlots, Ring64, Slots, SlotsAsleep,
+            Stream, StreamEpoll, TunedRing,
         };
 
         let (first, second) = self.cores;
         let apart = first != second;
-        if !apart && matches!(benchmark, Latency | Throughput | Fanout) {
+        if !apart && matches!(benchmark, Latency | Throughput | Fanout | Access | Touch) {
             return vec![];
         }
         let contenders: &[Contender] = match benchmark {
@@ -76,6 +84,19 @@ impl Plan {
                 Memlane,
             ],
             Setup | Footprint => &[Bare, Memlane, MemlaneTrusting],
+            Fresh | FreshSent => &[
+                Memfd,
+                MemfdAllocated,
+                MemfdPopulated,
+                Frozen,
+                FrozenPrefault,
+                FrozenCopy,
+                Live,
+                LivePrefault,
+            ],
+            Access => &[Plain, Live, PlainCopy, LiveCopy],
+            Touch => &[Ring64, PlainSlots, Slots],
+            HandOver => &[IpcChannel, Memfd, Slots, SlotsAsleep],
         };
         let group = |label: String, size: usize, iterations: u64, cores: Vec<usize>| {
             let iterations = if self.quick {
@@ -86,16 +107,18 @@ impl Plan {
             let task = |&contender| Task {
                 benchmark,
                 contender,
-                size,
+                size: if contender == Ring64 { 64 } else { size },
                 iterations,
                 cores: cores.clone(),
             };
-            let available =
-                |contender: &&Contender| candidate::AVAILABLE || !contender.is_candidate();
+            let takes_part = |contender: &&Contender| {
+                (candidate::AVAILABLE || !contender.is_candidate())
+                    && (self.only.is_empty() || self.only.contains(contender))
+            };
             Group {
                 benchmark,
                 label,
-                tasks: contenders.iter().filter(available).map(task).collect(),
+                tasks: contenders.iter().filter(takes_part).map(task).collect(),
             }
         };
         let sized = |sizes: &[(usize, u64)]| {
@@ -140,12 +163,38 @@ impl Plan {
                 )]
             }
             Footprint => sized(&[(8, 1)]),
+            Fresh => [(64 << 10, 500), (1 << 20, 50)]
+                .into_iter()
+                .map(|(size, iterations)| group(bytes(size), size, iterations, vec![first]))
+                .collect(),
+            FreshSent => sized(&[(64 << 10, 500), (1 << 20, 50)]),
+            Access => sized(&[(64 << 10, 2000), (1 << 20, 200)]),
+            Touch => sized(&[
+                (64 << 10, 20_000),
+                (256 << 10, 20_000),
+                (1 << 20, 20_000),
+                (4 << 20, 20_000),
+            ]),
+            HandOver => {
+                let size = 64 << 10;
+                let label = bytes(size);
+                let two_cores = apart.then(|| {
+                    let label = format!("{label}, two cores");
+                    group(label, size, 1000, vec![first, second])
+                });
+                let mut one_core =
+                    group(format!("{label}, one core"), size, 5000, vec![first, first]);
+                one_core.tasks.retain(|task| task.contender != Slots);
+                two_cores.into_iter().chain([one_core]).collect()
+            }
         }
     }
 }
 
 fn bytes(size: usize) -> String {
-    if size >= 1024 {
+    if size >= 1 << 20 {
+        format!("{} MiB", size >> 20)
+    } else if size >= 1024 {
         format!("{} KiB", size / 1024)
     } else {
         format!("{size} B")
@@ -359,6 +408,7 @@ mod tests {
             benchmarks: vec![Benchmark::Latency],
             cores: (0, 1),
             quick: true,
+            only: vec![],
         };
         let mut group = plan.groups().remove(0);
         group.tasks.truncate(2);
@@ -411,6 +461,7 @@ mod tests {
             benchmarks: vec![Benchmark::Latency, Benchmark::Blocking],
             cores: (1, 1),
             quick: true,
+            only: vec![],
         };
         let labels: Vec<_> = plan.groups().into_iter().map(|group| group.label).collect();
         assert_eq!(labels, ["one core"]);

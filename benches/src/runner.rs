@@ -5,7 +5,7 @@
 //! kills the others.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use crate::control::{Control, Report};
 use crate::measure::stream;
 use crate::metrics::Metrics;
 use crate::task::{Benchmark, Task};
-use crate::{references, shared, worker};
+use crate::{references, regions, shared, worker};
 
 /// A worker and the line to it. Dropping it ends it.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Worker {
     fn start(role: usize, task: &Task, name: &str) -> Result<Self> {
         let (control, theirs) = Control::pair()?;
         let child = Command::new("/proc/self/exe")
-            .arg0(format!("two_process: {} of {task}", describe(role)))
+            .arg0(format!("memlane-benches: {} of {task}", describe(role)))
             .arg(worker::MARK)
             .args(["--role", &role.to_string()])
             .args(["--parent", &std::process::id().to_string()])
@@ -89,7 +89,7 @@ fn run_together(task: &Task, patience: Duration) -> Result<Metrics> {
 
     let line = shared::create(0, true)?;
     let mut workers = Vec::new();
-    for (role, descriptors) in references::provision(task)?.into_iter().enumerate() {
+    for (role, descriptors) in provision(task)?.into_iter().enumerate() {
         let worker = Worker::start(role, task, &name)?;
         let mut equipment = vec![line.try_clone()?];
         equipment.extend(descriptors);
@@ -129,6 +129,15 @@ fn run_together(task: &Task, patience: Duration) -> Result<Metrics> {
     combine(task, &workers)
 }
 
+/// The descriptors that each process of `task` starts with.
+fn provision(task: &Task) -> Result<Vec<Vec<OwnedFd>>> {
+    if Benchmark::REGIONS.contains(&task.benchmark) {
+        regions::provision(task)
+    } else {
+        references::provision(task)
+    }
+}
+
 /// The workers that have something to say or are gone, once there are any.
 fn speaking(workers: &[Worker], patience: Duration) -> Result<Vec<usize>> {
     let unfinished: Vec<_> = workers
@@ -160,7 +169,14 @@ fn combine(task: &Task, workers: &[Worker]) -> Result<Metrics> {
         .filter_map(|worker| worker.finished.clone())
         .collect();
     let mut combined = match task.benchmark {
-        Benchmark::Latency | Benchmark::Blocking | Benchmark::Setup => all[0].clone(),
+        Benchmark::Latency
+        | Benchmark::Blocking
+        | Benchmark::Setup
+        | Benchmark::Fresh
+        | Benchmark::FreshSent
+        | Benchmark::Touch
+        | Benchmark::HandOver => all[0].clone(),
+        Benchmark::Access => regions::access::combine(&all[0], &all[1])?,
         Benchmark::Throughput | Benchmark::Fanout => {
             stream::combine(task.iterations, task.size, &all[1..])?
         }

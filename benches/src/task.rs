@@ -19,6 +19,37 @@ pub enum Benchmark {
     Fanout,
     /// Descriptors, threads and memory of one idle lane.
     Footprint,
+    /// A new region for each message: made, written, opened, read and dropped by one process.
+    Fresh,
+    /// The same, between two processes.
+    FreshSent,
+    /// A region that stays: written whole by one process, read whole by the other, both polling.
+    Access,
+    /// Large messages in memory that stays, of which only the first and the last bytes are touched, both polling.
+    Touch,
+    /// A region that both know is handed over and handed back.
+    HandOver,
+}
+
+impl Benchmark {
+    /// Those about messages in a ring, and the lanes around it.
+    pub const LANES: &[Self] = &[
+        Self::Latency,
+        Self::Throughput,
+        Self::Blocking,
+        Self::Setup,
+        Self::Fanout,
+        Self::Footprint,
+    ];
+
+    /// Those about memory that is handed over.
+    pub const REGIONS: &[Self] = &[
+        Self::Fresh,
+        Self::FreshSent,
+        Self::Access,
+        Self::Touch,
+        Self::HandOver,
+    ];
 }
 
 /// Who is measured.
@@ -45,12 +76,52 @@ pub enum Contender {
     Memlane,
     /// memlane between processes that do; where it sleeps, woken through an eventfd.
     MemlaneTrusting,
+    /// A memfd, made and mapped with as few system calls as will do; its pages come fault by fault.
+    Memfd,
+    /// A memfd whose pages are allocated before they are written, so that shortage is an error.
+    MemfdAllocated,
+    /// A memfd whose pages are mapped in one go, by madvise(2).
+    MemfdPopulated,
+    /// `Region`, frozen and opened as `Frozen`.
+    Frozen,
+    /// The same, made with `Options::prefault`.
+    FrozenPrefault,
+    /// `Frozen::copy_of`.
+    FrozenCopy,
+    /// `Region`, shared as `Live` and opened as `LiveView`, read in place.
+    Live,
+    /// The same, made with `Options::prefault`.
+    LivePrefault,
+    /// The same as `live`, copied out to be read.
+    LiveCopy,
+    /// A shared mapping that both processes may write.
+    Plain,
+    /// The same, copied out to be read.
+    PlainCopy,
+    /// A message of 64 bytes in memlane's ring, between processes that trust each other.
+    Ring64,
+    /// Places in a plain shared mapping, their numbers sent through a plain ring.
+    PlainSlots,
+    /// Places in a live region, their numbers sent through memlane's ring, both polling.
+    Slots,
+    /// The same, both asleep while they wait.
+    SlotsAsleep,
+    /// The crate ipc-channel: one `IpcSharedMemory`, sent again and again.
+    IpcChannel,
 }
 
 impl Contender {
     /// Whether this is memlane rather than something to compare it with.
     pub fn is_candidate(self) -> bool {
         matches!(self, Self::Memlane | Self::MemlaneTrusting)
+    }
+
+    /// Whether this is fresh memory by hand.
+    pub fn is_memfd(self) -> bool {
+        matches!(
+            self,
+            Self::Memfd | Self::MemfdAllocated | Self::MemfdPopulated
+        )
     }
 }
 
@@ -85,7 +156,9 @@ impl Task {
 
     /// Whether the first two processes have a core each, so that the distance between them can be probed.
     pub fn has_distance(&self) -> bool {
-        self.cores[0] != self.cores[1]
+        self.cores
+            .get(1)
+            .is_some_and(|&second| second != self.cores[0])
     }
 
     /// The arguments that make clap build the same task again.

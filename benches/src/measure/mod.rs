@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 use crate::metrics::Metrics;
 
 /// The percentiles of `samples`, each divided by `divisor`.
-fn percentiles(samples: &[u32], divisor: f64) -> Result<Metrics> {
+pub(crate) fn percentiles(samples: &[u32], divisor: f64) -> Result<Metrics> {
     let mut histogram = Histogram::<u64>::new(3)?;
     for &sample in samples {
         histogram.record(u64::from(sample))?;

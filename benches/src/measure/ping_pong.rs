@@ -74,10 +74,30 @@ impl<S: Sender, R: Receiver> Game for Messages<S, R> {
 ///
 /// Fails if the game does.
 pub fn measure(session: &mut Session, mut game: impl Game) -> Result<Metrics> {
+    play(session, &mut game, 2.0)
+}
+
+/// The same with the times of whole turns, and turns a second: `rate`, of the loop without timestamps, and
+/// `rate.p50`, of the usual turn, which leaves out what else the machine did.
+///
+/// # Errors
+///
+/// Fails if the game does.
+pub fn measure_turns(session: &mut Session, game: &mut impl Game) -> Result<Metrics> {
+    let metrics = play(session, game, 1.0)?;
+    Ok(match (metrics.get("mean"), metrics.get("p50")) {
+        (Some(mean), Some(usual)) => metrics
+            .with("rate", 1e9 / mean)
+            .with("rate.p50", 1e9 / usual),
+        _ => metrics,
+    })
+}
+
+fn play(session: &mut Session, game: &mut impl Game, parts: f64) -> Result<Metrics> {
     let iterations = session.task().iterations;
     let warm_up = session.task().warm_up();
     if session.role().is_initiator() {
-        session.bracketed(|_| initiate(&mut game, warm_up, iterations))
+        session.bracketed(|_| initiate(game, warm_up, iterations, parts))
     } else {
         session.bracketed(|_| {
             for _ in 0..warm_up + 2 * iterations {
@@ -88,7 +108,7 @@ pub fn measure(session: &mut Session, mut game: impl Game) -> Result<Metrics> {
     }
 }
 
-fn initiate(game: &mut impl Game, warm_up: u64, iterations: u64) -> Result<Metrics> {
+fn initiate(game: &mut impl Game, warm_up: u64, iterations: u64, parts: f64) -> Result<Metrics> {
     for _ in 0..warm_up {
         game.ping()?;
     }
@@ -105,11 +125,11 @@ fn initiate(game: &mut impl Game, warm_up: u64, iterations: u64) -> Result<Metri
     for _ in 0..iterations {
         game.ping()?;
     }
-    let mean = start.elapsed().as_nanos() as f64 / iterations as f64 / 2.0;
+    let mean = start.elapsed().as_nanos() as f64 / iterations as f64 / parts;
 
     let sleeps = (machine::sleeps()? - sleeps_before) as f64 / iterations as f64;
 
-    Ok(percentiles(&samples, 2.0)?
+    Ok(percentiles(&samples, parts)?
         .with("mean", mean)
         .with("sleeps", sleeps))
 }

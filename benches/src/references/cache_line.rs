@@ -21,15 +21,16 @@ impl CacheLine {
         Self { line, turn: 0 }
     }
 
+    /// Gives the turn to the other side.
     #[inline]
-    fn take(&mut self) {
+    pub fn take(&mut self) {
         self.turn += 1;
         self.line.word(0).store(self.turn, Release);
     }
 
-    /// Looks without a pause: with nothing to read behind the line, that is the quickest.
+    /// Waits for the turn. Looks without a pause: with nothing to read behind the line, that is the quickest.
     #[inline]
-    fn wait(&mut self) {
+    pub fn wait(&mut self) {
         self.turn += 1;
         while self.line.word(0).load(Acquire) != self.turn {}
     }

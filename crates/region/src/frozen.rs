@@ -8,8 +8,9 @@ use std::{
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 use crate::{
-    Backing, Error, Options, Quota, Refused, Region,
+    Backing, Error, HugePages, Options, Quota, Refused, Region,
     gate::{self, FROZEN_SEALS},
+    memory,
     pages::{Access, Pages, Wanted},
 };
 
@@ -60,10 +61,21 @@ impl Frozen {
     ///
     /// # Errors
     ///
-    /// As [`Region::create`].
+    /// As [`Region::create`](crate::Region::create).
     pub fn copy_of(options: impl Into<Options>, bytes: &[u8]) -> Result<Frozen, Error> {
-        let region = Region::copy_of(options, bytes)?;
-        region.freeze().map_err(|rejected| rejected.error)
+        let options = options.into();
+        if options.huge_pages != HugePages::Never {
+            // Which write(2) would not make, or not take.
+            let region = Region::copy_of(options, bytes)?;
+            return region.freeze().map_err(|rejected| rejected.error);
+        }
+        let len = bytes.len();
+        let fd = memory::copy_of(&options, bytes)?;
+        fcntl_add_seals(&fd, FROZEN_SEALS | SealFlags::SEAL)
+            .map_err(|errno| Error::freezing(errno, len, SealFlags::empty()))?;
+        let pages = Pages::map(fd.as_fd(), len, Access::Frozen, Wanted::of(&options))?;
+        pages.lock()?;
+        Ok(Frozen::new(pages, len, fd))
     }
 
     /// Verifies a received descriptor, that its memory is frozen, and maps it. Its length is the file's.

@@ -60,6 +60,13 @@ impl Wanted {
         lock: false,
         dump: true,
     };
+
+    pub(crate) fn of(options: &Options) -> Wanted {
+        Wanted {
+            lock: options.lock,
+            dump: options.dump,
+        }
+    }
 }
 
 /// A mapping of `len` bytes of a memfd, the first ones as a rule.
@@ -74,11 +81,7 @@ impl Pages {
     /// Maps the memory of a new region, and allocates it.
     pub(crate) fn create(memory: &Memory, options: &Options) -> Result<Pages, Error> {
         let len = memory.len;
-        let wanted = Wanted {
-            lock: options.lock,
-            dump: options.dump,
-        };
-        let pages = Pages::map(memory.fd.as_fd(), len, Access::Write, wanted)?;
+        let pages = Pages::map(memory.fd.as_fd(), len, Access::Write, Wanted::of(options))?;
         memory::fill(memory, &pages.range, options)?;
         pages.lock()?;
         Ok(pages)
