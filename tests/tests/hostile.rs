@@ -551,8 +551,8 @@ fn among_honest_ones(
 fn greetings_that_are_refused() {
     use Villainy::*;
     let expected = |villainy| match villainy {
-        PageUnsealed => "got seals 0x0",
-        PageHalfSealed => "got seals 0x6",
+        PageUnsealed => "got one sealed with nothing",
+        PageHalfSealed => "got one sealed with SHRINK|GROW",
         PageTooLarge => "got one of",
         PageEmpty => "bytes, got one of 0",
         PageSparse => "allocated, found 0",
@@ -917,8 +917,10 @@ fn welcomes_that_make_no_sense() {
                         == "the publisher refused this subscriber: it is short of resources: it does not like you"
                 }
                 RefusesTheVersion => {
-                    error.to_string()
-                        == "the publisher speaks version 9 of the protocol, this subscriber version 1"
+                    let text = format!(
+                        "the publisher speaks version 9 of the protocol, this subscriber version {VERSION}"
+                    );
+                    error.to_string() == text
                 }
                 HangsUp | HangsUpUnread => {
                     matches!(error, Error::Link(LinkError::Disconnected))

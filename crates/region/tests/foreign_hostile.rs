@@ -98,8 +98,8 @@ fn resize(memory: &OwnedFd) {
 #[test]
 fn truncation_and_holes_never_fault() {
     let fd = memfd();
+    let foreign = Foreign::open(fd.try_clone().unwrap(), 0, LEN, LEN).unwrap();
     let _other = Other::start("resizer", &fd);
-    let foreign = Foreign::open(fd, 0, LEN, LEN).unwrap();
     let mut bytes = [0; 6000];
     // Each has to be met, and 100,000 reads and as many writes have to be survived.
     let (mut accesses, mut short_reads, mut short_writes, mut zeroes, mut filled) = (0, 0, 0, 0, 0);
