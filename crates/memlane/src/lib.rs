@@ -24,6 +24,8 @@
 //!
 //! - **Lossless.** A publisher waits for its slowest subscriber ([`Publisher::send`]) or says so
 //!   ([`Publisher::try_send`]). One that has left, or died, holds nothing up.
+//! - **Of any length.** What is too long for the ring lies in a pool of the publisher's, written and read in place
+//!   ([`Publisher::reserve`], [`Publisher::loan`]), and can be kept ([`Message::hold`]).
 //! - **Death comes from the kernel.** A killed publisher's committed messages are still delivered, then
 //!   [`RecvError::Disconnected`]. Nobody is declared dead for being slow.
 //! - **Nothing is left behind.** The memory has no name and goes with its last holder.
