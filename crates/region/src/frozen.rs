@@ -87,7 +87,16 @@ impl Frozen {
     ///
     /// [`Refused`], with the reason and the descriptor.
     pub fn open(descriptor: OwnedFd, quota: impl Into<Quota>) -> Result<Frozen, Box<Refused>> {
-        match verify_and_map(&descriptor, quota.into()) {
+        Frozen::open_seen(descriptor, None, quota.into())
+    }
+
+    /// Opens memory on which the seals `earlier` were seen before, if any.
+    pub(crate) fn open_seen(
+        descriptor: OwnedFd,
+        earlier: Option<SealFlags>,
+        quota: Quota,
+    ) -> Result<Frozen, Box<Refused>> {
+        match verify_and_map(&descriptor, earlier, quota) {
             Ok((pages, len)) => Ok(Frozen::new(pages, len, descriptor)),
             Err(error) => Err(Refused::new(error, descriptor)),
         }
@@ -105,34 +114,39 @@ impl Frozen {
     /// Freezes a received region and opens it.
     pub(crate) fn claim(descriptor: OwnedFd, quota: Quota) -> Result<Frozen, Box<Refused>> {
         match seal(&descriptor) {
-            Ok(()) => Frozen::open(descriptor, quota),
+            Ok(earlier) => Frozen::open_seen(descriptor, Some(earlier), quota),
             Err(error) => Err(Refused::new(error, descriptor)),
         }
     }
 }
 
-fn verify_and_map(fd: &OwnedFd, quota: Quota) -> Result<(Pages, usize), Error> {
-    let len = gate::frozen(fd, quota)?;
+fn verify_and_map(
+    fd: &OwnedFd,
+    earlier: Option<SealFlags>,
+    quota: Quota,
+) -> Result<(Pages, usize), Error> {
+    let len = gate::frozen(fd, earlier, quota)?;
     let pages = Pages::map(fd.as_fd(), len, Access::Frozen, Wanted::DEFAULT)?;
     Ok((pages, len))
 }
 
-/// Adds the seals of a frozen region to a received one.
-fn seal(fd: &OwnedFd) -> Result<(), Error> {
+/// Adds the seals of a frozen region to a received one. Those it had before.
+fn seal(fd: &OwnedFd) -> Result<SealFlags, Error> {
     let found = gate::seals(fd)?;
     if found.contains(FROZEN_SEALS) {
-        return Ok(());
+        return Ok(found);
     }
     // From here on it is shared memory, and fstat is answered by the kernel alone.
     let len = rustix::fs::fstat(fd).map_or(0, |stat| stat.st_size as usize);
     // All of them or none: the kernel sets them in one step.
-    fcntl_add_seals(fd, FROZEN_SEALS | SealFlags::SEAL).or_else(|errno| {
+    match fcntl_add_seals(fd, FROZEN_SEALS | SealFlags::SEAL) {
+        Ok(()) => Ok(found),
         // Its maker may have frozen it in the meantime.
-        match fcntl_get_seals(fd) {
-            Ok(now) if now.contains(FROZEN_SEALS) => Ok(()),
+        Err(errno) => match fcntl_get_seals(fd) {
+            Ok(now) if now.contains(FROZEN_SEALS) => Ok(found),
             _ => Err(Error::freezing(errno, len, found)),
-        }
-    })
+        },
+    }
 }
 
 impl Deref for Frozen {

@@ -104,16 +104,21 @@ pub(crate) fn verify(
     measure(fd, announced, quota)
 }
 
-/// As [`verify`], of memory that nobody can write. Its length in bytes, which is not 0.
-pub(crate) fn frozen(fd: &OwnedFd, quota: Quota) -> Result<usize, Error> {
+/// As [`verify`], of memory that nobody can write. `earlier` are seals that were seen on it before, or none. Its length in
+/// bytes, which is not 0.
+pub(crate) fn frozen(
+    fd: &OwnedFd,
+    earlier: Option<SealFlags>,
+    quota: Quota,
+) -> Result<usize, Error> {
     let found = sealed(fd, FROZEN_SEALS)?;
-    check_write(found, implied::proven)?;
+    check_write(earlier, found, implied::proven)?;
     measure(fd, None, quota)
 }
 
 /// Whether memory with these seals is frozen beyond doubt.
 pub(crate) fn proves_frozen(found: SealFlags) -> bool {
-    found.contains(FROZEN_SEALS) && check_write(found, implied::proven).is_ok()
+    found.contains(FROZEN_SEALS) && check_write(None, found, implied::proven).is_ok()
 }
 
 /// The seals that are there, with `required` among them.
@@ -131,9 +136,18 @@ fn sealed(fd: &OwnedFd, required: SealFlags) -> Result<SealFlags, Error> {
 }
 
 /// Whether F_SEAL_WRITE among `found` is proof that nobody can write. What F_SEAL_EXEC may have brought along is not,
-/// where the kernel does not see to it; it brings FUTURE_WRITE too, so that without that WRITE was asked for.
-fn check_write(found: SealFlags, proven: impl FnOnce() -> bool) -> Result<(), Error> {
-    if found.contains(SealFlags::EXEC | SealFlags::FUTURE_WRITE) && !proven() {
+/// where the kernel does not see to it; it brings FUTURE_WRITE too, so that without that WRITE was asked for. Neither did
+/// EXEC bring WRITE along if it was there without it before.
+fn check_write(
+    earlier: Option<SealFlags>,
+    found: SealFlags,
+    proven: impl FnOnce() -> bool,
+) -> Result<(), Error> {
+    let asked_for = earlier.is_some_and(|earlier| {
+        earlier.contains(SealFlags::EXEC) && !earlier.contains(SealFlags::WRITE)
+    });
+    let doubtful = found.contains(SealFlags::EXEC | SealFlags::FUTURE_WRITE) && !asked_for;
+    if doubtful && !proven() {
         let found = found.bits();
         return Err(Error::Implied { found });
     }
@@ -228,11 +242,20 @@ mod tests {
             explicit | SealFlags::EXEC,
             explicit | SealFlags::FUTURE_WRITE,
         ] {
-            check_write(found, || unreachable!()).unwrap();
+            check_write(None, found, || unreachable!()).unwrap();
         }
         let implied = explicit | SealFlags::EXEC | SealFlags::FUTURE_WRITE;
-        check_write(implied, || true).unwrap();
-        let error = check_write(implied, || false).unwrap_err();
-        assert!(matches!(error, Error::Implied { .. }), "{error}");
+        check_write(None, implied, || true).unwrap();
+        for earlier in [
+            None,
+            Some(implied),
+            Some(VIEW_SEALS),
+            Some(SealFlags::empty()),
+        ] {
+            let error = check_write(earlier, implied, || false).unwrap_err();
+            assert!(matches!(error, Error::Implied { .. }), "{error}");
+        }
+        let earlier = Some(VIEW_SEALS | SealFlags::EXEC);
+        check_write(earlier, implied, || unreachable!()).unwrap();
     }
 }

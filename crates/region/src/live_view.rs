@@ -1,5 +1,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::SealFlags;
+
 use crate::{
     Backing, Error, Frozen, Quota, Refused, Rejected,
     gate::{self, VIEW_SEALS},
@@ -21,6 +23,8 @@ use crate::{
 #[derive(Debug)]
 pub struct LiveView {
     pages: Pages,
+    /// Those it had when it was opened.
+    seals: SealFlags,
     fd: OwnedFd,
 }
 
@@ -40,6 +44,7 @@ impl LiveView {
         match mapped {
             Ok(pages) => Ok(LiveView {
                 pages,
+                seals: gate::seals(&descriptor).unwrap_or(VIEW_SEALS),
                 fd: descriptor,
             }),
             Err(error) => Err(Refused::new(error, descriptor)),
@@ -101,16 +106,17 @@ impl LiveView {
     /// # Errors
     ///
     /// [`Rejected`], with the view: it is not frozen ([`Error::Seals`]), that is not proven on this kernel
-    /// ([`Error::Implied`]), or it cannot be mapped.
+    /// ([`Error::Implied`], not for regions that [`Options`](crate::Options) make), or it cannot be mapped.
     pub fn frozen(self) -> Result<Frozen, Box<Rejected<LiveView>>> {
         let quota = Quota::new(self.pages.len()).hugetlb(true);
-        let LiveView { pages, fd } = self;
+        let LiveView { pages, seals, fd } = self;
         // The gate sees it anew: only the seals can have changed.
-        Frozen::open(fd, quota).map_err(|refused| {
+        Frozen::open_seen(fd, Some(seals), quota).map_err(|refused| {
             Box::new(Rejected {
                 error: refused.error,
                 region: LiveView {
                     pages,
+                    seals,
                     fd: refused.descriptor,
                 },
             })
