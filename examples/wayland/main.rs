@@ -12,9 +12,9 @@
 //! each of their pixels is compared with what was drawn. For that it has to be weston, which need not have a screen:
 //!
 //! ```text
-//! $ weston --backend=headless-backend.so --use-pixman --width=1024 --height=640 --socket=memlane --debug \
+//! $ weston --backend=headless-backend.so --use-pixman --width=1024 --height=640 --socket=frames --debug \
 //!          --idle-time=0 --config=$PWD/examples/wayland/weston.ini &
-//! $ WAYLAND_DISPLAY=memlane cargo run --release --example wayland -- --check
+//! $ WAYLAND_DISPLAY=frames cargo run --release --example wayland -- --check
 //! ```
 
 mod events;

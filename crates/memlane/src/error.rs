@@ -44,6 +44,13 @@ pub enum Error {
         /// Its reason.
         why: String,
     },
+    /// The publisher did not answer in time ([`SubscriberBuilder::timeout`](crate::SubscriberBuilder::timeout)): it is
+    /// stopped, or nobody drives it.
+    #[error("the publisher did not answer within {waited:?}")]
+    NoAnswer {
+        /// How long was waited for it.
+        waited: std::time::Duration,
+    },
     /// The publisher's welcome makes no sense.
     #[error("the publisher's welcome makes no sense: {why}")]
     Welcome {
@@ -176,7 +183,8 @@ pub enum RecvError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
-    /// The message lies in memory of the publisher's that cannot be had. It stays the next one.
+    /// The message lies in memory of the publisher's that cannot be had. It stays the next one, so that no other will
+    /// come: drop the subscriber.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
     /// Waiting for a message failed in the kernel (short of memory). The next call may fare better.
@@ -196,7 +204,8 @@ pub enum TryRecvError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
-    /// The message lies in memory of the publisher's that cannot be had. It stays the next one.
+    /// The message lies in memory of the publisher's that cannot be had. It stays the next one, so that no other will
+    /// come: drop the subscriber.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
 }
@@ -213,7 +222,8 @@ pub enum RecvTimeoutError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
-    /// The message lies in memory of the publisher's that cannot be had. It stays the next one.
+    /// The message lies in memory of the publisher's that cannot be had. It stays the next one, so that no other will
+    /// come: drop the subscriber.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
     /// Waiting for a message failed in the kernel (short of memory). The next call may fare better.

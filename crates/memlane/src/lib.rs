@@ -52,7 +52,11 @@ pub use error::{
 #[doc(no_inline)]
 pub use memlane_region as region;
 pub use memlane_region::{pool::Loan, ring::Corrupt};
+#[doc(no_inline)]
+pub use memlane_signaling as signaling;
 pub use memlane_signaling::WaitPolicy;
+#[doc(no_inline)]
+pub use memlane_transport as transport;
 pub use memlane_transport::{Access, Address, Link, Peer};
 pub use names::address_of;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};

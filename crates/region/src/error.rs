@@ -30,6 +30,12 @@ pub enum Error {
         /// What would have fit, in bytes, as far as can be told beforehand.
         left: u64,
     },
+    /// A name that no memory can have.
+    #[error("expected a name of at most 249 bytes without a zero, got {name:?}")]
+    Name {
+        /// The name.
+        name: String,
+    },
     /// A length that no region or ring can have.
     #[error("{what} of {len} bytes is not possible: {expected}")]
     Length {
@@ -72,7 +78,8 @@ pub enum Error {
     },
     /// The region is write-sealed, and perhaps only because F_SEAL_EXEC implied it, which on this kernel is no proof
     /// that nobody can write: from Linux 6.3 until commit 3b041514cb6e (2026, and in stable kernels) mappings were not
-    /// looked at. It strikes regions that were live before they were frozen, and executable ones.
+    /// looked at. It strikes executable memory, and what was live before it was frozen where the receiver did not have
+    /// it while it was live.
     #[error(
         "expected a region whose write seal is proven, got one sealed with {}: on this kernel F_SEAL_EXEC may have \
          implied it while somebody had it mapped",

@@ -8,7 +8,7 @@ use std::{
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 use crate::{
-    Backing, Error, HugePages, Options, Quota, Refused, Region,
+    Error, HugePages, Options, PageKind, Quota, Refused, Region,
     gate::{self, FROZEN_SEALS},
     memory,
     pages::{Access, Pages, Wanted},
@@ -102,13 +102,14 @@ impl Frozen {
         }
     }
 
-    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    /// Which pages it is made of in this process's mapping, as far as they have been touched through it (a mapping that is
+    /// new, as after freezing or opening, has none), asked of the kernel: not for a hot path.
     ///
     /// # Errors
     ///
     /// [`Error::Os`] without /proc.
-    pub fn backing(&self) -> Result<Backing, Error> {
-        self.0.pages.backing()
+    pub fn page_kind(&self) -> Result<PageKind, Error> {
+        self.0.pages.page_kind()
     }
 
     /// Freezes a received region and opens it.

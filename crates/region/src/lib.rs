@@ -43,7 +43,6 @@
 //! (`std::sync::atomic`, "Atomic accesses to read-only memory"); ordering comes from fences.
 #![deny(unsafe_code)]
 
-mod backing;
 mod cgroup;
 #[allow(unsafe_code)]
 mod copy;
@@ -69,6 +68,7 @@ mod moved;
 #[cfg(doctest)]
 mod must_not_compile;
 mod options;
+mod page_kind;
 #[allow(unsafe_code)]
 mod pages;
 pub mod pool;
@@ -83,7 +83,6 @@ mod shared;
 mod view;
 mod words;
 
-pub use backing::Backing;
 pub use error::{Error, Limit, Refused, Rejected};
 pub use foreign::Foreign;
 pub use frozen::Frozen;
@@ -95,6 +94,7 @@ pub use mapping::page_size;
 pub use messages::MESSAGE_QUOTA;
 pub use moved::Moved;
 pub use options::{HugePages, Options};
+pub use page_kind::PageKind;
 pub use region::Region;
 pub use remote::Remote;
 pub use shared::Shared;

@@ -16,7 +16,7 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-use crate::{Error, Limit, backing::bytes, cgroup};
+use crate::{Error, Limit, cgroup, page_kind::bytes};
 
 /// From this length on, a region is compared with what is left: the comparison takes some 30 us, the allocation of so
 /// much 400.

@@ -6,7 +6,7 @@ use std::{
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 use crate::{
-    Backing, Error, Frozen, Moved, Rejected,
+    Error, Frozen, Moved, PageKind, Rejected,
     gate::{FREEZABLE_SEALS, FROZEN_SEALS, LIVE_SEALS},
     pages::{Access, Pages},
 };
@@ -87,13 +87,14 @@ impl Live {
         unsafe { self.pages.store(offset, value) }
     }
 
-    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    /// Which pages it is made of in this process's mapping, as far as they have been touched through it (a mapping that is
+    /// new, as after freezing or opening, has none), asked of the kernel: not for a hot path.
     ///
     /// # Errors
     ///
     /// [`Error::Os`] without /proc.
-    pub fn backing(&self) -> Result<Backing, Error> {
-        self.pages.backing()
+    pub fn page_kind(&self) -> Result<PageKind, Error> {
+        self.pages.page_kind()
     }
 
     /// Stops writing, and makes it immutable, for everybody and for ever. Readers can turn their views into

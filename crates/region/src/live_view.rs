@@ -3,7 +3,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::SealFlags;
 
 use crate::{
-    Backing, Error, Frozen, Quota, Refused, Rejected,
+    Error, Frozen, PageKind, Quota, Refused, Rejected,
     gate::{self, VIEW_SEALS},
     pages::{Access, Pages, Wanted},
 };
@@ -57,13 +57,14 @@ impl LiveView {
         self.pages.len()
     }
 
-    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    /// Which pages it is made of in this process's mapping, as far as they have been touched through it (a mapping that is
+    /// new, as after freezing or opening, has none), asked of the kernel: not for a hot path.
     ///
     /// # Errors
     ///
     /// [`Error::Os`] without /proc.
-    pub fn backing(&self) -> Result<Backing, Error> {
-        self.pages.backing()
+    pub fn page_kind(&self) -> Result<PageKind, Error> {
+        self.pages.page_kind()
     }
 
     /// Copies `dst.len()` bytes from `offset` on. If the maker writes meanwhile, the copy may be a mixture.

@@ -11,6 +11,9 @@ use crate::{Error, HugePages, Options, limits, mapping::page_size, range::Range}
 /// No region is longer: half of what a process can address on most machines.
 pub(crate) const MAX_LEN: usize = 1 << 46;
 
+/// Bytes of a name (memfd_create(2)).
+const MAX_NAME: usize = 249;
+
 /// So much is allocated in one step: 10 ms or so.
 const STEP: usize = 32 << 20;
 
@@ -32,6 +35,12 @@ pub(crate) fn create(options: &Options, len: usize) -> Result<Memory, Error> {
             what: "a region",
             len: len as u64,
             expected: "from 1 to 2^46 bytes",
+        });
+    }
+    let name = options.name.as_ref();
+    if name.len() > MAX_NAME || name.contains('\0') {
+        return Err(Error::Name {
+            name: name.to_owned(),
         });
     }
     limits::file_size(len)?;

@@ -14,7 +14,7 @@ use std::borrow::Cow;
 /// let plain = Region::create("frames", 1 << 20)?;
 /// let ready = Region::create(Options::new("frames").prefault(true), 1 << 20)?;
 /// let large = Options::new("frames").huge_pages(HugePages::Transparent);
-/// println!("{:?}", Region::create(large, 8 << 20)?.backing());
+/// println!("{:?}", Region::create(large, 8 << 20)?.page_kind());
 /// # Ok::<(), memlane_region::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Options {
 }
 
 /// Which pages a region asks for. What cannot be had falls back to the next: hugetlb to transparent to none;
-/// [`Region::backing`](crate::Region::backing) tells what came of it.
+/// [`Region::page_kind`](crate::Region::page_kind) tells what came of it.
 ///
 /// Huge pages need not be asked for by those who receive the region: whatever is in huge pages is mapped so where it can
 /// be.
@@ -54,8 +54,8 @@ pub enum HugePages {
 }
 
 impl Options {
-    /// `name` shows up in `/proc/PID/maps` as `memfd:name`, nowhere else; at most 249 bytes of it
-    /// (memfd_create(2)).
+    /// `name` shows up in `/proc/PID/maps` as `memfd:name`, nowhere else. It has at most 249 bytes, none of them 0
+    /// (memfd_create(2)): others are [`Error::Name`](crate::Error::Name) when memory is made.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Options {
         Options {
             name: name.into(),

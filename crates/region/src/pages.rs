@@ -26,7 +26,7 @@ use rustix::{
 };
 
 use crate::{
-    Backing, Error, Options,
+    Error, Options, PageKind,
     copy::copy_out,
     limits,
     memory::{self, Memory},
@@ -135,8 +135,8 @@ impl Pages {
     }
 
     /// Which pages it is made of.
-    pub(crate) fn backing(&self) -> Result<Backing, Error> {
-        self.range.backing(self.len)
+    pub(crate) fn page_kind(&self) -> Result<PageKind, Error> {
+        self.range.page_kind(self.len)
     }
 
     /// Bytes mapped.

@@ -13,7 +13,7 @@ use rustix::{
     mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munmap},
 };
 
-use crate::{Backing, Error, backing, mapping::page_size};
+use crate::{Error, PageKind, mapping::page_size, page_kind};
 
 /// Asks for huge pages here and now, whatever /sys says about transparent ones (madvise(2), since Linux 6.1). rustix does
 /// not know it, and libc does on some targets only.
@@ -57,7 +57,7 @@ impl Range {
         flags: MapFlags,
     ) -> io::Result<Range> {
         let total = len.checked_add(tail).ok_or(io::ErrorKind::OutOfMemory)?;
-        let align = backing::huge_page_size().filter(|&huge| from == 0 && len >= huge);
+        let align = page_kind::huge_page_size().filter(|&huge| from == 0 && len >= huge);
         if let Some(range) = align.and_then(|align| Range::reserve(total, align).ok()) {
             match range.place(0, fd, 0, len, prot, flags) {
                 Ok(()) => return Ok(range),
@@ -159,7 +159,7 @@ impl Range {
     /// kernel is set to use huge pages for shared memory that asks for it (shmem_enabled), that is a huge one. Else
     /// the kernel is told to make it one now, which takes at least one page to be there, and copies no more than that.
     pub(crate) fn huge(&self, len: usize) {
-        let Some(huge) = backing::huge_page_size() else {
+        let Some(huge) = page_kind::huge_page_size() else {
             return;
         };
         let len = len - len % huge;
@@ -198,8 +198,8 @@ impl Range {
     }
 
     /// Which pages its first `len` bytes are made of.
-    pub(crate) fn backing(&self, len: usize) -> Result<Backing, Error> {
-        Backing::of(self.base, len).map_err(Error::os("read /proc/self/smaps for", len))
+    pub(crate) fn page_kind(&self, len: usize) -> Result<PageKind, Error> {
+        PageKind::of(self.base, len).map_err(Error::os("read /proc/self/smaps for", len))
     }
 
     #[inline(always)]

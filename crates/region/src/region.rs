@@ -9,7 +9,7 @@ use rustix::{
 };
 
 use crate::{
-    Backing, Error, Frozen, Live, Moved, Options, Quota, Refused, Rejected,
+    Error, Frozen, Live, Moved, Options, PageKind, Quota, Refused, Rejected,
     gate::{self, FREEZABLE_SEALS, FROZEN_SEALS, LIVE_SEALS, WRITABLE_SEALS},
     mapping::page_size,
     memory::{self, Memory},
@@ -76,13 +76,14 @@ impl Region {
         Ok(Region { pages, len, fd })
     }
 
-    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    /// Which pages it is made of in this process's mapping, as far as they have been touched through it (a mapping that is
+    /// new, as after freezing or opening, has none), asked of the kernel: not for a hot path.
     ///
     /// # Errors
     ///
     /// [`Error::Os`] without /proc.
-    pub fn backing(&self) -> Result<Backing, Error> {
-        self.pages.backing()
+    pub fn page_kind(&self) -> Result<PageKind, Error> {
+        self.pages.page_kind()
     }
 
     /// A region with a copy of `bytes`, at least one.

@@ -1,7 +1,7 @@
 use rustix::fd::{AsFd, OwnedFd};
 
 use crate::{
-    Backing, Error, Quota, Refused,
+    Error, PageKind, Quota, Refused,
     gate::{self, LIVE_SEALS},
     limits,
     mapping::{Mapping, check_ring, page_size},
@@ -54,15 +54,16 @@ impl Remote {
             .load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Which pages it is made of in this process's mapping, asked of the kernel: not for a hot path.
+    /// Which pages it is made of in this process's mapping, as far as they have been touched through it (a mapping that is
+    /// new, as after freezing or opening, has none), asked of the kernel: not for a hot path.
     ///
     /// # Errors
     ///
     /// [`Error::Os`] without /proc.
-    pub fn backing(&self) -> Result<Backing, Error> {
+    pub fn page_kind(&self) -> Result<PageKind, Error> {
         let mapping = &self.mapping;
         let len = mapping.header_len() + mapping.ring_len();
-        mapping.address_space().backing(len)
+        mapping.address_space().page_kind(len)
     }
 
     /// `len` bytes of the ring, `offset` bytes after `position`, in place.

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fd::{AsFd, OwnedFd};
 
 use crate::{
-    Backing, Error, HugePages, Options,
+    Error, HugePages, Options, PageKind,
     copy::copy_in,
     gate::LIVE_SEALS,
     limits,
@@ -93,8 +93,8 @@ impl Shared {
     /// # Errors
     ///
     /// [`Error::Os`] without /proc.
-    pub fn backing(&self) -> Result<Backing, Error> {
-        self.mapping.address_space().backing(self.len())
+    pub fn page_kind(&self) -> Result<PageKind, Error> {
+        self.mapping.address_space().page_kind(self.len())
     }
 
     /// The control word at byte `offset` of the header.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use memlane_region::{
-    Backing, Error, Frozen, HugePages, LiveView, Options, Quota, Region, Remote, Shared, Words,
+    Error, Frozen, HugePages, LiveView, Options, PageKind, Quota, Region, Remote, Shared, Words,
     WordsMut, page_size,
 };
 use rustix::{
@@ -173,7 +173,7 @@ fn transparent(len: usize) -> Option<Region> {
     let options = Options::new("huge").huge_pages(HugePages::Transparent);
     let region = Region::create(options, len).unwrap();
     let huge = len / HUGE * HUGE;
-    assert_eq!(region.backing().unwrap(), Backing::Transparent { huge });
+    assert_eq!(region.page_kind().unwrap(), PageKind::Transparent { huge });
     Some(region)
 }
 
@@ -183,26 +183,26 @@ fn transparent_huge_pages_in_every_state() {
     let Some(mut region) = transparent(len) else {
         return;
     };
-    let expected = Backing::Transparent { huge: 3 * HUGE };
-    assert_eq!(region.backing().unwrap(), expected);
+    let expected = PageKind::Transparent { huge: 3 * HUGE };
+    assert_eq!(region.page_kind().unwrap(), expected);
     assert_eq!(region.len(), len);
     assert!(region.iter().all(|&byte| byte == 0));
     region.fill(7);
     let mut live = region.share_freezable().unwrap();
-    assert_eq!(live.backing().unwrap(), expected);
+    assert_eq!(live.page_kind().unwrap(), expected);
     live[len - 1] = 8;
     let view = LiveView::open(sent(&live), QUOTA).unwrap();
     view.read(0, &mut vec![0; len]);
-    assert_eq!(view.backing().unwrap(), expected);
+    assert_eq!(view.page_kind().unwrap(), expected);
     let frozen = live.freeze().unwrap();
     assert_eq!(
         frozen.iter().map(|&byte| u64::from(byte)).sum::<u64>(),
         7 * len as u64 + 1
     );
-    assert_eq!(frozen.backing().unwrap(), expected);
+    assert_eq!(frozen.page_kind().unwrap(), expected);
     let received = view.frozen().unwrap();
     assert_eq!(&received[..], &frozen[..]);
-    assert_eq!(received.backing().unwrap(), expected);
+    assert_eq!(received.page_kind().unwrap(), expected);
 }
 
 #[test]
@@ -216,8 +216,8 @@ fn a_ring_in_transparent_huge_pages() {
         let (mut mine, fd) = Shared::create(options, 1, ring).unwrap();
         // What the first page, of control words, leaves of the second image does not fill four.
         assert_eq!(
-            mine.backing().unwrap(),
-            Backing::Transparent { huge: 4 * HUGE }
+            mine.page_kind().unwrap(),
+            PageKind::Transparent { huge: 4 * HUGE }
         );
         let theirs = Remote::open(fd, page_size(), ring, QUOTA).unwrap();
         let end = ring as u64 - 8;
@@ -227,8 +227,8 @@ fn a_ring_in_transparent_huge_pages() {
         assert_eq!(seen, [1; 64]);
         theirs.read(0, 0, &mut vec![0; ring]);
         assert_eq!(
-            theirs.backing().unwrap(),
-            Backing::Transparent { huge: 4 * HUGE }
+            theirs.page_kind().unwrap(),
+            PageKind::Transparent { huge: 4 * HUGE }
         );
     }
 }
@@ -239,7 +239,7 @@ fn short_regions_have_small_pages() {
         let options = Options::new("short").huge_pages(huge);
         let mut region = Region::create(options, HUGE / 2).unwrap();
         region.fill(1);
-        assert_eq!(region.backing().unwrap(), Backing::Small);
+        assert_eq!(region.page_kind().unwrap(), PageKind::Small);
     }
 }
 
@@ -251,8 +251,8 @@ fn truncated_huge_pages() {
     region.fill(3);
     region.truncate(HUGE + 1).unwrap();
     assert_eq!(
-        region.backing().unwrap(),
-        Backing::Transparent { huge: HUGE }
+        region.page_kind().unwrap(),
+        PageKind::Transparent { huge: HUGE }
     );
     let frozen = region.freeze().unwrap();
     assert_eq!(frozen.len(), HUGE + 1);
@@ -315,7 +315,7 @@ fn hugetlb_in_every_state() {
     };
     let options = Options::new("hugetlb").huge_pages(HugePages::Hugetlb);
     let mut region = Region::create(&options, 1).unwrap();
-    let Backing::Hugetlb { page } = region.backing().unwrap() else {
+    let PageKind::Hugetlb { page } = region.page_kind().unwrap() else {
         panic!("{region:?}");
     };
     assert_eq!(region.len(), page);
@@ -337,7 +337,7 @@ fn hugetlb_in_every_state() {
     region.truncate(1).unwrap();
     assert_eq!(region.len(), page);
     let frozen = region.freeze().unwrap();
-    assert_eq!(frozen.backing().unwrap(), Backing::Hugetlb { page });
+    assert_eq!(frozen.page_kind().unwrap(), PageKind::Hugetlb { page });
     let theirs = received(sent(&frozen));
     assert_eq!((theirs.len(), theirs[page - 1]), (page, 2));
     drop((frozen, theirs));
@@ -351,7 +351,7 @@ fn hugetlb_in_every_state() {
     let mut seen = [0];
     view.read(page - 1, &mut seen);
     assert_eq!(seen, [9]);
-    assert_eq!(view.backing().unwrap(), Backing::Hugetlb { page });
+    assert_eq!(view.page_kind().unwrap(), PageKind::Hugetlb { page });
     live.freeze().unwrap();
     assert_eq!(view.frozen().unwrap()[page - 1], 9);
 
@@ -366,15 +366,15 @@ fn hugetlb_in_every_state() {
 #[test]
 fn without_hugetlb_pages() {
     let fallback = match collapses() {
-        true => Backing::Transparent { huge: 2 * HUGE },
-        false => Backing::Small,
+        true => PageKind::Transparent { huge: 2 * HUGE },
+        false => PageKind::Small,
     };
     let check = |asked, len| {
         let options = Options::new("fallback").huge_pages(asked);
         let mut region = Region::create(options, len).unwrap();
         region.fill(1);
         assert_eq!(region.len(), len);
-        assert_eq!(region.backing().unwrap(), fallback);
+        assert_eq!(region.page_kind().unwrap(), fallback);
     };
     // A size that no machine has, and two that are none.
     for size in [1 << 13, 3 << 20, 0] {

@@ -67,6 +67,19 @@ fn lengths_that_no_region_has() {
 }
 
 #[test]
+fn names() {
+    let longest = "n".repeat(249);
+    Region::create(longest.clone(), 1).unwrap();
+    for name in [longest + "n", "a\0b".to_owned()] {
+        let error = Region::create(name.clone(), 1).unwrap_err();
+        assert!(
+            matches!(&error, Error::Name { name: found } if *found == name),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn truncated_memory_goes_back() {
     let mut region = Region::create("long", 1 << 20).unwrap();
     region[..3].copy_from_slice(b"abc");

@@ -159,8 +159,9 @@ impl PublisherBuilder {
                 why,
             });
         }
+        let max_message = self.max_message.unwrap_or(self.pool_bytes / 4);
         let options = PoolOptions::new(self.pool_bytes)
-            .max_loan(self.max_message.unwrap_or(self.pool_bytes / 4))
+            .max_loan(max_message)
             .zero(self.zero);
         let pool = Pool::new(options).map_err(|error| Error::Option {
             what: "pool_bytes and max_message",
@@ -188,7 +189,9 @@ impl PublisherBuilder {
             (control, Some((reactor, id)))
         };
         Ok(Publisher {
-            inline: max_payload(bytes as u64).min(INLINE.max(bytes / 8)),
+            inline: max_payload(bytes as u64)
+                .min(INLINE.max(bytes / 8))
+                .min(max_message),
             trim_at: super::TRIM_EVERY,
             writer,
             pool,

@@ -299,7 +299,7 @@ impl Publisher {
 
     /// The longest message, in bytes ([`PublisherBuilder::max_message`]).
     pub fn max_message(&self) -> usize {
-        self.inline.max(self.pool.max_loan())
+        self.pool.max_loan()
     }
 
     /// How many subscribers there are. By the next line there may be more, or fewer.

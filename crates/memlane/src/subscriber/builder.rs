@@ -7,7 +7,7 @@ use std::{
 
 use memlane_region::{Remote, Shared, page_size, ring::RingReader};
 use memlane_signaling::{Armed, Backing, Doorbell, Pacer, Ringer, WaitPolicy, WrongDoorbell};
-use memlane_transport::{Access, Address, FdRef, Link, dispose};
+use memlane_transport::{Access, Address, Error as LinkError, FdRef, Link, dispose};
 use rustix::time::Timespec;
 
 use super::{
@@ -173,14 +173,20 @@ impl<T: Trust> SubscriberBuilder<T> {
         let Prepared {
             mine, mut offers, ..
         } = prepared;
-        let Opening { version } = link.recv_timeout(left(deadline))?;
+        let waited = self.timeout;
+        let silent = move |error| match error {
+            LinkError::TimedOut => Error::NoAnswer { waited },
+            error => Error::Link(error),
+        };
+        let Opening { version } = link.recv_timeout(left(deadline)).map_err(silent)?;
         if version != VERSION {
             return Err(Error::Version {
                 publisher: version,
                 subscriber: VERSION,
             });
         }
-        let welcome = match link.recv_timeout::<Answer>(left(deadline))? {
+        let answer = link.recv_timeout::<Answer>(left(deadline));
+        let welcome = match answer.map_err(silent)? {
             Answer::Welcome(welcome) => welcome,
             Answer::Refused(refusal) => {
                 return Err(Error::Refused {

@@ -53,8 +53,14 @@ impl<T: Trust> Held<T> {
     ///
     /// If the message ends before that.
     pub fn read_at(&self, offset: usize, dst: &mut [u8]) {
+        let len = dst.len();
+        assert!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len()),
+            "{len} bytes from {offset} on, of a message of {}",
+            self.len()
+        );
         match &self.place {
-            Place::Copy(bytes) => dst.copy_from_slice(&bytes[offset..][..dst.len()]),
+            Place::Copy(bytes) => dst.copy_from_slice(&bytes[offset..][..len]),
             Place::Chunk(held) => held.chunk().read(offset, dst),
         }
     }

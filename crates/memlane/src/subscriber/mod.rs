@@ -20,7 +20,10 @@ use memlane_region::{
 };
 use memlane_signaling::{Armed, Doorbell, Pacer, Waiter, Woken, gone};
 use memlane_transport::{Address, Link};
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::{ClockId, Timespec, clock_gettime},
+};
 
 pub use builder::SubscriberBuilder;
 use chunks::Chunks;
@@ -92,6 +95,12 @@ const STREAM: u64 = 8;
 /// ... and its publisher gets so many pauses to get ahead (some 30 to 170 ns, by processor). In a ping-pong, which
 /// finds the ring empty after each message, there are none.
 const HEAD_START: u32 = 4;
+
+/// For so long a publisher may be dying.
+const DYING: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 enum NoMessage {
     Disconnected,
@@ -246,11 +255,24 @@ impl<T: Trust> Subscriber<T> {
         self.clear_name();
     }
 
-    /// A publisher that was killed left its socket's name; the first to notice clears it. Its link may have ended
-    /// a moment before its listener, so this is tried once more in the end.
+    /// A publisher that was killed left its socket's name; the first to notice clears it.
     fn clear_name(&self) {
         if let (true, Some(address)) = (self.life.gone, &self.address) {
             let _ = memlane_transport::remove_stale(address);
+        }
+    }
+
+    /// The name is still there. The link of a dying process may end a moment before its listener does; once its pidfd is
+    /// readable, both have (do_exit: exit_files and exit_task_work come before exit_notify).
+    fn clear_name_of_the_dead(&self) {
+        let (true, Some(Address::Path(name)), Some(process)) =
+            (self.life.gone, &self.address, &self.process)
+        else {
+            return;
+        };
+        if name.exists() {
+            let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&DYING));
+            self.clear_name();
         }
     }
 
@@ -315,7 +337,7 @@ impl<T: Trust> Subscriber<T> {
 
 impl<T: Trust> Drop for Subscriber<T> {
     fn drop(&mut self) {
-        self.clear_name();
+        self.clear_name_of_the_dead();
         if self.ring.page().holds().taken() > 0 {
             // What is held keeps the link, and so this subscriber's place among the others.
             self.ring.leave();

@@ -5,7 +5,7 @@ use std::{fs, io, ptr::NonNull, sync::OnceLock};
 /// See [`HugePages`](crate::HugePages) for how to ask for others than small ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Backing {
+pub enum PageKind {
     /// Pages of the usual [size](crate::page_size).
     Small,
     /// `huge` bytes of it are mapped as transparent huge pages, the rest as usual.
@@ -20,10 +20,10 @@ pub enum Backing {
     },
 }
 
-impl Backing {
+impl PageKind {
     /// Of the mappings that begin inside the `len` bytes from `base` on. Pages that were not touched through this
     /// mapping are not mapped yet and do not count.
-    pub(crate) fn of(base: NonNull<u8>, len: usize) -> io::Result<Backing> {
+    pub(crate) fn of(base: NonNull<u8>, len: usize) -> io::Result<PageKind> {
         let base = base.as_ptr() as usize;
         Ok(parse(
             &fs::read_to_string("/proc/self/smaps")?,
@@ -33,7 +33,7 @@ impl Backing {
 }
 
 /// What smaps says about the mappings that begin in `range` (proc_pid_smaps(5)).
-fn parse(smaps: &str, range: std::ops::Range<usize>) -> Backing {
+fn parse(smaps: &str, range: std::ops::Range<usize>) -> PageKind {
     let (mut inside, mut huge, mut page) = (false, 0, 0);
     for line in smaps.lines() {
         // Of a mapping, `7f..-7f.. rw-s 00000000 00:01 7 /memfd:name (deleted)`; of its fields, `Name:  4 kB`.
@@ -50,11 +50,11 @@ fn parse(smaps: &str, range: std::ops::Range<usize>) -> Backing {
         }
     }
     if page > crate::page_size() {
-        Backing::Hugetlb { page }
+        PageKind::Hugetlb { page }
     } else if huge > 0 {
-        Backing::Transparent { huge }
+        PageKind::Transparent { huge }
     } else {
-        Backing::Small
+        PageKind::Small
     }
 }
 
@@ -97,8 +97,11 @@ ShmemPmdMapped:        0 kB
 ";
         let at = |start: usize, len| parse(smaps, start..start + len);
         let huge = 2 << 20;
-        assert_eq!(at(0x7f00_0000_0000, 4 << 20), Backing::Transparent { huge });
-        assert_eq!(at(0x7f00_0040_0000, huge), Backing::Hugetlb { page: huge });
-        assert_eq!(at(0x7f00_0060_0000, 4096), Backing::Small);
+        assert_eq!(
+            at(0x7f00_0000_0000, 4 << 20),
+            PageKind::Transparent { huge }
+        );
+        assert_eq!(at(0x7f00_0040_0000, huge), PageKind::Hugetlb { page: huge });
+        assert_eq!(at(0x7f00_0060_0000, 4096), PageKind::Small);
     }
 }
