@@ -37,6 +37,11 @@
 //! Linux 5.11 or newer.
 #![deny(unsafe_code)]
 
+#[cfg(test)]
+#[macro_use]
+#[path = "../../region/src/documented.rs"]
+mod documented;
+
 mod doorbells;
 mod error;
 mod names;

@@ -19,3 +19,9 @@ pub(crate) const SUBSCRIBER_ARMED: usize = 128;
 /// In a subscriber's control page: its hold slots, [`HOLD_SLOTS`](memlane_region::pool::HOLD_SLOTS) words. The
 /// subscriber stores, the publisher loads when it looks for chunks that are free again.
 pub(crate) const HOLDS: usize = 512;
+
+/// The smallest page holds them all.
+const _: () = assert!(HOLDS + 8 * memlane_region::pool::HOLD_SLOTS <= 4096);
+
+#[cfg(test)]
+documented!(WANTED, CURSOR, HOLDS_USED, SUBSCRIBER_ARMED, HOLDS);

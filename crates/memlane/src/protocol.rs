@@ -164,3 +164,108 @@ impl fmt::Display for Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+
+    use memlane_transport::Link;
+    use rustix::net::RecvFlags;
+
+    use super::*;
+
+    documented!(VERSION);
+
+    /// The document has this line, with the body that is sent.
+    fn says<T: Serialize>(what: &str, message: &T) {
+        let (here, there) = Link::pair().unwrap();
+        here.send(message).unwrap();
+        let mut packet = [0; 64];
+        let (_, len) = rustix::net::recv(there.as_fd(), &mut packet, RecvFlags::empty()).unwrap();
+        // Eight bytes of header, and no fields.
+        let body: Vec<_> = packet[8..len].iter().map(|b| format!("{b:02x}")).collect();
+        let line = format!("\n{what:<64}{}\n", body.join(" "));
+        let document = include_str!("../../../docs/wire-format.md");
+        assert!(document.contains(&line), "{line}");
+    }
+
+    #[test]
+    fn as_documented() {
+        let fd: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let one = || FdRef::new(&fd);
+        says("opening: version 2", &Opening { version: VERSION });
+
+        let greeting = |what, socket: bool, eventfd: bool, trusts| {
+            let greeting = GreetingRef {
+                page: one(),
+                doorbell: DoorbellOfferRef {
+                    socket: socket.then(one),
+                    eventfd: eventfd.then(one),
+                },
+                trusts,
+            };
+            says(what, &greeting);
+        };
+        greeting("greeting: page, no doorbell, no trust", false, false, false);
+        greeting("greeting: page, socket, no trust", true, false, false);
+        greeting("greeting: page, socket, eventfd, trust", true, true, true);
+
+        let welcome = |what, capacity, start, rings, doorbell| {
+            let welcome = WelcomeRef {
+                ring: one(),
+                capacity,
+                start,
+                rings,
+                doorbell,
+            };
+            says(what, &AnswerRef::Welcome(welcome));
+        };
+        welcome(
+            "welcome: 1 MiB, start 0, socket rung, no doorbell",
+            1 << 20,
+            0,
+            Rings::Socket,
+            PublisherDoorbellRef::None,
+        );
+        welcome(
+            "welcome: 4 KiB, start 4096, nothing rung, socket",
+            4096,
+            4096,
+            Rings::Nothing,
+            PublisherDoorbellRef::Socket(one()),
+        );
+        welcome(
+            "welcome: 64 KiB, start 8, eventfd rung, eventfd",
+            1 << 16,
+            8,
+            Rings::EventFd,
+            PublisherDoorbellRef::EventFd(one()),
+        );
+
+        let refused = |what, refusal| says(what, &AnswerRef::Refused(refusal));
+        let why = || "no".to_owned();
+        let full = Refusal::Full { subscribers: 64 };
+        refused("refused: full, 64 subscribers", full);
+        refused(
+            "refused: control page, \"no\"",
+            Refusal::Page { why: why() },
+        );
+        refused(
+            "refused: doorbell, \"no\"",
+            Refusal::Doorbell { why: why() },
+        );
+        refused(
+            "refused: resources, \"no\"",
+            Refusal::Resources { why: why() },
+        );
+
+        let added = NoticeRef::Added {
+            id: 0,
+            chunks: 4,
+            chunk_size: 256 << 10,
+            memory: one(),
+        };
+        says("added: segment 0, 4 chunks of 256 KiB", &added);
+        says("removed: segment 300", &NoticeRef::Removed { id: 300 });
+    }
+}

@@ -234,6 +234,10 @@ fn measure(fd: &OwnedFd, announced: Option<usize>, quota: Quota) -> Result<usize
 mod tests {
     use super::*;
 
+    documented!(LIVE_SEALS.bits(), VIEW_SEALS.bits(), FREEZABLE_SEALS.bits());
+    documented!(FROZEN_SEALS.bits(), WRITABLE_SEALS.bits());
+    documented!(TMPFS_MAGIC, HUGETLBFS_MAGIC);
+
     #[test]
     fn write_seals_that_may_be_implied() {
         let explicit = FROZEN_SEALS | SealFlags::SEAL;

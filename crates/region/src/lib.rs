@@ -43,6 +43,10 @@
 //! (`std::sync::atomic`, "Atomic accesses to read-only memory"); ordering comes from fences.
 #![deny(unsafe_code)]
 
+#[cfg(test)]
+#[macro_use]
+mod documented;
+
 mod cgroup;
 #[allow(unsafe_code)]
 mod copy;

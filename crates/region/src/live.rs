@@ -102,7 +102,8 @@ impl Live {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsealable`] if it was not shared as one that can be frozen, with the region as it was.
+    /// [`Error::Unsealable`] if it was not shared as one that can be frozen, with the region as it was, or if a reader of
+    /// the same user forbade more seals, and then it is given back as below.
     /// [`Error::Busy`] if a reader vetoes it ([`Region::share_freezable`](crate::Region::share_freezable)), after
     /// 0.16 s where a page is in use: the region is given back as [`Ended`], since the kernel lets nobody map it writable
     /// again; it can be [tried again](Moved::claim). So it is if it is to be [locked](crate::Options::lock) and others

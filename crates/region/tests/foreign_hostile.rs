@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use memlane_region::{Error, Foreign};
+use memlane_region::{Error, Foreign, Frozen, LiveView};
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, ftruncate},
     mm::{MapFlags, ProtFlags, UserfaultfdFlags},
@@ -194,6 +194,12 @@ fn a_write_that_does_not_end_holds_up_nobody() {
     }
     let (done, returned) = mpsc::channel();
     let copier = thread::spawn(move || {
+        // What is asked of memory that is to be mapped waits for nobody either.
+        let copy = || fd.try_clone().unwrap();
+        let refused = Frozen::open(copy(), LEN).unwrap_err();
+        assert!(matches!(refused.error, Error::Seals { .. }), "{refused}");
+        let refused = LiveView::open(copy(), LEN).unwrap_err();
+        assert!(matches!(refused.error, Error::Seals { .. }), "{refused}");
         let foreign = Foreign::open(fd, 0, LEN, LEN).unwrap();
         foreign.write_at(4000, &[5; 5000]).unwrap();
         let mut bytes = [0; 5002];

@@ -125,7 +125,8 @@ impl pool::Holder for Peer {
     #[inline(always)]
     fn released(&self, start: u64) -> u64 {
         match self.page.load_word(CURSOR) {
-            LEFT => NOTHING,
+            // All of it; not as a lossy reader, for whom the newest chunks are kept.
+            LEFT => NOTHING - 1,
             cursor => start.wrapping_add(cursor),
         }
     }

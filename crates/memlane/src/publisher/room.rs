@@ -23,6 +23,9 @@ use crate::{Error, SendError, SendTimeoutError, TrySendError, page::WANTED};
 /// The word of a publisher that waits for a hold slot: no cursor ever gets there.
 const A_SLOT: u64 = u64::MAX;
 
+#[cfg(test)]
+documented!(A_SLOT);
+
 /// What a message needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Need {

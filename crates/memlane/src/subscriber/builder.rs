@@ -55,6 +55,9 @@ impl Default for SubscriberBuilder {
 /// A position beyond this is nonsense: it would take centuries to get there.
 const LAST_START: u64 = 1 << 62;
 
+#[cfg(test)]
+documented!(LAST_START);
+
 impl<T: Trust> SubscriberBuilder<T> {
     /// How the subscriber waits for messages. Default: [`WaitPolicy::Adaptive`].
     pub fn wait(mut self, policy: WaitPolicy) -> SubscriberBuilder<T> {

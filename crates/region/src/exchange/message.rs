@@ -152,3 +152,31 @@ impl Return {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::MAX_REGIONS;
+
+    documented!(LENT, RETURN, MAX_REGIONS);
+    documented!(Kind::Known, Kind::New, Kind::Retired);
+
+    #[test]
+    fn as_documented() {
+        let document = include_str!("../../../../docs/memory-layout.md");
+        let says = |what: &str, bytes: &[u8]| {
+            let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let line = format!("{what:<32}{}\n", bytes.join(" "));
+            assert!(document.contains(&line), "{line}");
+        };
+        let (id, generation) = (2, 3);
+        let loan = Loan {
+            id,
+            generation,
+            used: 4096,
+        };
+        says("New, id 2, loan 3, 4096 bytes:", &loan.to_bytes(Kind::New));
+        let returned = Return { id, generation };
+        says("Return, id 2, loan 3:", &returned.to_bytes());
+    }
+}

@@ -93,6 +93,9 @@ pub(super) fn complete(word: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documented::says;
+
+    documented!(SLOTS, LENGTH, VALUE, ALIGN, WRITING);
 
     #[test]
     fn slots_fit_and_do_not_share_lines() {
@@ -105,6 +108,10 @@ mod tests {
         }
         assert!(ring_len(usize::MAX).is_err() && ring_len(usize::MAX / 4).is_err());
         assert_eq!(ring_len(112).unwrap(), page_size());
+        for max_len in [112, 1008, 1009] {
+            let len = ring_len(max_len).unwrap() as u64;
+            assert!(page_size() != 4096 || says(&format!("ring_len({max_len})"), len));
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ impl ChunkRef {
 mod tests {
     use super::*;
 
+    documented!(ChunkRef::LEN);
+
     #[test]
     fn words_and_back() {
         let chunk = ChunkRef {

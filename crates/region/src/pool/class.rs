@@ -28,6 +28,10 @@ mod tests {
         let sizes: Vec<_> = (0..17).map(pages).collect();
         let expected = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40];
         assert_eq!(sizes, expected);
+        for class in [0, 3, 4, 7, 8, 11] {
+            let row = format!("pages({class})");
+            assert!(crate::documented::says(&row, pages(class) as u64));
+        }
     }
 
     #[test]

@@ -8,6 +8,9 @@ pub const HOLD_SLOTS: usize = 64;
 /// What [`Holder::released`] answers for a reader that holds nothing but what its slots name: a lossy one.
 pub const NOTHING: u64 = u64::MAX;
 
+#[cfg(test)]
+documented!(HOLD_SLOTS);
+
 /// At least so many chunks are sent between two looks, if there are free ones.
 const MIN_DUE: usize = 16;
 

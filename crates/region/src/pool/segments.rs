@@ -14,6 +14,9 @@ use crate::{Error, Options};
 /// Segments that a pool has at most, at a time.
 pub const MAX_SEGMENTS: usize = 128;
 
+#[cfg(test)]
+documented!(MAX_SEGMENTS);
+
 /// A segment, as readers have to be told of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {

@@ -116,6 +116,34 @@ pub struct Corrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{documented::says, ring::LEFT};
+
+    documented!(
+        HEADER,
+        KIND_INLINE,
+        KIND_CHUNK,
+        KIND_SHIFT,
+        SLACK_SHIFT,
+        MAX_SLACK,
+        LINE
+    );
+    documented!(MIN_CAPACITY, WAITING, LEFT);
+
+    #[test]
+    fn as_documented() {
+        for (position, len) in [(0, 0), (8, 20), (64, 24), (8, 56), (8, 57)] {
+            let end = end(position, len);
+            assert!(says(&format!("end({position}, {len})"), end), "{end}");
+        }
+        let inline = header(KIND_INLINE, 32, 20);
+        assert!(says("header(KIND_INLINE, 32, 20)", inline), "{inline}");
+        let chunk = header(KIND_CHUNK, 32, 24);
+        assert!(says("header(KIND_CHUNK, 32, 24)", chunk), "{chunk}");
+        for capacity in [4096, 1 << 20] {
+            let max = max_payload(capacity) as u64;
+            assert!(says(&format!("max_payload({capacity})"), max), "{max}");
+        }
+    }
 
     #[test]
     fn small_records_stay_in_one_line_once_aligned() {
