@@ -379,3 +379,164 @@ fn late_subscribers() {
         assert_eq!(first.recv().unwrap().to_vec(), bytes);
     }
 }
+
+/// Subscribers come while messages go by: what they are sent first, they can have.
+#[test]
+fn subscribers_that_come_meanwhile() {
+    let _scene = Scene::new();
+    let mut publisher = unbound(page_size()).unbound().unwrap();
+    // Many segments, of which the first is in use.
+    let loans: Vec<_> = (2..40)
+        .map(|pages| publisher.loan(pages * page_size()).unwrap())
+        .collect();
+    for loan in loans {
+        publisher.send_loan(loan).unwrap();
+    }
+    for _ in 0..200 {
+        alive();
+        let (here, there) = Link::pair().unwrap();
+        publisher.attach(here).unwrap();
+        std::thread::scope(|scope| {
+            let joining = scope.spawn(move || {
+                let mut late = Subscriber::builder().over(there).unwrap();
+                check(7, &late.recv().unwrap().to_vec());
+            });
+            while !joining.is_finished() {
+                publisher.send(&message(7)).unwrap();
+            }
+            joining.join().unwrap();
+        });
+    }
+}
+
+/// What becomes of the pool is of no interest to one that has nothing of it, and must not cost it its place.
+#[test]
+fn loans_that_come_to_nothing() {
+    for policy in Policy::ALL {
+        let _scene = Scene::new();
+        let (mut publisher, mut subscriber) = pair(LIMIT, policy.into());
+        for _ in 0..1000 {
+            publisher.loan(LONG).unwrap();
+            publisher.trim(Duration::ZERO);
+        }
+        assert_eq!(publisher.subscribers(), 1);
+        publisher.send(&message(1)).unwrap();
+        check(1, &subscriber.recv().unwrap().to_vec());
+    }
+}
+
+/// What is held is held for as long as one likes, whatever becomes of the pool meanwhile.
+#[test]
+fn held_for_long() {
+    let _scene = Scene::new();
+    let (mut publisher, mut subscriber) = pair(8 << 20, WaitPolicy::Adaptive);
+    let (here, there) = Link::pair().unwrap();
+    publisher.attach(here).unwrap();
+    let mut other = Subscriber::builder().over(there).unwrap();
+    publisher.send(&message(1)).unwrap();
+    let held = subscriber.recv().unwrap().hold().unwrap();
+    drop(subscriber);
+    drop(other.recv().unwrap());
+    for number in 0..1000_u64 {
+        let bytes = vec![number as u8; 1 << 20];
+        publisher.send(&bytes).unwrap();
+        assert_eq!(other.recv().unwrap().to_vec(), bytes);
+        publisher.trim(Duration::ZERO);
+    }
+    assert_eq!(publisher.subscribers(), 2);
+    for number in 2..40 {
+        publisher.send(&message(number)).unwrap();
+        check(number, &other.recv().unwrap().to_vec());
+    }
+    check(1, &held.to_vec());
+}
+
+/// A loan that another thread drops is room as well.
+#[test]
+fn waiting_for_a_dropped_loan() {
+    for policy in Policy::ALL {
+        let _scene = Scene::new();
+        let (mut publisher, mut subscriber) = pair(LIMIT, policy.into());
+        publisher.send(&[1; LONG]).unwrap();
+        let _held = subscriber.recv().unwrap().hold().unwrap();
+        let mut loans = Vec::new();
+        while let Ok(loan) = publisher.try_loan(LONG) {
+            loans.push(loan);
+        }
+        std::thread::scope(|scope| {
+            let (id, ids) = std::sync::mpsc::channel();
+            let publisher = &mut publisher;
+            let sending = scope.spawn(move || {
+                id.send(thread_id()).unwrap();
+                publisher.loan(LONG).unwrap();
+            });
+            let thread = ids.recv().unwrap();
+            if policy == Policy::Block {
+                wait_asleep(std::process::id(), thread);
+            }
+            loans.pop();
+            sending.join().unwrap();
+        });
+    }
+}
+
+/// One that has left and holds something is no reason to take more memory than without it.
+#[test]
+fn the_pool_does_not_grow_for_one_that_left() {
+    let _scene = Scene::new();
+    let (mut publisher, mut subscriber) = pair(64 << 20, WaitPolicy::Adaptive);
+    let (here, there) = Link::pair().unwrap();
+    publisher.attach(here).unwrap();
+    let mut other = Subscriber::builder().over(there).unwrap();
+    publisher.send(&vec![1; 2 << 20]).unwrap();
+    let _held = subscriber.recv().unwrap().hold().unwrap();
+    drop(other.recv().unwrap());
+    let run = |publisher: &mut Publisher, other: &mut Subscriber| {
+        for _ in 0..100 {
+            publisher.send(&vec![1; 2 << 20]).unwrap();
+            drop(other.recv().unwrap());
+        }
+        publisher.pool_bytes()
+    };
+    drop(subscriber);
+    let bytes = run(&mut publisher, &mut other);
+    assert!(bytes <= 5 << 20, "{bytes}");
+}
+
+/// Whatever is released, and in whatever order: a publisher that waits for it notices.
+#[test]
+fn released_while_it_falls_asleep() {
+    const ROUNDS: usize = 10_000;
+    let _scene = Scene::new();
+    // Two chunks.
+    let (here, there) = Link::pair().unwrap();
+    let mut publisher = unbound(page_size())
+        .pool_bytes(5 << 19)
+        .max_message(1 << 20)
+        .wait(WaitPolicy::Block)
+        .unbound()
+        .unwrap();
+    publisher.attach(here).unwrap();
+    let builder = Subscriber::builder().wait(WaitPolicy::Block);
+    let mut subscriber = builder.over(there).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for _ in 0..3 * ROUNDS {
+                let loan = publisher.loan(1 << 20).unwrap();
+                publisher.send_loan(loan).unwrap();
+            }
+        });
+        // One is held while the next two are read and released.
+        let mut dice = Dice::new();
+        for _ in 0..ROUNDS {
+            alive();
+            let message = subscriber.recv().unwrap();
+            for _ in 0..dice.below(3000) {
+                std::hint::spin_loop();
+            }
+            let _held = message.hold().unwrap();
+            drop(subscriber.recv().unwrap());
+            drop(subscriber.recv().unwrap());
+        }
+    });
+}

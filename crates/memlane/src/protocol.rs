@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 /// Version of everything in this file and of the memory layout.
 pub(crate) const VERSION: u32 = 2;
 
-/// More than any of these packets takes, and all that a stranger can make this process read. A welcome and a notice of
-/// every segment can be on their way at a time.
+/// More than any of these packets takes, and all that a stranger can make this process read. A welcome and two notices
+/// of as many segments as there can be (those that were there when it came, and those made since) can be on their way at a
+/// time, of which the sender's estimate is up to half too high.
 pub(crate) const LIMITS: Limits = Limits::new()
     .body(4096)
     .descriptors(4)
-    .in_flight(MAX_SEGMENTS + 2);
+    .in_flight(4 * MAX_SEGMENTS);
 
 /// First packet, in each direction.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -64,6 +65,8 @@ pub(crate) struct DoorbellOffer {
 pub(crate) enum AnswerRef<'a> {
     Welcome(WelcomeRef<'a>),
     Refused(Refusal),
+    /// Before a welcome, of each segment that there is: a subscriber can receive as soon as it has joined.
+    Segment(NoticeRef<'a>),
 }
 
 #[derive(Debug, Serialize)]
@@ -97,6 +100,7 @@ pub(crate) enum PublisherDoorbellRef<'a> {
 pub(crate) enum Answer {
     Welcome(Welcome),
     Refused(Refusal),
+    Segment(Notice),
 }
 
 #[derive(Debug, Deserialize)]

@@ -96,7 +96,7 @@ impl Mapping {
         };
         // Behind it, room for the ring's second image. Where huge pages fit into the first, they fit into that: both
         // begin as far behind a multiple of their size as the file does.
-        let range = Range::map(fd, 0, len, ring, prot, MapFlags::SHARED)?;
+        let mut range = Range::map(fd, 0, len, ring, prot, MapFlags::SHARED)?;
         if ring > 0 {
             range.place(len, fd, header as u64, ring, prot, MapFlags::SHARED)?;
         }

@@ -111,7 +111,7 @@ impl Pages {
             // Without NORESERVE, a private mapping of huge pages reserves as many again.
             Access::Frozen => (ProtFlags::READ, MapFlags::PRIVATE | MapFlags::NORESERVE),
         };
-        let range =
+        let mut range =
             Range::map(fd, offset, len, 0, prot, flags).map_err(limits::mapping(len, len))?;
         let care = Care {
             dont_fork: access != Access::Frozen,

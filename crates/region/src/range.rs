@@ -33,6 +33,8 @@ pub(crate) struct Care {
 pub(crate) struct Range {
     base: NonNull<u8>,
     len: usize,
+    /// The process that alone has it, if children do not inherit it.
+    alone: Option<u32>,
 }
 
 // SAFETY: an address range of the process, not of a thread; what may be done with it is settled by the types that own
@@ -99,7 +101,8 @@ impl Range {
 
     fn new(base: *mut u8, len: usize) -> io::Result<Range> {
         let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Range { base, len })
+        let alone = None;
+        Ok(Range { base, len, alone })
     }
 
     /// Maps `len` bytes of `fd` from `from` on over what is mapped at `offset`; all but `len` are multiples of the page
@@ -125,8 +128,9 @@ impl Range {
         Ok(())
     }
 
-    pub(crate) fn care(&self, care: Care) -> io::Result<()> {
+    pub(crate) fn care(&mut self, care: Care) -> io::Result<()> {
         if care.dont_fork {
+            self.alone = Some(std::process::id());
             self.advise(0, self.len, Advice::LinuxDontFork)?;
         }
         if care.dont_dump {
@@ -210,6 +214,10 @@ impl Range {
 
 impl Drop for Range {
     fn drop(&mut self) {
+        // In a child that did not inherit it, whatever is there now is something else.
+        if self.alone.is_some_and(|alone| alone != std::process::id()) {
+            return;
+        }
         // SAFETY: the range is ours and unmapped once; whoever borrowed from it borrowed from its owner.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");

@@ -123,6 +123,31 @@ fn forks() {
     killed(unsafe { remote.bytes(0, 0, 1) }.as_ptr());
 }
 
+/// Where a region was in the parent, a child may have something else by the time it drops what it did not inherit.
+#[test]
+fn children_unmap_nothing_of_theirs() {
+    alone::alone("children_unmap_nothing_of_theirs", || {
+        let region = Region::create("dropped", 4096).unwrap();
+        let at = region.as_ptr().cast_mut();
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: there is one thread that matters; the child touches only what it maps itself, where nothing is.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: as above; if it is unmapped, the child is killed by the store.
+            unsafe {
+                mmap_anonymous(at.cast(), 4096, prot, flags | MapFlags::FIXED).unwrap();
+                drop(region);
+                at.write_volatile(7);
+                libc::_exit(0);
+            }
+        }
+        let mut status = 0;
+        // SAFETY: the status is written to a place of its type.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0, "{status:#x}");
+    });
+}
+
 #[test]
 fn locked() {
     let locked = |name: &str| {

@@ -120,9 +120,9 @@ fn a_chunk_is_free_once_the_slowest_reader_has_released_it() {
     let page = page_size();
     let options = PoolOptions::new(2 * page).max_loan(page);
     let (mut pool, mut ring, mut sides, _) = lane("pool-slowest", options, 2);
-    assert_eq!(pool.want(1), None);
+    assert_eq!(pool.want(), None);
     send(&mut pool, &mut ring, 1);
-    assert_eq!(pool.want(1), Some(8 | 1));
+    assert_eq!(pool.want(), Some(8 | 1));
     for side in &mut sides {
         assert_eq!(loaned(&mut pool, &mut ring, 1), Err((page, 0)));
         assert_eq!(
@@ -158,7 +158,7 @@ fn a_chunk_is_free_once_the_slowest_reader_has_released_it() {
         side.ring.release();
     });
     assert_eq!(loaned(&mut pool, &mut ring, 1), Err((page, 0)));
-    assert_eq!(pool.want(1), None);
+    assert_eq!(pool.want(), None);
     let joined = sides[0].joined.clone();
     assert_eq!(pool.held_by(joined.start, &*joined.reader).chunks, 1);
     drop(hold);

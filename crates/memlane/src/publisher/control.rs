@@ -14,7 +14,7 @@ use std::{
 
 use memlane_region::{
     Remote, page_size,
-    pool::{Change, Geometry, Pool},
+    pool::{self, Change, Geometry, Pool},
     ring::Roster,
 };
 use memlane_signaling::{Backing, Ringer};
@@ -102,6 +102,16 @@ impl Segment {
 }
 
 impl State {
+    /// The subscribers.
+    fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.links
+            .values()
+            .filter_map(|connection| match connection {
+                Connection::Joined { peer, .. } => Some(peer),
+                Connection::Greeting(_) => None,
+            })
+    }
+
     /// A number that no connection has, and none had lately.
     fn next_source(&mut self) -> u32 {
         loop {
@@ -180,40 +190,39 @@ impl Control {
         self.greet(&mut self.state(), link, None)
     }
 
-    /// Tells every subscriber what became of the pool, before anything is sent that depends on it.
+    /// Tells every subscriber of a segment, before the first message in it is sent. What is loaned and dropped is no
+    /// business of theirs: so no segment's notice waits on a link without a message that needs it.
+    #[cold]
+    pub(super) fn add(&self, added: &pool::Segment<'_>) {
+        let mut state = self.state();
+        if state.segments.iter().any(|known| known.id == added.id) {
+            return;
+        }
+        let segment = Segment {
+            id: added.id,
+            geometry: added.geometry,
+            memory: added.descriptor.clone(),
+        };
+        state.peers().for_each(|peer| peer.tell(&segment.notice()));
+        state.segments.push(segment);
+    }
+
+    /// Tells every subscriber what has been given up that they know of.
     pub(super) fn announce(&self, pool: &mut Pool) {
         let mut state = self.state();
-        let State {
-            links, segments, ..
-        } = &mut *state;
-        let peers = || {
-            links.values().filter_map(|connection| match connection {
-                Connection::Joined { peer, .. } => Some(peer),
-                Connection::Greeting(_) => None,
-            })
-        };
         for change in pool.take_changes() {
-            match change {
-                Change::Added(id) => {
-                    let Some(added) = pool.segment(id) else {
-                        continue;
-                    };
-                    let segment = Segment {
-                        id,
-                        geometry: added.geometry,
-                        memory: added.descriptor.clone(),
-                    };
-                    peers().for_each(|peer| peer.tell(&segment.notice()));
-                    segments.push(segment);
-                }
-                Change::Removed(id) => {
-                    segments.retain(|segment| segment.id != id);
-                    for peer in peers() {
-                        peer.tell(&NoticeRef::Removed { id });
-                        // One that sleeps would keep the memory for as long.
-                        peer.wake();
-                    }
-                }
+            let Change::Removed(id) = change else {
+                continue;
+            };
+            let known = state.segments.len();
+            state.segments.retain(|segment| segment.id != id);
+            if state.segments.len() == known {
+                continue;
+            }
+            for peer in state.peers() {
+                peer.tell(&NoticeRef::Removed { id });
+                // One that sleeps would keep the memory for as long.
+                peer.wake();
             }
         }
     }
@@ -432,7 +441,16 @@ impl Control {
             return refuse(&link, short(errno.into()));
         }
         let peer = Arc::new(Peer::new(page, ringer, doorbell, link));
-        let joined = self.roster.join(peer.clone());
+        // Before it joins: a message in one of them may be sent the moment after, by a thread that does not wait for this.
+        let told = state.segments.iter().all(|segment| {
+            let notice = AnswerRef::Segment(segment.notice());
+            peer.with_link(|link| link.try_send(&notice).is_ok()) == Some(true)
+        });
+        let joined = if told {
+            self.roster.join(peer.clone())
+        } else {
+            Err(std::io::ErrorKind::WouldBlock.into())
+        };
         let answered = match &joined {
             Ok(joined) => peer.with_link(|link| {
                 link.try_send(&AnswerRef::Welcome(WelcomeRef {
@@ -463,12 +481,6 @@ impl Control {
             .links
             .insert(source, Connection::Joined { id, peer, process });
         if answered == Some(true) {
-            if let Some(Connection::Joined { peer, .. }) = state.links.get(&source) {
-                state
-                    .segments
-                    .iter()
-                    .for_each(|segment| peer.tell(&segment.notice()));
-            }
             self.changed.notify_all();
         } else {
             self.remove(state, source);

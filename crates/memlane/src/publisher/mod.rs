@@ -422,6 +422,9 @@ impl Publisher {
     #[inline]
     fn put_chunk(&mut self, loan: Loan) -> Result<(), Loan> {
         let len = loan.len();
+        if let Some(segment) = self.pool.unsent_segment(&loan) {
+            self.control.add(&segment);
+        }
         match self.pool.send(loan, &mut self.writer) {
             Ok(_) => {
                 self.committed();

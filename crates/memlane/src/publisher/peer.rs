@@ -84,11 +84,18 @@ impl Peer {
         self.locked_link().as_ref().map(with)
     }
 
-    /// Tells it of the pool. One that takes no notices, for whatever reason, cannot go on.
+    /// Tells it of the pool. One that takes no notices, for whatever reason, cannot go on: for it, this publisher is gone
+    /// from here on. It stays a reader until it has closed the link itself, since it may be reading what it holds. One that
+    /// has left needs none.
     pub(super) fn tell(&self, notice: &NoticeRef<'_>) {
-        if self.with_link(|link| link.try_send(notice).is_ok()) == Some(false) {
-            self.hang_up();
+        if self.page.load_word(CURSOR) == LEFT {
+            return;
         }
+        self.with_link(|link| {
+            if link.try_send(notice).is_err() {
+                let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Write);
+            }
+        });
     }
 
     /// Ends the link, which tells the subscriber, and the control side too.
@@ -125,7 +132,7 @@ impl pool::Holder for Peer {
     #[inline(always)]
     fn released(&self, start: u64) -> u64 {
         match self.page.load_word(CURSOR) {
-            // All of it; not as a lossy reader, for whom the newest chunks are kept.
+            // Everything, and it does not read what it holds nothing of, as a lossy one might ([`NOTHING`]).
             LEFT => NOTHING - 1,
             cursor => start.wrapping_add(cursor),
         }

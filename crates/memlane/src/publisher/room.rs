@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
@@ -9,7 +10,7 @@ use std::{
 use memlane_region::{
     Shared,
     pool::{Loan, Pool, PoolError},
-    ring::{NoRoom, RingWriter},
+    ring::{Joined, NoRoom, RingWriter},
 };
 use memlane_signaling::{WaitPolicy, remaining};
 use rustix::{
@@ -140,24 +141,40 @@ impl Publisher {
                 }
                 continue;
             }
-            let wanted = match need {
-                Need::Ring(len) => self.writer.want(len),
-                Need::Chunk(len) => self.pool.want(len).unwrap_or(A_SLOT),
-            };
+            let wanted = self.wanted(need);
             self.want(wanted);
+            // Before the look: one that leaves during it has rung for good by the time it is no longer among the
+            // readers. One that joins has nothing yet.
+            let readers: Vec<_> = self.writer.readers().cloned().collect();
+            let loans = match need {
+                Need::Ring(_) => Ok(None),
+                Need::Chunk(_) => self.pool.await_loans(),
+            };
             // The last look fences before it loads cursors and slots, and a subscriber between its store of either and
             // its look at what is wanted: it sees that, or its store is seen here.
-            let found = match self.look(need) {
-                Err(NoRoomInTime::Full) => match self.sleep(deadline) {
-                    Ok(()) => None,
-                    Err(error) => Some(Err(NoRoomInTime::Wait(error))),
-                },
-                found => Some(found),
+            let found = match (loans, self.look(need)) {
+                // The look found records passed whose chunks are held: nobody will pass them again.
+                (_, Err(NoRoomInTime::Full)) if self.wanted(need) != wanted => None,
+                (Ok(loans), Err(NoRoomInTime::Full)) => {
+                    let slept = self.sleep(&readers, loans.as_deref(), deadline);
+                    slept.err().map(|error| Err(NoRoomInTime::Wait(error)))
+                }
+                (Err(error), Err(NoRoomInTime::Full)) => Some(Err(NoRoomInTime::Wait(error))),
+                (_, found) => Some(found),
             };
+            self.pool.await_no_loans();
             self.want(0);
             if let Some(found) = found {
                 return found;
             }
+        }
+    }
+
+    /// What to show to subscribers.
+    fn wanted(&self, need: Need) -> u64 {
+        match need {
+            Need::Ring(len) => self.writer.want(len),
+            Need::Chunk(_) => self.pool.want().unwrap_or(A_SLOT),
         }
     }
 
@@ -166,12 +183,16 @@ impl Publisher {
         word.store(wanted, Ordering::Relaxed);
     }
 
-    /// Sleeps until a subscriber has made room or left, or the deadline has passed.
-    fn sleep(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+    /// Sleeps until one of these subscribers has made room or left, a loan was dropped, or the deadline has passed.
+    fn sleep(
+        &mut self,
+        readers: &[Joined<Peer>],
+        loans: Option<&OwnedFd>,
+        deadline: Option<Instant>,
+    ) -> io::Result<()> {
         self.stats.sleeps += 1;
-        let bells: Vec<_> = self
-            .writer
-            .readers()
+        let bells: Vec<_> = readers
+            .iter()
             .filter_map(|joined| Some((joined, joined.reader.doorbell()?)))
             .collect();
         let mut sources: Vec<PollFd<'_>> = bells
@@ -182,6 +203,7 @@ impl Publisher {
         if self.reactor.is_none() {
             sources.push(PollFd::from_borrowed_fd(epoll, PollFlags::IN));
         }
+        sources.extend(loans.map(|loans| PollFd::new(loans, PollFlags::IN)));
         poll_until(&mut sources, deadline)?;
         for ((joined, bell), source) in bells.iter().zip(&sources) {
             let events = source.revents();

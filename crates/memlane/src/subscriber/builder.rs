@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlane_region::{Remote, Shared, page_size, ring::RingReader};
+use memlane_region::{Remote, Shared, page_size, pool::MAX_SEGMENTS, ring::RingReader};
 use memlane_signaling::{Armed, Backing, Doorbell, Pacer, Ringer, WaitPolicy, WrongDoorbell};
 use memlane_transport::{Access, Address, Error as LinkError, FdRef, Link, dispose};
 use rustix::time::Timespec;
@@ -188,14 +188,24 @@ impl<T: Trust> SubscriberBuilder<T> {
                 subscriber: VERSION,
             });
         }
-        let answer = link.recv_timeout::<Answer>(left(deadline));
-        let welcome = match answer.map_err(silent)? {
-            Answer::Welcome(welcome) => welcome,
-            Answer::Refused(refusal) => {
-                return Err(Error::Refused {
-                    why: refusal.to_string(),
-                });
+        let mut chunks = Chunks::new(self.max_pool_bytes);
+        let mut segments = 0;
+        let welcome = loop {
+            let answer = link.recv_timeout::<Answer>(left(deadline));
+            match answer.map_err(silent)? {
+                Answer::Welcome(welcome) => break welcome,
+                Answer::Segment(notice) if segments < MAX_SEGMENTS => chunks.take(notice),
+                Answer::Segment(_) => {
+                    let why = format!("expected notices of at most {MAX_SEGMENTS} segments");
+                    return Err(Error::Welcome { why });
+                }
+                Answer::Refused(refusal) => {
+                    return Err(Error::Refused {
+                        why: refusal.to_string(),
+                    });
+                }
             }
+            segments += 1;
         };
         let sleep = match offers.take(welcome.rings)? {
             Some(doorbell) => Some(Sleep {
@@ -211,7 +221,7 @@ impl<T: Trust> SubscriberBuilder<T> {
         let page = Page::new(mine, ringer, memory.clone(), link.clone());
         Ok(Subscriber {
             ring: RingReader::new(memory, page, start),
-            chunks: Chunks::new(self.max_pool_bytes),
+            chunks,
             sleep,
             pacer: Pacer::new(self.wait),
             link,

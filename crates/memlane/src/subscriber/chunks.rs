@@ -50,21 +50,7 @@ impl Chunks {
     pub(super) fn take_notices(&mut self, link: &Link) {
         for _ in 0..MAX_NOTICES {
             match link.try_recv::<Notice>() {
-                Ok(Notice::Added {
-                    id,
-                    chunks,
-                    chunk_size,
-                    memory,
-                }) => {
-                    let geometry = Geometry { chunks, chunk_size };
-                    if let Err(refused) = self.reader.insert(id, memory.into(), geometry) {
-                        dispose(refused.descriptor);
-                        self.refused = Some(format!("segment {id}: {}", refused.error));
-                    }
-                }
-                Ok(Notice::Removed { id }) => {
-                    self.reader.remove(id);
-                }
+                Ok(notice) => self.take(notice),
                 Err(LinkError::WouldBlock) => return,
                 Err(error) if error.is_disconnected() => return,
                 // The link has ended by that.
@@ -72,6 +58,27 @@ impl Chunks {
                     self.refused = Some(error.to_string());
                     return;
                 }
+            }
+        }
+    }
+
+    /// Takes one notice.
+    pub(super) fn take(&mut self, notice: Notice) {
+        match notice {
+            Notice::Added {
+                id,
+                chunks,
+                chunk_size,
+                memory,
+            } => {
+                let geometry = Geometry { chunks, chunk_size };
+                if let Err(refused) = self.reader.insert(id, memory.into(), geometry) {
+                    dispose(refused.descriptor);
+                    self.refused = Some(format!("segment {id}: {}", refused.error));
+                }
+            }
+            Notice::Removed { id } => {
+                self.reader.remove(id);
             }
         }
     }

@@ -298,12 +298,16 @@ impl<T: Trust> Subscriber<T> {
                 }
                 None => {}
             }
-            self.take_notices();
             let Some(sleep) = &mut self.sleep else {
+                self.take_notices();
                 self.look_for_death()?;
                 continue;
             };
             sleep.armed.arm(self.ring.page().armed());
+            // Armed before: whoever gives something up from now on rings. Where nothing is mapped, nothing can be given up.
+            if !self.chunks.is_empty() {
+                self.chunks.take_notices(&self.link);
+            }
             // Exports what was released, too: the publisher may be waiting for just that.
             let woken = match self.ring.poll_record() {
                 Ok(None) => {
@@ -337,8 +341,12 @@ impl<T: Trust> Subscriber<T> {
 
 impl<T: Trust> Drop for Subscriber<T> {
     fn drop(&mut self) {
+        let holds = self.ring.page().holds();
+        if !holds.page().is_mine() {
+            return;
+        }
         self.clear_name_of_the_dead();
-        if self.ring.page().holds().taken() > 0 {
+        if holds.taken() > 0 {
             // What is held keeps the link, and so this subscriber's place among the others.
             self.ring.leave();
         }

@@ -32,6 +32,8 @@ pub(super) struct Slots {
     ringer: Option<Arc<Bell>>,
     publisher: Remote,
     _link: Arc<Link>,
+    /// The process that made it: in a forked child its page is not there, and nothing of it is the child's to release.
+    pid: u32,
 }
 
 impl Page {
@@ -48,6 +50,7 @@ impl Page {
             ringer: ringer.clone(),
             publisher,
             _link: link,
+            pid: std::process::id(),
         };
         Page {
             mine,
@@ -62,6 +65,13 @@ impl Page {
 
     pub(super) fn holds(&self) -> &Arc<Holds<Slots>> {
         &self.holds
+    }
+}
+
+impl Slots {
+    /// Whether this is the process that made it.
+    pub(super) fn is_mine(&self) -> bool {
+        self.pid == std::process::id()
     }
 }
 
@@ -95,6 +105,9 @@ impl CursorPage<Remote> for Page {
 
 impl HoldPage for Slots {
     fn store(&self, slot: usize, sequence: u64) {
+        if !self.is_mine() {
+            return;
+        }
         let word = self.mine.word(HOLDS + 8 * slot);
         word.store(sequence, Ordering::Release);
         if sequence == 0 {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use rustix::fd::OwnedFd;
 
+use super::returns::Returns;
 use crate::{
     Error, Options, Shared, page_size,
     primitive::{AtomicU64, Ordering},
@@ -71,6 +72,7 @@ pub(super) struct Memory {
     first: usize,
     /// A bit for each chunk whose `Exclusive` was dropped.
     dropped: Box<[AtomicU64]>,
+    returns: Arc<Returns>,
 }
 
 impl Memory {
@@ -78,6 +80,7 @@ impl Memory {
     pub(super) fn create(
         options: &Options,
         geometry: Geometry,
+        returns: &Arc<Returns>,
     ) -> Result<(Arc<Memory>, Vec<Exclusive>, OwnedFd), Error> {
         let options = options.clone().prefault(true);
         let (region, descriptor) = Shared::create(options, geometry.region()?, 0)?;
@@ -87,6 +90,7 @@ impl Memory {
             geometry,
             first: geometry.header(),
             dropped: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            returns: returns.clone(),
         });
         let chunks = (0..geometry.chunks).map(|chunk| Exclusive {
             memory: memory.clone(),
@@ -183,5 +187,6 @@ impl Drop for Exclusive {
         let bit = 1 << (self.chunk % 64);
         // Pairs with the Acquire in `take_dropped`: what was written here is over.
         self.memory.dropped[self.chunk as usize / 64].fetch_or(bit, Ordering::Release);
+        self.memory.returns.returned();
     }
 }

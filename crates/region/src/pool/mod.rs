@@ -143,6 +143,7 @@ mod options;
 mod owner;
 #[allow(unsafe_code)]
 mod reader;
+mod returns;
 mod segments;
 
 pub use chunk_ref::ChunkRef;

@@ -1,7 +1,9 @@
 use std::{
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
+
+use rustix::fd::OwnedFd;
 
 use super::{
     Change, ChunkRef, Geometry, Holder, Holders, Ledger, Loan, PoolError, PoolOptions, Segment,
@@ -260,14 +262,40 @@ impl Pool {
         held
     }
 
-    /// The word to show to readers before sleeping until a loan of `len` bytes may succeed, as that of
-    /// [`RingWriter::want`]: where a cursor passes the oldest record with a chunk of this size, or of any other
-    /// size if there is none. `None` if all that is out is held by slots or loaned.
-    pub fn want(&self, len: usize) -> Option<u64> {
-        let class = class::class(len.div_ceil(self.page));
-        let own = self.classes.get(class).and_then(|own| own.sent.oldest());
-        let any = || self.classes.iter().filter_map(|c| c.sent.oldest()).min();
-        own.or_else(any).map(crate::ring::want_past)
+    /// The word to show to readers before sleeping until a loan may succeed, as that of [`RingWriter::want`]: where a
+    /// cursor passes the oldest record with a chunk, of whatever size, since other sizes make room, too. `None` if all that
+    /// is out is held by slots or loaned.
+    ///
+    /// After it is stored comes one more [`loan`](Pool::loan), then sleep, unless this says something else by then: the
+    /// readers may have passed that record meanwhile and hold what it named, and would not wake anybody for the next one.
+    pub fn want(&self) -> Option<u64> {
+        let oldest = self.classes.iter().filter_map(|one| one.sent.oldest());
+        oldest.min().map(crate::ring::want_past)
+    }
+
+    /// From now until [`await_no_loans`](Pool::await_no_loans), a loan that is dropped makes this descriptor readable;
+    /// `None` if nothing is loaned. It stays the pool's. One more [`loan`](Pool::loan) must come before the sleep.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: short of descriptors.
+    pub fn await_loans(&self) -> std::io::Result<Option<Arc<OwnedFd>>> {
+        if self.classes.iter().all(|class| class.loaned() == 0) {
+            return Ok(None);
+        }
+        self.segments.returns().watch().map(Some)
+    }
+
+    /// Ends what [`await_loans`](Pool::await_loans) began.
+    pub fn await_no_loans(&self) {
+        self.segments.returns().ignore();
+    }
+
+    /// The loan's segment, if no message in it has been sent yet: readers have to be told of it before the first one.
+    #[inline]
+    pub fn unsent_segment(&self, loan: &Loan) -> Option<Segment<'_>> {
+        let segment = self.segments.get(loan.place);
+        (!segment.is_sent()).then(|| segment.describe())
     }
 
     /// Takes back what readers of a class, and those who dropped loans, have given back. The newest `keep` messages

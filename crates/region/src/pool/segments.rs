@@ -8,6 +8,7 @@ use rustix::fd::OwnedFd;
 use super::{
     Geometry,
     memory::{Exclusive, Memory},
+    returns::Returns,
 };
 use crate::{Error, Options};
 
@@ -59,6 +60,8 @@ pub(super) struct Owned {
     /// How much of each chunk may not be zero, in bytes.
     used: Box<[usize]>,
     free: u32,
+    /// Sent from, ever.
+    sent: bool,
     /// Loaned from since `trim` looked last.
     touched: bool,
     quiet_since: Option<Instant>,
@@ -87,7 +90,11 @@ impl Owned {
         now.saturating_duration_since(since) >= quiet
     }
 
-    fn describe(&self) -> Segment<'_> {
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent
+    }
+
+    pub(super) fn describe(&self) -> Segment<'_> {
         Segment {
             id: self.id,
             geometry: self.memory.geometry(),
@@ -105,6 +112,7 @@ pub(super) struct Table {
     bytes: usize,
     next_id: u32,
     changes: Vec<Change>,
+    returns: Arc<Returns>,
 }
 
 impl Table {
@@ -114,7 +122,12 @@ impl Table {
             bytes: 0,
             next_id: 0,
             changes: Vec::new(),
+            returns: Arc::default(),
         }
+    }
+
+    pub(super) fn returns(&self) -> &Returns {
+        &self.returns
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -142,7 +155,7 @@ impl Table {
         class: usize,
         geometry: Geometry,
     ) -> Result<u32, Error> {
-        let (memory, chunks, descriptor) = Memory::create(options, geometry)?;
+        let (memory, chunks, descriptor) = Memory::create(options, geometry, &self.returns)?;
         let segment = Owned {
             id: self.next_id,
             class,
@@ -152,6 +165,7 @@ impl Table {
             used: vec![0; chunks.len()].into(),
             chunks: chunks.into_iter().map(Some).collect(),
             free: geometry.chunks,
+            sent: false,
             touched: true,
             quiet_since: None,
         };
@@ -211,6 +225,7 @@ impl Table {
         let segment = self.get_mut(place.segment);
         segment.chunks[place.chunk as usize] = Some(chunk);
         segment.used[place.chunk as usize] = used;
+        segment.sent = true;
         let word = segment.memory.word(place.chunk);
         word.store(sequence, Ordering::Relaxed);
     }
