@@ -8,5 +8,6 @@
 //! cargo run --release --example successor                       replace a service 100 times under its clients' feet
 //! cargo run --release --example wayland                         frames in a Wayland compositor, from shared memory
 //! cargo run --release --example swap_chain                      large frames in three buffers that go there and back
+//! cargo run --release --example latest                          the newest value: look, or sleep until it changes
 //! systemd-socket-activate --seqpacket --listen=PATH target/release/examples/activated    a service started by its client
 //! ```
