@@ -119,7 +119,10 @@ pub(crate) fn trusting_lanes(
 }
 
 /// A lane in each direction: both sides publish, then each subscribes to the other.
-fn both_ways<T: Terms>(session: &Session, wait: WaitPolicy) -> Result<(Outgoing, Incoming<T>)> {
+pub(crate) fn both_ways<T: Terms>(
+    session: &Session,
+    wait: WaitPolicy,
+) -> Result<(Outgoing, Incoming<T>)> {
     let role = session.role().index();
     let outgoing = Outgoing::bind::<T>(&session.name(role), wait)?;
     session.barrier()?;
@@ -128,7 +131,7 @@ fn both_ways<T: Terms>(session: &Session, wait: WaitPolicy) -> Result<(Outgoing,
     Ok((outgoing, incoming))
 }
 
-pub(crate) struct Outgoing(Publisher);
+pub(crate) struct Outgoing(pub(crate) Publisher);
 
 impl Outgoing {
     fn bind<T: Terms>(name: &str, wait: WaitPolicy) -> Result<Self> {
@@ -149,7 +152,7 @@ impl Sender for Outgoing {
 }
 
 pub(crate) struct Incoming<T: Trust> {
-    subscriber: Subscriber<T>,
+    pub(crate) subscriber: Subscriber<T>,
     spin: Spin,
 }
 

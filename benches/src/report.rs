@@ -102,6 +102,20 @@ fn layout(benchmark: Benchmark) -> Layout {
             ratios: FRESH_RATIOS,
             best: Best::Greatest,
         },
+        Benchmark::Pooled => Layout {
+            title: "Messages in a pool beside new regions sent over a link: every byte written, sent, every byte read, released. Ratios, of rates: more is better.",
+            key: "region",
+            columns: TURNS,
+            ratios: POOLED_RATIOS,
+            best: Best::Greatest,
+        },
+        Benchmark::PooledPages => Layout {
+            title: "Messages in a pool beside new regions sent over a link: a word of each page written, sent, read, released. Ratios, of rates: more is better; target 20x.",
+            key: "region",
+            columns: TURNS,
+            ratios: POOLED_RATIOS,
+            best: Best::Greatest,
+        },
         Benchmark::Access => Layout {
             title: "Full write, hand-over, full read, hand-over back, both polling. Ratios, of rates: more is better; target 0.97x.",
             key: "region",
@@ -218,9 +232,15 @@ const FRESH_RATIOS: &[Ratio] = &[
     }),
 ];
 
+const POOLED_RATIOS: &[Ratio] = &[
+    ("p50 / frozen", "rate.p50", |_| &[Contender::Frozen]),
+    ("mean / frozen", "rate", |_| &[Contender::Frozen]),
+    ("p50 / plain", "rate.p50", |_| &[Contender::Plain]),
+];
+
 fn same_loop_over_plain(contender: Contender) -> &'static [Contender] {
     match contender {
-        Contender::PlainCopy | Contender::LiveCopy => &[Contender::PlainCopy],
+        Contender::PlainCopy | Contender::LiveCopy | Contender::Loan => &[Contender::PlainCopy],
         _ => &[Contender::Plain],
     }
 }

@@ -57,14 +57,15 @@ impl Plan {
 
     fn groups_of(&self, benchmark: Benchmark) -> Vec<Group> {
         use Benchmark::{
-            Access, Blocking, Fanout, Footprint, Fresh, FreshSent, HandOver, Latency, Setup,
-            Throughput, Touch,
+            Access, Blocking, Fanout, Footprint, Fresh, FreshSent, HandOver, Latency, Pooled,
+            PooledPages, Setup, Throughput, Touch,
         };
         use Contender::{
-            Bare, CacheLine, Eventfd, EventfdEpoll, Frozen, FrozenCopy, FrozenPrefault, IpcChannel,
-            Live, LiveCopy, LivePrefault, Memfd, MemfdAllocated, MemfdPopulated, Memlane,
-            MemlaneTrusting, Plain, PlainCopy, PlainRing, PlainSlots, Ring64, Slots, SlotsAsleep,
-            Stream, StreamEpoll, TunedRing,
+            Bare, CacheLine, Eventfd, EventfdEpoll, ExchangeLanes, ExchangeLink, Frozen,
+            FrozenCopy, FrozenPrefault, IpcChannel, Live, LiveCopy, LiveHuge, LivePrefault, Loan,
+            LoanTrusting, Memfd, MemfdAllocated, MemfdPopulated, Memlane, MemlaneTrusting, Plain,
+            PlainCopy, PlainRing, PlainSlots, Ring64, Slots, SlotsAsleep, Stream, StreamEpoll,
+            TunedRing,
         };
 
         let (first, second) = self.cores;
@@ -94,9 +95,25 @@ impl Plan {
                 Live,
                 LivePrefault,
             ],
-            Access => &[Plain, Live, PlainCopy, LiveCopy],
-            Touch => &[Ring64, PlainSlots, Slots],
-            HandOver => &[IpcChannel, Memfd, Slots, SlotsAsleep],
+            Pooled | PooledPages => &[Frozen, FrozenPrefault, Plain, Loan, LoanTrusting],
+            Access => &[
+                Plain,
+                Live,
+                LiveHuge,
+                LoanTrusting,
+                PlainCopy,
+                LiveCopy,
+                Loan,
+            ],
+            Touch => &[Ring64, PlainSlots, Slots, Loan, LoanTrusting],
+            HandOver => &[
+                IpcChannel,
+                Memfd,
+                ExchangeLink,
+                ExchangeLanes,
+                Slots,
+                SlotsAsleep,
+            ],
         };
         let group = |label: String, size: usize, iterations: u64, cores: Vec<usize>| {
             let iterations = if self.quick {
@@ -168,6 +185,18 @@ impl Plan {
                 .map(|(size, iterations)| group(bytes(size), size, iterations, vec![first]))
                 .collect(),
             FreshSent => sized(&[(64 << 10, 500), (1 << 20, 50)]),
+            Pooled | PooledPages => {
+                let size = 1 << 20;
+                let alone = group(
+                    format!("{}, one thread", bytes(size)),
+                    size,
+                    200,
+                    vec![first],
+                );
+                let label = format!("{}, two processes", bytes(size));
+                let both = apart.then(|| group(label, size, 200, vec![first, second]));
+                both.into_iter().chain([alone]).collect()
+            }
             Access => sized(&[(64 << 10, 2000), (1 << 20, 200)]),
             Touch => sized(&[
                 (64 << 10, 20_000),
@@ -184,7 +213,9 @@ impl Plan {
                 });
                 let mut one_core =
                     group(format!("{label}, one core"), size, 5000, vec![first, first]);
-                one_core.tasks.retain(|task| task.contender != Slots);
+                one_core
+                    .tasks
+                    .retain(|task| !matches!(task.contender, Slots | ExchangeLanes));
                 two_cores.into_iter().chain([one_core]).collect()
             }
         }

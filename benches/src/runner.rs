@@ -174,6 +174,8 @@ fn combine(task: &Task, workers: &[Worker]) -> Result<Metrics> {
         | Benchmark::Setup
         | Benchmark::Fresh
         | Benchmark::FreshSent
+        | Benchmark::Pooled
+        | Benchmark::PooledPages
         | Benchmark::Touch
         | Benchmark::HandOver => all[0].clone(),
         Benchmark::Access => regions::access::combine(&all[0], &all[1])?,

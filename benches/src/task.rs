@@ -23,6 +23,10 @@ pub enum Benchmark {
     Fresh,
     /// The same, between two processes.
     FreshSent,
+    /// Messages in a publisher's pool beside new regions sent over links: written whole and read whole.
+    Pooled,
+    /// The same, a word of each page written and read.
+    PooledPages,
     /// A region that stays: written whole by one process, read whole by the other, both polling.
     Access,
     /// Large messages in memory that stays, of which only the first and the last bytes are touched, both polling.
@@ -46,6 +50,8 @@ impl Benchmark {
     pub const REGIONS: &[Self] = &[
         Self::Fresh,
         Self::FreshSent,
+        Self::Pooled,
+        Self::PooledPages,
         Self::Access,
         Self::Touch,
         Self::HandOver,
@@ -94,6 +100,12 @@ pub enum Contender {
     LivePrefault,
     /// The same as `live`, copied out to be read.
     LiveCopy,
+    /// The same as `live`, in transparent huge pages.
+    LiveHuge,
+    /// A message in a publisher's pool, copied out to be read.
+    Loan,
+    /// The same between processes that trust each other, read in place.
+    LoanTrusting,
     /// A shared mapping that both processes may write.
     Plain,
     /// The same, copied out to be read.
@@ -106,6 +118,10 @@ pub enum Contender {
     Slots,
     /// The same, both asleep while they wait.
     SlotsAsleep,
+    /// `exchange`: a buffer that goes to and fro, its messages sent over a link; both asleep while they wait.
+    ExchangeLink,
+    /// The same, its messages sent over a pair of lanes, both polling.
+    ExchangeLanes,
     /// The crate ipc-channel: one `IpcSharedMemory`, sent again and again.
     IpcChannel,
 }

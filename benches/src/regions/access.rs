@@ -5,8 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use memlane_region::{Live, LiveView, Options, Region};
+use memlane::{Trusted, Untrusted, WaitPolicy};
+use memlane_region::{HugePages, Live, LiveView, Options, Region};
 
+use super::loans::{Loans, Terms};
 use super::plain::Plain;
 use super::{give, memfd, read_all, take, unsuitable};
 use crate::measure::percentiles;
@@ -65,37 +67,54 @@ impl Memory for Copied<Plain> {
     }
 }
 
-impl Memory for Live {
+/// The first `len` bytes of a live region.
+struct Front<L> {
+    live: L,
+    len: usize,
+}
+
+impl Memory for Front<Live> {
     #[inline]
     fn write(&mut self, value: u8) {
-        self.fill(value);
+        self.live[..self.len].fill(value);
     }
 
     #[inline]
     fn read(&mut self) -> (u8, u8) {
-        ends(self)
+        ends(&self.live[..self.len])
     }
 }
 
-impl Memory for InPlace<LiveView> {
+impl Memory for InPlace<Front<LiveView>> {
     fn write(&mut self, _: u8) {}
 
     #[inline]
     fn read(&mut self) -> (u8, u8) {
         // SAFETY: the maker, this same executable, waits for its turn.
-        let bytes = unsafe { self.0.bytes() };
+        let bytes = &unsafe { self.0.live.bytes() }[..self.0.len];
         read_all(bytes);
         ends(bytes)
     }
 }
 
-impl Memory for Copied<LiveView> {
+impl Memory for Copied<Front<LiveView>> {
     fn write(&mut self, _: u8) {}
 
     #[inline]
     fn read(&mut self) -> (u8, u8) {
-        self.0.read(0, &mut self.1);
+        self.0.live.read(0, &mut self.1);
         ends(std::hint::black_box(&self.1))
+    }
+}
+
+/// Nanoseconds in writing or in reading, of each turn.
+struct Spent(Vec<u32>);
+
+impl Spent {
+    #[inline]
+    fn since(&mut self, start: Instant) {
+        let nanoseconds = start.elapsed().as_nanos();
+        self.0.push(u32::try_from(nanoseconds).unwrap_or(u32::MAX));
     }
 }
 
@@ -103,17 +122,24 @@ struct Access<M> {
     memory: M,
     line: CacheLine,
     value: u8,
-    /// Nanoseconds in writing or in reading, of each turn.
-    spent: Vec<u32>,
+    spent: Spent,
 }
 
-impl<M> Access<M> {
-    #[inline]
-    fn spent(&mut self, start: Instant) {
-        let nanoseconds = start.elapsed().as_nanos();
-        self.spent
-            .push(u32::try_from(nanoseconds).unwrap_or(u32::MAX));
+/// A game that keeps account.
+trait Timed: Game {
+    fn spent(&self) -> &[u32];
+}
+
+impl<M: Memory> Timed for Access<M> {
+    fn spent(&self) -> &[u32] {
+        &self.spent.0
     }
+}
+
+#[inline]
+fn check(found: (u8, u8), value: u8) -> Result<()> {
+    ensure!(found == (value, value), "expected {value}, found {found:?}");
+    Ok(())
 }
 
 impl<M: Memory> Game for Access<M> {
@@ -122,7 +148,7 @@ impl<M: Memory> Game for Access<M> {
         self.value = self.value.wrapping_add(1);
         let start = Instant::now();
         self.memory.write(self.value);
-        self.spent(start);
+        self.spent.since(start);
         self.line.take();
         self.line.wait();
         Ok(())
@@ -134,14 +160,51 @@ impl<M: Memory> Game for Access<M> {
         self.line.wait();
         let start = Instant::now();
         let found = self.memory.read();
-        self.spent(start);
-        ensure!(
-            found == (self.value, self.value),
-            "expected {}, found {found:?}",
-            self.value
-        );
+        self.spent.since(start);
+        check(found, self.value)?;
         self.line.take();
         Ok(())
+    }
+}
+
+/// Loans are handed over by what they are made for, which counts as part of the turn.
+struct Lent<T: Terms> {
+    loans: Loans<T>,
+    value: u8,
+    spent: Spent,
+}
+
+impl<T: Terms> Timed for Lent<T> {
+    fn spent(&self) -> &[u32] {
+        &self.spent.0
+    }
+}
+
+impl<T: Terms> Game for Lent<T> {
+    #[inline]
+    fn ping(&mut self) -> Result<()> {
+        self.value = self.value.wrapping_add(1);
+        let mut loan = self.loans.loan()?;
+        let start = Instant::now();
+        loan.fill(self.value);
+        self.spent.since(start);
+        self.loans.send(loan)?;
+        self.loans.acknowledged()
+    }
+
+    #[inline]
+    fn pong(&mut self) -> Result<()> {
+        self.value = self.value.wrapping_add(1);
+        let spent = &mut self.spent;
+        let found = self.loans.receive(|message| {
+            let start = Instant::now();
+            let bytes = message.whole();
+            let found = ends(bytes);
+            spent.since(start);
+            Ok(found)
+        })?;
+        check(found, self.value)?;
+        self.loans.acknowledge()
     }
 }
 
@@ -172,38 +235,66 @@ pub(crate) fn measure(session: &mut Session) -> Result<Metrics> {
                 play(session, line, Copied(memory, vec![0; size]))
             }
         }
-        Contender::Live | Contender::LiveCopy if is_writer => {
-            let options = Options::new("memlane-bench").prefault(true);
-            let live = Region::create(options, size)?.share()?;
-            let line = shared::create(0, true)?;
-            give(socket, &[line.as_fd(), live.as_fd()])?;
-            play(session, line, live)
-        }
-        Contender::Live | Contender::LiveCopy => {
-            let [line, fd] = take(socket)?;
-            let view = LiveView::open(fd, size)?;
-            if contender == Contender::Live {
-                play(session, line, InPlace(view))
+        Contender::Live | Contender::LiveCopy | Contender::LiveHuge => {
+            let (options, whole) = if contender == Contender::LiveHuge {
+                let options = Options::new("memlane-bench").huge_pages(HugePages::Transparent);
+                (options, size.next_multiple_of(HUGE))
             } else {
+                (Options::new("memlane-bench").prefault(true), size)
+            };
+            if is_writer {
+                let live = Region::create(options, whole)?.share()?;
+                let line = shared::create(0, true)?;
+                give(socket, &[line.as_fd(), live.as_fd()])?;
+                return play(session, line, Front { live, len: size });
+            }
+            let [line, fd] = take(socket)?;
+            let live = LiveView::open(fd, whole)?;
+            let view = Front { live, len: size };
+            if contender == Contender::LiveCopy {
                 play(session, line, Copied(view, vec![0; size]))
+            } else {
+                play(session, line, InPlace(view))
             }
         }
+        Contender::Loan => lent::<Untrusted>(session),
+        Contender::LoanTrusting => lent::<Trusted>(session),
         _ => Err(unsuitable(session)),
     }
 }
 
-fn play(session: &mut Session, line: OwnedFd, memory: impl Memory) -> Result<Metrics> {
-    let line = CacheLine::new(Mapping::new(line, 0, true)?);
+/// Bytes that surely fill a huge page.
+const HUGE: usize = 4 << 20;
+
+/// Memory for the times of one side.
+fn no_time(session: &Session) -> Spent {
     let task = session.task();
     let turns = task.warm_up() + 2 * task.iterations;
-    let mut game = Access {
-        memory,
-        line,
+    Spent(Vec::with_capacity(turns as usize))
+}
+
+fn lent<T: Terms>(session: &mut Session) -> Result<Metrics> {
+    let game = Lent {
+        loans: Loans::<T>::between(session, WaitPolicy::Poll)?,
         value: 0,
-        spent: Vec::with_capacity(turns as usize),
+        spent: no_time(session),
     };
+    play_timed(session, game)
+}
+
+fn play(session: &mut Session, line: OwnedFd, memory: impl Memory) -> Result<Metrics> {
+    let game = Access {
+        memory,
+        line: CacheLine::new(Mapping::new(line, 0, true)?),
+        value: 0,
+        spent: no_time(session),
+    };
+    play_timed(session, game)
+}
+
+fn play_timed(session: &mut Session, mut game: impl Timed) -> Result<Metrics> {
     let metrics = measure_turns(session, &mut game)?;
-    let spent = percentiles(&game.spent, 1.0)?.require("p50")?;
+    let spent = percentiles(game.spent(), 1.0)?.require("p50")?;
     let name = if session.role().is_initiator() {
         "write"
     } else {

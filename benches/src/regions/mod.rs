@@ -2,17 +2,23 @@
 //! ipc-channel.
 //!
 //! * [`fresh`]: new memory for each message, in one process and between two.
+//! * [`pooled`]: new memory beside a publisher's pool.
 //! * [`access`]: memory that stays, written whole and read whole.
 //! * [`slots`]: memory that stays, handed over by number; only its ends are touched.
+//! * [`loans`]: messages in a publisher's pool.
+//! * [`exchange`]: a region that goes to and fro.
 //! * [`ipc`]: the same with descriptors that are sent each time.
 //!
 //! Everything here is a [`Game`](crate::measure::ping_pong::Game), so the timestamps are the same for all. Two processes
 //! start with a pair of sockets, through which they give each other what else they need.
 
 pub mod access;
+pub mod exchange;
 pub mod fresh;
 pub mod ipc;
+pub mod loans;
 pub mod plain;
+pub mod pooled;
 pub mod slots;
 
 use std::hint::black_box;
@@ -21,6 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
+use self::pooled::Extent;
 use crate::control::{receive_with_descriptors, send_with_descriptors};
 use crate::descriptors::{Kind, pair};
 use crate::metrics::Metrics;
@@ -49,6 +56,8 @@ pub(crate) fn run(session: &mut Session) -> Result<Metrics> {
     match session.task().benchmark {
         Benchmark::Fresh => fresh::alone(session),
         Benchmark::FreshSent => fresh::sent(session),
+        Benchmark::Pooled => pooled::measure(session, Extent::Whole),
+        Benchmark::PooledPages => pooled::measure(session, Extent::Pages),
         Benchmark::Access => access::measure(session),
         Benchmark::Touch => slots::touch(session),
         Benchmark::HandOver => slots::hand_over(session),

@@ -4,11 +4,11 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
-use memlane::WaitPolicy;
+use memlane::{Trusted, Untrusted, WaitPolicy};
 use memlane_region::{Live, LiveView, Options, Region};
 
 use super::plain::Plain;
-use super::{expect, give, ipc, memfd, take, unsuitable};
+use super::{exchange, expect, give, ipc, loans, memfd, take, unsuitable};
 use crate::candidate::trusting_lanes;
 use crate::measure::ping_pong::{self, Game, Messages, measure_turns};
 use crate::metrics::Metrics;
@@ -33,8 +33,9 @@ trait Get {
     fn get(&self, at: usize, len: usize) -> (u64, u8);
 }
 
+/// Writes the number to both ends.
 #[inline]
-fn put(place: &mut [u8], number: u64) {
+pub(crate) fn put(place: &mut [u8], number: u64) {
     place[..8].copy_from_slice(&number.to_ne_bytes());
     let last = place.len() - 1;
     place[last] = number as u8;
@@ -185,6 +186,14 @@ pub(crate) fn touch(session: &mut Session) -> Result<Metrics> {
             let slots = regions(session, WaitPolicy::Poll)?;
             ping_pong::measure(session, Touch(slots))
         }
+        Contender::Loan => {
+            let loans = loans::Touch::<Untrusted>::new(session)?;
+            ping_pong::measure(session, loans)
+        }
+        Contender::LoanTrusting => {
+            let loans = loans::Touch::<Trusted>::new(session)?;
+            ping_pong::measure(session, loans)
+        }
         _ => Err(unsuitable(session)),
     }
 }
@@ -204,6 +213,8 @@ pub(crate) fn hand_over(session: &mut Session) -> Result<Metrics> {
             let mut bare = ipc::Bare::new(session)?;
             measure_turns(session, &mut bare)
         }
+        Contender::ExchangeLink => exchange::over_link(session),
+        Contender::ExchangeLanes => exchange::over_lanes(session),
         Contender::Slots => {
             let slots = regions(session, WaitPolicy::Poll)?;
             measure_turns(session, &mut Exchange(slots))

@@ -25,7 +25,7 @@ use control::Control;
 use peer::Peer;
 use reactor::Reactor;
 pub use reservation::Reservation;
-use room::{Need, NoRoomInTime, QUIET, Room};
+use room::{Need, NoRoomInTime, QUIET};
 
 use crate::{Error, SendError, SendTimeoutError, TrySendError, after};
 
@@ -228,9 +228,13 @@ impl Publisher {
     /// assert_eq!((first.len(), second.len()), (1 << 20, 1 << 20));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline]
     pub fn loan(&mut self, len: usize) -> Result<Loan, SendError> {
-        self.loan_by(len, |publisher, need| publisher.room(need, None))
-            .map_err(|error| error.forever(len))
+        self.loan_by(len, |publisher| {
+            publisher
+                .make_ready(len, |publisher, need| publisher.room(need, None))
+                .map_err(|error| error.forever(len))
+        })
     }
 
     /// Loans `len` bytes of the pool, if they can be had now.
@@ -238,9 +242,13 @@ impl Publisher {
     /// # Errors
     ///
     /// [`TrySendError`].
+    #[inline]
     pub fn try_loan(&mut self, len: usize) -> Result<Loan, TrySendError> {
-        self.loan_by(len, Publisher::look)
-            .map_err(|error| error.at_once(len))
+        self.loan_by(len, |publisher| {
+            publisher
+                .make_ready(len, Publisher::look)
+                .map_err(|error| error.at_once(len))
+        })
     }
 
     /// Sends a loan; waits for as long as the slowest subscriber leaves no room for its record in the ring.
@@ -378,13 +386,13 @@ impl Publisher {
     fn place(
         &mut self,
         len: usize,
-        room: impl Fn(&mut Publisher, Need) -> Result<Room, NoRoomInTime>,
+        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
     ) -> Result<Reservation<'_>, NoRoomInTime> {
         if len <= self.inline {
             room(self, Need::Ring(len))?;
             return Ok(Reservation::in_ring(self, len));
         }
-        let loan = self.loan_by(len, &room)?;
+        let loan = self.loan_by(len, |publisher| publisher.make_ready(len, &room))?;
         // Now, so that committing it cannot fail.
         room(self, Need::Ring(ChunkRef::LEN))?;
         Ok(Reservation::in_chunk(self, loan))
@@ -394,7 +402,7 @@ impl Publisher {
     fn put(
         &mut self,
         message: &[u8],
-        room: impl Fn(&mut Publisher, Need) -> Result<Room, NoRoomInTime>,
+        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
     ) -> Result<(), NoRoomInTime> {
         let mut place = self.place(message.len(), room)?;
         place.copy_from_slice(message);
@@ -402,20 +410,30 @@ impl Publisher {
         Ok(())
     }
 
-    #[inline]
-    fn loan_by(
+    #[inline(always)]
+    fn loan_by<E>(
         &mut self,
         len: usize,
-        room: impl Fn(&mut Publisher, Need) -> Result<Room, NoRoomInTime>,
-    ) -> Result<Loan, NoRoomInTime> {
+        make_ready: impl FnOnce(&mut Publisher) -> Result<(), E>,
+    ) -> Result<Loan, E> {
         self.trim_at -= 1;
+        if self.trim_at == 0 || !self.pool.is_ready(len) {
+            make_ready(self)?;
+        }
+        Ok(self.pool.loan_ready(len))
+    }
+
+    /// Looks for a free chunk, or makes one; `room` is as patient as one likes.
+    #[cold]
+    fn make_ready(
+        &mut self,
+        len: usize,
+        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
+    ) -> Result<(), NoRoomInTime> {
         if self.trim_at == 0 {
             self.trim(QUIET);
         }
-        match room(self, Need::Chunk(len))? {
-            Room::Chunk(loan) => Ok(loan),
-            Room::Ring => unreachable!("a chunk was asked for"),
-        }
+        room(self, Need::Chunk(len))
     }
 
     /// Sends a loan, if there is room for its record.

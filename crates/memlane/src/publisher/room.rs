@@ -9,7 +9,7 @@ use std::{
 
 use memlane_region::{
     Shared,
-    pool::{Loan, Pool, PoolError},
+    pool::{Pool, PoolError},
     ring::{Joined, NoRoom, RingWriter},
 };
 use memlane_signaling::{WaitPolicy, remaining};
@@ -32,14 +32,8 @@ documented!(A_SLOT);
 pub(super) enum Need {
     /// So many bytes in the ring.
     Ring(usize),
-    /// A chunk of so many bytes.
+    /// A free chunk for so many bytes.
     Chunk(usize),
-}
-
-/// What it got.
-pub(super) enum Room {
-    Ring,
-    Chunk(Loan),
 }
 
 /// Why there is no room.
@@ -64,19 +58,19 @@ fn look(
     pool: &mut Pool,
     control: &Control,
     need: Need,
-) -> Result<Room, NoRoomInTime> {
+) -> Result<(), NoRoomInTime> {
     match need {
         Need::Ring(len) => match writer.reserve(len) {
-            Ok(()) => Ok(Room::Ring),
+            Ok(()) => Ok(()),
             Err(NoRoom::Full) => Err(NoRoomInTime::Full),
             Err(NoRoom::TooLarge { max }) => Err(NoRoomInTime::TooLarge { max }),
         },
         Need::Chunk(len) => {
-            let loan = pool.loan(len, writer);
+            let ready = pool.make_ready(len, writer);
             if pool.has_changes() {
                 control.announce(pool);
             }
-            loan.map(Room::Chunk).map_err(|error| match error {
+            ready.map_err(|error| match error {
                 PoolError::TooLarge { max, .. } => NoRoomInTime::TooLarge { max },
                 // Nobody but this process could give anything back: waiting might never end.
                 PoolError::Exhausted {
@@ -92,7 +86,7 @@ fn look(
 impl Publisher {
     /// Room, if there is any now.
     #[inline]
-    pub(super) fn look(&mut self, need: Need) -> Result<Room, NoRoomInTime> {
+    pub(super) fn look(&mut self, need: Need) -> Result<(), NoRoomInTime> {
         look(&mut self.writer, &mut self.pool, &self.control, need)
     }
 
@@ -102,7 +96,7 @@ impl Publisher {
         &mut self,
         need: Need,
         deadline: Option<Instant>,
-    ) -> Result<Room, NoRoomInTime> {
+    ) -> Result<(), NoRoomInTime> {
         match self.look(need) {
             Err(NoRoomInTime::Full) => self.wait(need, deadline),
             found => found,
@@ -111,7 +105,7 @@ impl Publisher {
 
     /// Waits for room: spins, then sleeps, as the policy says.
     #[cold]
-    fn wait(&mut self, need: Need, deadline: Option<Instant>) -> Result<Room, NoRoomInTime> {
+    fn wait(&mut self, need: Need, deadline: Option<Instant>) -> Result<(), NoRoomInTime> {
         self.stats.stalls += 1;
         loop {
             let Publisher {

@@ -1,4 +1,4 @@
-use memlane_region::pool::{Chunk, ChunkRef, Geometry, MAX_SEGMENTS, PoolReader};
+use memlane_region::pool::{Chunk, ChunkRef, Geometry, MAX_SEGMENTS, PoolReader, Unresolved};
 use memlane_transport::{Error as LinkError, Link, dispose};
 
 use crate::{ChunkError, protocol::Notice};
@@ -37,12 +37,10 @@ impl Chunks {
         if !self.reader.contains(found.segment) {
             self.take_notices(link);
         }
-        self.reader.resolve(found).map_err(|unresolved| {
-            let why = self.refused.clone();
-            ChunkError {
-                why: why.unwrap_or_else(|| unresolved.to_string()),
-            }
-        })
+        let Chunks { reader, refused } = self;
+        reader
+            .resolve(found)
+            .map_err(|unresolved| why(refused.as_ref(), unresolved))
     }
 
     /// Takes what the publisher has said of its pool since the last time.
@@ -81,5 +79,13 @@ impl Chunks {
                 self.reader.remove(id);
             }
         }
+    }
+}
+
+#[cold]
+fn why(refused: Option<&String>, unresolved: Unresolved) -> ChunkError {
+    let why = refused.cloned();
+    ChunkError {
+        why: why.unwrap_or_else(|| unresolved.to_string()),
     }
 }

@@ -1,6 +1,7 @@
 //! Size classes: 1, 2, 3, 4 pages, then quarter steps of powers of two.
 
 /// The class that holds `pages` pages.
+#[inline]
 pub(super) fn class(pages: usize) -> usize {
     let last = pages.max(1) - 1;
     if last < 4 {

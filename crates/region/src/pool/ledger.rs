@@ -87,7 +87,7 @@ pub struct Ledger<K> {
     due: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Sent<K> {
     sequence: u64,
     position: u64,
@@ -185,10 +185,11 @@ impl<K: Copy> Ledger<K> {
         if lossy {
             taken = taken.min(self.sent.len().saturating_sub(keep));
         }
-        for sent in self.sent.drain(..taken) {
+        for sent in self.sent.range(..taken) {
             retire(sent.chunk);
-            self.passed.push(sent);
+            self.passed.push(*sent);
         }
+        self.sent.drain(..taken);
         self.due = MIN_DUE.max(2 * self.sent.len());
 
         // Pairs, for lossy readers, with the fence in `Holds::announce`: their announcement is seen below, or they

@@ -18,6 +18,7 @@ pub struct Loan {
 }
 
 impl Loan {
+    #[inline(always)]
     pub(super) fn new(chunk: Exclusive, place: u32, len: usize) -> Loan {
         Loan {
             chunk,
@@ -38,11 +39,6 @@ impl Loan {
     /// Shortens the message to its first `len` bytes; does nothing if it is no longer than that.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-    }
-
-    /// Zeroes the first `len` bytes, whatever the message's length.
-    pub(super) fn zero(&mut self, len: usize) {
-        self.chunk.bytes_mut(len).fill(0);
     }
 
     /// Zeroes what the message was shortened by.

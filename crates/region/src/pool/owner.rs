@@ -115,6 +115,26 @@ impl Pool {
     /// something ([`want`](Pool::want)).
     #[inline]
     pub fn loan<H: Holders>(&mut self, len: usize, readers: &mut H) -> Result<Loan, PoolError> {
+        if !self.is_ready(len) {
+            self.make_ready(len, readers)?;
+        }
+        Ok(self.loan_ready(len))
+    }
+
+    /// Whether a free chunk for `len` bytes is known, and no look at readers is due.
+    #[inline(always)]
+    pub fn is_ready(&self, len: usize) -> bool {
+        let class = self.classes.get(class::class(len.div_ceil(self.page)));
+        class.is_some_and(|class| !class.free.is_empty() && !class.sent.is_due())
+            && len <= self.options.max_loan
+    }
+
+    /// The first half of [`loan`](Pool::loan), all of it that can fail: finds a free chunk for `len` bytes, or makes one.
+    ///
+    /// # Errors
+    ///
+    /// As [`loan`](Pool::loan).
+    pub fn make_ready<H: Holders>(&mut self, len: usize, readers: &mut H) -> Result<(), PoolError> {
         if len > self.options.max_loan {
             let max = self.options.max_loan;
             return Err(PoolError::TooLarge { len, max });
@@ -127,14 +147,24 @@ impl Pool {
         if self.classes[class].free.is_empty() {
             self.grow(class, readers)?;
         }
-        let free = self.classes[class].free.pop();
-        let place = free.expect("a new segment has free chunks");
-        let (chunk, used) = self.segments.lend(place, len);
-        let mut loan = Loan::new(chunk, place.segment, len);
+        Ok(())
+    }
+
+    /// The second half of [`loan`](Pool::loan). It is inlined, so that a loan is made where it is wanted: to pass it on
+    /// through memory just written takes longer than all else.
+    ///
+    /// # Panics
+    ///
+    /// If no chunk is [ready](Pool::make_ready).
+    #[inline(always)]
+    pub fn loan_ready(&mut self, len: usize) -> Loan {
+        assert!(len <= self.options.max_loan, "{len} bytes are no loan");
+        let class = &mut self.classes[class::class(len.div_ceil(self.page))];
+        let place = class.free.pop().expect("a free chunk");
         if self.options.zero {
-            loan.zero(used);
+            self.segments.zero(place);
         }
-        Ok(loan)
+        Loan::new(self.segments.lend(place, len), place.segment, len)
     }
 
     /// Sends a loan: appends a record that names its chunk to `ring`, whose readers have it from now on.
@@ -350,7 +380,7 @@ impl Pool {
         let first = SEGMENT.min(limit / 16);
         let wanted = (size * chunks).clamp(first, first.max(limit / 64)) / size;
         // Two at least, unless they are very large: one is written while the other one is read.
-        let wanted = wanted.max(if size <= limit / 16 { 2 } else { 1 });
+        let wanted = wanted.max(if size <= limit / 16 { 4 } else { 1 });
         let geometry = Geometry {
             chunks: wanted.min(fits).clamp(1, u32::MAX as usize) as u32,
             ..one

@@ -208,15 +208,25 @@ impl Table {
         segment.expect("a segment with a chunk in use stays")
     }
 
-    /// Lends a free chunk. Beside it, how much of it may not be zero, which is `len` from now on.
-    #[inline]
-    pub(super) fn lend(&mut self, place: Place, len: usize) -> (Exclusive, usize) {
+    /// Zeroes what may not be zero of a free chunk.
+    #[cold]
+    pub(super) fn zero(&mut self, place: Place) {
+        let segment = self.get_mut(place.segment);
+        let used = segment.used[place.chunk as usize];
+        if let Some(chunk) = &mut segment.chunks[place.chunk as usize] {
+            chunk.bytes_mut(used).fill(0);
+        }
+    }
+
+    /// Lends a free chunk, of which the first `len` bytes may not be zero from now on.
+    #[inline(always)]
+    pub(super) fn lend(&mut self, place: Place, len: usize) -> Exclusive {
         let segment = self.get_mut(place.segment);
         segment.free -= 1;
         segment.touched = true;
-        let used = std::mem::replace(&mut segment.used[place.chunk as usize], len);
+        segment.used[place.chunk as usize] = len;
         let chunk = segment.chunks[place.chunk as usize].take();
-        (chunk.expect("a free chunk is not loaned"), used)
+        chunk.expect("a free chunk is not loaned")
     }
 
     /// Keeps a chunk that is sent, `used` bytes of which may not be zero, and says so in its word.
