@@ -66,6 +66,15 @@ impl Options {
         }
     }
 
+    /// The same, with more behind the name.
+    #[must_use]
+    pub fn with_suffix(&self, suffix: &str) -> Options {
+        Options {
+            name: format!("{}{suffix}", self.name).into(),
+            ..self.clone()
+        }
+    }
+
     /// Touches every page at creation, so that no access pays for a page fault later (2.5 us each).
     pub fn prefault(self, prefault: bool) -> Options {
         Options { prefault, ..self }

@@ -1,7 +1,7 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use memlane_region::{
-    Shared, page_size,
+    Options, Shared, page_size,
     pool::{Pool, PoolOptions},
     ring::{RingWriter, max_payload},
 };
@@ -27,6 +27,7 @@ pub struct PublisherBuilder {
     pool_bytes: usize,
     max_message: Option<usize>,
     zero: bool,
+    memory: Options,
     max_subscribers: usize,
     wait: WaitPolicy,
     trust: bool,
@@ -41,6 +42,7 @@ impl Default for PublisherBuilder {
             pool_bytes: 64 << 20,
             max_message: None,
             zero: false,
+            memory: Options::new("memlane"),
             max_subscribers: 64,
             wait: WaitPolicy::default(),
             trust: false,
@@ -59,7 +61,8 @@ impl PublisherBuilder {
         self
     }
 
-    /// How large the pool may become, in bytes. Default: 64 MiB. It begins with nothing, grows by what messages need
+    /// How large the pool's chunks may become together, in bytes. Default: 64 MiB. Chunks are whole pages in quarter steps of
+    /// powers of two (4, 8, 12, 16, 20, 24, 28, 32, 40, 48 KiB, ...). The pool begins with nothing, grows by what messages need
     /// that are too long for the ring, and gives memory back when that has not been used for a while
     /// ([`Publisher::trim`]).
     pub fn pool_bytes(mut self, bytes: usize) -> PublisherBuilder {
@@ -67,8 +70,8 @@ impl PublisherBuilder {
         self
     }
 
-    /// The longest message, in bytes. Default: a quarter of the pool. The pool must have room for one, and should have it for
-    /// several: one being written, and those that subscribers have not released.
+    /// The longest message, in bytes, in the ring or in the pool. Default: a quarter of the pool. The pool must have room for
+    /// one, and should have it for several: one being written, and those that subscribers have not released.
     pub fn max_message(mut self, bytes: usize) -> PublisherBuilder {
         self.max_message = Some(bytes);
         self
@@ -78,6 +81,21 @@ impl PublisherBuilder {
     /// was not sent to them. Default: false; they can read leftovers of older messages of this publisher there.
     pub fn zero(mut self, zero: bool) -> PublisherBuilder {
         self.zero = zero;
+        self
+    }
+
+    /// How ring and pool are made: huge pages, locked, dumped. Default: as [`Options`] have it. Their names are this one's,
+    /// with `-ring` and `-pool`. All of it is touched when it is made.
+    ///
+    /// ```
+    /// use memlane::{Publisher, region::{HugePages, Options}};
+    ///
+    /// let memory = Options::new("camera").huge_pages(HugePages::Transparent);
+    /// let publisher = Publisher::builder().memory(memory).unbound()?;
+    /// # Ok::<(), memlane::Error>(())
+    /// ```
+    pub fn memory(mut self, options: impl Into<Options>) -> PublisherBuilder {
+        self.memory = options.into();
         self
     }
 
@@ -162,13 +180,14 @@ impl PublisherBuilder {
         let max_message = self.max_message.unwrap_or(self.pool_bytes / 4);
         let options = PoolOptions::new(self.pool_bytes)
             .max_loan(max_message)
+            .memory(self.memory.with_suffix("-pool"))
             .zero(self.zero);
         let pool = Pool::new(options).map_err(|error| Error::Option {
             what: "pool_bytes and max_message",
             why: error.to_string(),
         })?;
-        let (memory, ring) = Shared::create("memlane-ring", page_size(), bytes)?;
-        memory.prefault()?;
+        let options = self.memory.with_suffix("-ring").prefault(true);
+        let (memory, ring) = Shared::create(options, page_size(), bytes)?;
         let writer = RingWriter::new(memory);
         let roster = writer.roster().clone();
         let terms = Terms {

@@ -291,7 +291,8 @@ impl Publisher {
 
     /// Gives memory of the pool back that nobody has, and that has not been used for `quiet`, as far as calls of this
     /// could tell; how many bytes that was. A publisher that goes on sending long messages does so by itself, after 10 s
-    /// or more; one that does not should call this every now and then. Subscribers unmap it when they next look.
+    /// or more; one that does not should call this every now and then. Memory goes back in segments of several chunks, none
+    /// of which is in use. Subscribers unmap it when they next wait for a message.
     pub fn trim(&mut self, quiet: Duration) -> usize {
         let now = Instant::now();
         let given = self.pool.trim(now, quiet, &mut self.writer);
@@ -439,7 +440,7 @@ impl Publisher {
     /// Sends a loan, if there is room for its record.
     #[inline]
     fn put_chunk(&mut self, loan: Loan) -> Result<(), Loan> {
-        let len = loan.len();
+        let asked = loan.capacity();
         if let Some(segment) = self.pool.unsent_segment(&loan) {
             self.control.add(&segment);
         }
@@ -447,7 +448,7 @@ impl Publisher {
             Ok(_) => {
                 self.committed();
                 // Subscribers have the message by now: time to look for what they are done with.
-                self.pool.prepare(len, &mut self.writer);
+                self.pool.prepare(asked, &mut self.writer);
                 Ok(())
             }
             Err(Unsent { loan, .. }) => Err(loan),

@@ -36,6 +36,11 @@ impl Loan {
         self.chunk
     }
 
+    /// As many bytes as it was loaned with, whatever it was shortened to since.
+    pub fn capacity(&self) -> usize {
+        self.asked
+    }
+
     /// Shortens the message to its first `len` bytes; does nothing if it is no longer than that.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

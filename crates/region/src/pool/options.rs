@@ -11,8 +11,8 @@ pub struct PoolOptions {
 }
 
 impl PoolOptions {
-    /// A pool whose segments take at most `limit` bytes together, headers included. Loans are of at most a quarter
-    /// of that unless [`max_loan`](PoolOptions::max_loan) says otherwise.
+    /// A pool whose chunks take at most `limit` bytes together; each segment's header, a page as a rule, comes on top.
+    /// Loans are of at most a quarter of that unless [`max_loan`](PoolOptions::max_loan) says otherwise.
     ///
     /// A segment that was given back counts no more, though readers may still have it mapped: until they unmap
     /// it, its memory is in use.

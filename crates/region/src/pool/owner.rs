@@ -75,17 +75,13 @@ impl Pool {
         let too_long = || Error::Length {
             what: "the longest loan",
             len: options.max_loan as u64,
-            expected: "a length for which one chunk, and a page for the segment's header, are within the limit",
+            expected: "a length for which one chunk, in whole pages, is within the pool's limit",
         };
         if options.max_loan > options.limit {
             return Err(too_long());
         }
         let last = class::class(options.max_loan.div_ceil(page));
-        let longest = Geometry {
-            chunks: 1,
-            chunk_size: (class::pages(last) * page) as u64,
-        };
-        if longest.region()? > options.limit {
+        if class::pages(last) * page > options.limit {
             return Err(too_long());
         }
         let class = |class| Class {
@@ -185,11 +181,7 @@ impl Pool {
         if let Err(why) = ring.reserve(ChunkRef::LEN) {
             return Err(Unsent { why, loan });
         }
-        let segment = self.segments.get(loan.place);
-        assert!(
-            loan.chunk().is_in(&segment.memory),
-            "the loan is another pool's"
-        );
+        let segment = self.segments.of(&loan);
         let (id, class) = (segment.id, segment.class);
         if self.options.zero {
             loan.zero_tail();
@@ -276,7 +268,7 @@ impl Pool {
         self.options.max_loan
     }
 
-    /// Bytes of all segments.
+    /// Bytes of all chunks.
     pub fn bytes(&self) -> usize {
         self.segments.bytes()
     }
@@ -324,7 +316,7 @@ impl Pool {
     /// The loan's segment, if no message in it has been sent yet: readers have to be told of it before the first one.
     #[inline]
     pub fn unsent_segment(&self, loan: &Loan) -> Option<Segment<'_>> {
-        let segment = self.segments.get(loan.place);
+        let segment = self.segments.of(loan);
         (!segment.is_sent()).then(|| segment.describe())
     }
 
@@ -359,31 +351,24 @@ impl Pool {
     fn grow<H: Holders>(&mut self, class: usize, readers: &mut H) -> Result<(), PoolError> {
         let limit = self.options.limit;
         let (size, chunks) = (self.classes[class].size, self.classes[class].chunks);
-        let one = Geometry {
-            chunks: 1,
-            chunk_size: size as u64,
-        };
-        let len = one.region()?;
-        if !self.fits(len) {
+        if !self.fits(size) {
             let keep = self.classes[class].sent.recent() / 2;
             self.look(class, keep, readers);
             if !self.classes[class].free.is_empty() {
                 return Ok(());
             }
-            if !self.make_room(len, class, readers) {
+            if !self.make_room(size, class, readers) {
                 return Err(self.exhausted());
             }
         }
-        // What the limit leaves, of which a header takes up to 8 bytes a chunk and less than a page.
-        let room = limit - self.segments.bytes();
-        let fits = (room - self.page) / (size + 8);
+        let fits = (limit - self.segments.bytes()) / size;
         let first = SEGMENT.min(limit / 16);
         let wanted = (size * chunks).clamp(first, first.max(limit / 64)) / size;
-        // Two at least, unless they are very large: one is written while the other one is read.
+        // Four at least, unless they are very large: one is written while others are read.
         let wanted = wanted.max(if size <= limit / 16 { 4 } else { 1 });
         let geometry = Geometry {
             chunks: wanted.min(fits).clamp(1, u32::MAX as usize) as u32,
-            ..one
+            chunk_size: size as u64,
         };
         let memory = &self.options.memory;
         let segment = self.segments.create(memory, class, geometry)?;
@@ -396,12 +381,12 @@ impl Pool {
         Ok(())
     }
 
-    /// Whether a segment of `len` bytes can be made.
+    /// Whether chunks of `len` bytes can be made.
     fn fits(&self, len: usize) -> bool {
         self.options.limit - self.segments.bytes() >= len && !self.segments.is_full()
     }
 
-    /// Gives up free segments, if that helps, until one of `len` bytes can be made. Whether it can.
+    /// Gives up free segments, if that helps, until a chunk of `len` bytes can be made. Whether it can.
     fn make_room<H: Holders>(&mut self, len: usize, class: usize, readers: &mut H) -> bool {
         let limit = self.options.limit;
         for other in (0..self.classes.len()).filter(|&other| other != class) {

@@ -6,7 +6,7 @@ use std::{
 use rustix::fd::OwnedFd;
 
 use super::{
-    Geometry,
+    Geometry, Loan,
     memory::{Exclusive, Memory},
     returns::Returns,
 };
@@ -52,6 +52,7 @@ pub(super) struct Owned {
     pub(super) id: u32,
     pub(super) class: usize,
     pub(super) memory: Arc<Memory>,
+    /// Bytes of its chunks.
     pub(super) len: usize,
     descriptor: Arc<OwnedFd>,
     /// Those that are not loaned. Chunks are kept here while readers have them, so that a send and the loan after it
@@ -108,7 +109,7 @@ impl Owned {
 pub(super) struct Table {
     /// Indices stay; there are never more than [`MAX_SEGMENTS`].
     segments: Vec<Option<Owned>>,
-    /// Bytes of all of them.
+    /// Bytes of all their chunks.
     bytes: usize,
     next_id: u32,
     changes: Vec<Change>,
@@ -160,7 +161,7 @@ impl Table {
             id: self.next_id,
             class,
             memory,
-            len: geometry.region()?,
+            len: geometry.chunks as usize * geometry.chunk_size as usize,
             descriptor: Arc::new(descriptor),
             used: vec![0; chunks.len()].into(),
             chunks: chunks.into_iter().map(Some).collect(),
@@ -206,6 +207,21 @@ impl Table {
     fn get_mut(&mut self, at: u32) -> &mut Owned {
         let segment = self.segments[at as usize].as_mut();
         segment.expect("a segment with a chunk in use stays")
+    }
+
+    /// The segment that a loan is of.
+    ///
+    /// # Panics
+    ///
+    /// If the loan is another pool's.
+    #[inline(always)]
+    pub(super) fn of(&self, loan: &Loan) -> &Owned {
+        let segment = self
+            .segments
+            .get(loan.place as usize)
+            .and_then(Option::as_ref);
+        let own = segment.filter(|segment| loan.chunk().is_in(&segment.memory));
+        own.expect("the loan is another pool's")
     }
 
     /// Zeroes what may not be zero of a free chunk.
