@@ -270,6 +270,7 @@ mod tests {
             memory: one(),
         };
         says("added: segment 0, 4 chunks of 256 KiB", &added);
+        says("segment: as below", &AnswerRef::Segment(added));
         says("removed: segment 300", &NoticeRef::Removed { id: 300 });
     }
 }
