@@ -422,7 +422,7 @@ fn a_loan_dropped_elsewhere() {
     check(None, || {
         let chunks = Chunks::new();
         let page = memlane_region::page_size();
-        let mut pool = Pool::new(PoolOptions::new(2 * page).max_loan(page)).unwrap();
+        let mut pool = Pool::new(PoolOptions::new(page).max_loan(page)).unwrap();
         let loan = pool.loan(1, &mut ()).unwrap();
         let theirs = chunks.clone();
         let thread = thread::spawn(move || {

@@ -125,7 +125,7 @@ fn model(readers: usize, takes: usize, says: Says) {
             .map(|mut side| {
                 thread::spawn(move || {
                     for _ in 0..takes {
-                        if let Some(len) = side.poll().unwrap() {
+                        if side.poll().unwrap().is_some() {
                             side.release();
                         }
                     }
