@@ -145,8 +145,12 @@ fn descriptors_that_run_out() {
             honest.advance(50);
         }
         for error in &unserved {
+            // No answer: still in the backlog when its patience ended, which also happens on a machine that is busy.
             assert!(
-                matches!(error, Error::Refused { .. } | Error::Link(_)),
+                matches!(
+                    error,
+                    Error::Refused { .. } | Error::Link(_) | Error::NoAnswer { .. }
+                ),
                 "{error:?}"
             );
         }
