@@ -395,8 +395,12 @@ fn a_hostile_writer_is_survived() {
         let cell: Fd = child.hear();
         let mut value = vec![0; max_len];
         let (mut values, mut unstable, mut corrupt, mut other) = (0, 0, 0, 0);
-        // Numbers run away soon: new readers begin at 0.
-        for _ in 0..if max_len > 1000 { 300 } else { 3000 } {
+        // Numbers run away soon: new readers begin at 0. On a busy machine it takes a while until both sides run at once.
+        let rounds = if max_len > 1000 { 300 } else { 3000 };
+        for round in 0.. {
+            if round >= rounds && values > 0 && unstable + corrupt > 0 {
+                break;
+            }
             let mut reader = open(duplicate(&cell), max_len);
             for _ in 0..20 {
                 let before = reader.sequence();
@@ -424,7 +428,6 @@ fn a_hostile_writer_is_survived() {
         println!(
             "{max_len} bytes: {values} values, {unstable} unstable, {corrupt} corrupt, {other} other"
         );
-        assert!(values > 0 && unstable + corrupt > 0);
         child.tell(&());
         child.finish();
     }
