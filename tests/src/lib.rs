@@ -21,7 +21,7 @@ pub mod wire;
 pub use census::Census;
 pub use message::{check, fill, length, number};
 pub use process::{Child, Part, Role, play};
-pub use scene::{Dice, Scene, unbound};
+pub use scene::{Dice, Scene, ready_to_sleep, unbound};
 pub use stream::{Steady, Stream, steady};
 pub use subscriber::{AnySubscriber, Form, Policy, Received, Wish};
 pub use watchdog::{PATIENCE, alive, thread_id, wait_asleep, wait_stopped, wait_until};

@@ -11,9 +11,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use memlane::{Address, Publisher, PublisherBuilder};
+use memlane::{Address, Publisher, PublisherBuilder, Watched};
 
-use crate::{Census, alive, watchdog::Watchdog};
+use crate::{Census, Policy, alive, watchdog::Watchdog};
 
 /// One test at a time: all count the descriptors of one process.
 static STAGE: Mutex<()> = Mutex::new(());
@@ -112,6 +112,18 @@ fn in_dev_shm() -> BTreeSet<OsString> {
 /// A publisher without an address, with the ring that tests like: one that is full soon.
 pub fn unbound(ring_bytes: usize) -> PublisherBuilder {
     Publisher::builder().ring_bytes(ring_bytes)
+}
+
+/// A publisher with the descriptors that one makes when it first sleeps.
+///
+/// # Panics
+///
+/// If they cannot be made.
+pub fn ready_to_sleep(publisher: Publisher, policy: Policy) -> Publisher {
+    match policy {
+        Policy::Poll => publisher,
+        _ => Watched::new(publisher).expect("descriptors").into_inner(),
+    }
 }
 
 /// Chance, with a seed that a failed test shows.

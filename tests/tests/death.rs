@@ -15,7 +15,8 @@ use memlane::{
 use memlane_region::{Remote, Shared, page_size, ring::max_payload};
 use memlane_tests::{
     AnySubscriber, Census, Child, Dice, Form, Part, Policy, Received, Role, Scene, Steady, Stream,
-    Wish, alive, check, fill, length, play, steady, thread_id, unbound, wait_asleep, wait_until,
+    Wish, alive, check, fill, length, play, ready_to_sleep, steady, thread_id, unbound,
+    wait_asleep, wait_until,
 };
 use memlane_transport::Fd;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
@@ -323,7 +324,7 @@ fn killed_subscribers() {
             if trusting {
                 builder = builder.trust_subscribers();
             }
-            let publisher = builder.bind_to(&address).unwrap();
+            let publisher = ready_to_sleep(builder.bind_to(&address).unwrap(), policy);
             let steady = Steady::start(&scene, &address, untrusting(Policy::Adaptive), LONGEST);
             let base = Census::beside(&publisher);
             let stream = Stream::start(publisher, LONGEST);
@@ -711,7 +712,7 @@ fn dropped_subscribers() {
                 if driven {
                     builder = builder.driven();
                 }
-                let mut publisher = builder.bind_to(&address).unwrap();
+                let mut publisher = ready_to_sleep(builder.bind_to(&address).unwrap(), policy);
                 let base = Census::take();
                 for round in 0..20 {
                     std::thread::scope(|scope| {

@@ -17,8 +17,8 @@ use memlane::{Address, Error, Link, RecvError, RecvTimeoutError, Subscriber, Try
 use memlane_region::{Remote, Shared, Words, WordsMut, page_size, ring};
 use memlane_signaling::{Backing, Doorbell, WaitPolicy};
 use memlane_tests::{
-    Census, PATIENCE, Part, Policy, Role, Scene, Steady, Stream, Wish, alive, play, steady,
-    unbound, wait_until,
+    Census, PATIENCE, Part, Policy, Role, Scene, Steady, Stream, Wish, alive, play, ready_to_sleep,
+    steady, unbound, wait_until,
     wire::{
         ARMED, Answer, Bell, CURSOR, Greeting, Offer, Opening, Refusal, Rings, VERSION, WANTED,
         Welcome, advance, header,
@@ -516,7 +516,7 @@ fn among_honest_ones(
     if trusting {
         builder = builder.trust_subscribers();
     }
-    let publisher = builder.bind_to(&address).unwrap();
+    let publisher = ready_to_sleep(builder.bind_to(&address).unwrap(), policy);
     let honest = [Policy::Block, Policy::Adaptive].map(|policy| {
         let wish = Wish {
             policy,
@@ -704,6 +704,7 @@ fn silent_connections() {
     let scene = Scene::new();
     let address = scene.address("lane");
     let publisher = unbound(1 << 14).bind_to(&address).unwrap();
+    let publisher = ready_to_sleep(publisher, Policy::Adaptive);
     let wish = Wish {
         policy: Policy::Block,
         trusting: false,

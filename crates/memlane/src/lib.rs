@@ -44,16 +44,22 @@ mod documented;
 
 mod doorbells;
 mod error;
+mod future;
 mod names;
 mod page;
 mod protocol;
 mod publisher;
+mod reactor;
 mod subscriber;
+#[cfg(feature = "tokio")]
+pub mod tokio;
+mod watched;
 
 pub use error::{
     ChunkError, Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
     TrySendError,
 };
+pub use future::{Async, ControlThread, Readiness};
 #[doc(no_inline)]
 pub use memlane_region as region;
 pub use memlane_region::{pool::Loan, ring::Corrupt};
@@ -68,6 +74,7 @@ pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
 pub use subscriber::{
     Held, Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted, Untrusted,
 };
+pub use watched::{End, Watched};
 
 /// A pidfd of the process that connected a link, or accepted it, to learn of its death even where something else
 /// holds a copy of the link. None if the kernel has no such thing, or if it is this process.

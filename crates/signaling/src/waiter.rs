@@ -2,6 +2,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,14 +30,19 @@ pub enum Woken {
 
 const DOORBELL: u64 = 0;
 const PEER: u64 = 1;
+/// The link, while the waiter is to be readable: a link that this side sends nothing on can always be written to.
+const READY: u64 = 2;
 
 /// Waits on one doorbell and on the peer's death, in one system call.
 ///
 /// The doorbell is watched edge-triggered, so that a wake-up costs no read; link and pidfd level-triggered:
 /// dead is dead. The descriptors stay the caller's, and the waiter must be dropped before they are closed.
+///
+/// In a loop of one's own the waiter is a [descriptor](Waiter::descriptor) like any other: readable once there is something that
+/// [`take`](Waiter::take) has not taken.
 #[derive(Debug)]
 pub struct Waiter {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
 }
 
 impl Waiter {
@@ -53,7 +59,9 @@ impl Waiter {
             EventData::new_u64(DOORBELL),
             EventFlags::IN | EventFlags::ET,
         )?;
-        Ok(Waiter { epoll })
+        Ok(Waiter {
+            epoll: Arc::new(epoll),
+        })
     }
 
     /// Watches a link for its hang-up too. Data on it is not waited for.
@@ -63,7 +71,7 @@ impl Waiter {
     /// The kernel's.
     pub fn watch_link(&self, link: impl AsFd) -> io::Result<()> {
         Ok(epoll::add(
-            &self.epoll,
+            &*self.epoll,
             link,
             EventData::new_u64(PEER),
             EventFlags::RDHUP,
@@ -78,11 +86,63 @@ impl Waiter {
     /// The kernel's.
     pub fn watch_process(&self, pidfd: impl AsFd) -> io::Result<()> {
         Ok(epoll::add(
-            &self.epoll,
+            &*self.epoll,
             pidfd,
             EventData::new_u64(PEER),
             EventFlags::IN,
         )?)
+    }
+
+    /// Its descriptor, also for whoever keeps it for longer than the waiter lives.
+    pub fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.epoll
+    }
+
+    /// Makes the waiter readable until [`not_ready`](Waiter::not_ready); `link` is the one it watches.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn ready(&self, link: impl AsFd) -> io::Result<()> {
+        Ok(epoll::modify(
+            &*self.epoll,
+            link,
+            EventData::new_u64(READY),
+            EventFlags::RDHUP | EventFlags::OUT,
+        )?)
+    }
+
+    /// Ends what [`ready`](Waiter::ready) began.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn not_ready(&self, link: impl AsFd) -> io::Result<()> {
+        Ok(epoll::modify(
+            &*self.epoll,
+            link,
+            EventData::new_u64(PEER),
+            EventFlags::RDHUP,
+        )?)
+    }
+
+    /// Takes what has happened, without waiting; nothing is `None`. From then on the waiter is not readable until the
+    /// doorbell is rung again, or unless the peer is gone.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take(&self, doorbell: &mut Doorbell) -> io::Result<Option<Woken>> {
+        let mut events = [MaybeUninit::uninit(); 3];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        match epoll::wait(&*self.epoll, &mut events, Some(&now)) {
+            Err(Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
+            Ok((ready, _)) => Ok(woken(ready, doorbell)),
+        }
     }
 
     /// Sleeps until the doorbell rings, the peer is gone, or the deadline has passed; `doorbell` is the one
@@ -95,16 +155,12 @@ impl Waiter {
         let mut events = [MaybeUninit::uninit(); 3];
         loop {
             let timeout = deadline.map(remaining);
-            let (ready, _) = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            let (ready, _) = match epoll::wait(&*self.epoll, &mut events, timeout.as_ref()) {
                 Err(Errno::INTR) => continue,
                 result => result?,
             };
-            if ready.iter().any(|event| event.data.u64() == DOORBELL) {
-                doorbell.woken();
-                return Ok(Woken::Rung);
-            }
-            if !ready.is_empty() {
-                return Ok(Woken::Gone);
+            if let Some(woken) = woken(ready, doorbell) {
+                return Ok(woken);
             }
             // Coarse clocks may wake a little early.
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -112,6 +168,26 @@ impl Waiter {
             }
         }
     }
+}
+
+/// What these events say.
+fn woken(events: &[epoll::Event], doorbell: &mut Doorbell) -> Option<Woken> {
+    let mut found = None;
+    for event in events {
+        // Copied out: the event is a packed struct.
+        let flags = event.flags;
+        match event.data.u64() {
+            DOORBELL => {
+                doorbell.woken();
+                found = Some(Woken::Rung);
+            }
+            READY if !flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) => {
+                found = Some(Woken::Rung);
+            }
+            _ => found = found.or(Some(Woken::Gone)),
+        }
+    }
+    found
 }
 
 /// Whether a peer is gone, by its link and its pidfd, now and without waiting.

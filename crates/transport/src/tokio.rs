@@ -47,10 +47,12 @@
 
 mod link;
 mod listener;
+mod readable;
 mod receipt;
 
 pub use link::Link;
 pub use listener::Listener;
+pub use readable::Readable;
 pub use receipt::Receipt;
 
 use crate::Error;

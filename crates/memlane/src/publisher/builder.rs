@@ -12,9 +12,8 @@ use rustix::event::epoll::{self, CreateFlags};
 use super::{
     Publisher, PublisherStats,
     control::{Control, Terms},
-    reactor::Reactor,
 };
-use crate::{Error, names::address_of};
+use crate::{Error, names::address_of, reactor::Reactor};
 
 /// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
 /// eighth.
@@ -215,6 +214,11 @@ impl PublisherBuilder {
             writer,
             pool,
             sleepers: false,
+            wanting: false,
+            watched: false,
+            batch: None,
+            wakes: None,
+            wakes_loans: false,
             pacer: Pacer::new(self.wait),
             stats: PublisherStats::default(),
             control,

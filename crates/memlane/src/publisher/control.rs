@@ -4,11 +4,12 @@
 use std::{
     collections::HashMap,
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::peer::Peer;
+use super::{
+    peer::Peer,
+    wakes::{Wake, Wakes},
+};
 use crate::{
     doorbells::{self, Bell},
     process_of,
@@ -45,6 +49,9 @@ const MAX_GREETING: usize = 64;
 /// So many connections are accepted in one go, before the others have their turn.
 const MAX_ACCEPTS: usize = 64;
 
+/// So many events are handled in one go.
+const BATCH: usize = 64;
+
 /// Source number of the listener; links count from 1.
 const LISTENER: u32 = 0;
 
@@ -61,7 +68,7 @@ pub(super) struct Terms {
 }
 
 #[derive(Debug)]
-pub(super) struct Control {
+pub(crate) struct Control {
     epoll: Arc<OwnedFd>,
     id: u32,
     terms: Terms,
@@ -80,6 +87,10 @@ struct State {
     last_source: u32,
     /// Of the publisher's pool, as subscribers know it.
     segments: Vec<Segment>,
+    /// What wakes the publisher when it waits for room; none before it has.
+    wakes: Option<Arc<Wakes>>,
+    /// Tasks that wait for subscribers.
+    waiting: Vec<Waker>,
 }
 
 /// A segment that every subscriber has been told of.
@@ -187,7 +198,9 @@ impl Control {
 
     /// Takes a link that somebody else made; its other end is a subscriber's.
     pub(super) fn attach(&self, link: Link) -> rustix::io::Result<()> {
-        self.greet(&mut self.state(), link, None)
+        let greeted = self.greet(&mut self.state(), link, None);
+        self.wake_waiting();
+        greeted
     }
 
     /// Tells every subscriber of a segment, before the first message in it is sent. What is loaned and dropped is no
@@ -224,6 +237,60 @@ impl Control {
                 // One that sleeps would keep the memory for as long.
                 peer.wake();
             }
+        }
+    }
+
+    /// What wakes the publisher, made if need be. A look for room must come before it is waited on.
+    #[cold]
+    pub(super) fn wakes(&self, driven: bool) -> std::io::Result<Arc<Wakes>> {
+        let mut state = self.state();
+        if let Some(wakes) = &state.wakes {
+            return Ok(wakes.clone());
+        }
+        let wakes = Wakes::new()?;
+        for (source, connection) in &state.links {
+            if let Connection::Joined { peer, .. } = connection {
+                if let Some(doorbell) = peer.doorbell() {
+                    wakes.add(doorbell, *source)?;
+                }
+            }
+        }
+        if driven {
+            wakes.add_control(self.epoll.as_fd())?;
+        }
+        let wakes = Arc::new(wakes);
+        state.wakes = Some(wakes.clone());
+        Ok(wakes)
+    }
+
+    /// Waits until a subscriber has made room or left, a loan was dropped, or the time is over; takes what has happened,
+    /// and does the control work of a driven publisher.
+    pub(super) fn take_wakes(
+        &self,
+        wakes: &Wakes,
+        timeout: Option<&Timespec>,
+    ) -> std::io::Result<()> {
+        let mut driven = Ok(());
+        wakes.wait(timeout, |wake| match wake {
+            Wake::Subscriber { source, hung_up } => self.rung(source, hung_up),
+            Wake::Control => driven = self.drive().map(drop),
+            Wake::Other => {}
+        })?;
+        driven
+    }
+
+    /// Takes the ring of a subscriber. One that has closed its end of the doorbell has left, and whether or not its link
+    /// says so too, there is nothing more to be heard of it.
+    fn rung(&self, source: u32, hung_up: bool) {
+        let state = self.state();
+        let Some(Connection::Joined { id, peer, .. }) = state.links.get(&source) else {
+            return;
+        };
+        if hung_up {
+            self.roster.leave(*id);
+            peer.hang_up();
+        } else if let Some(doorbell) = peer.doorbell() {
+            doorbell.drain();
         }
     }
 
@@ -264,30 +331,54 @@ impl Control {
         }
     }
 
-    pub(super) fn epoll(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+    /// Whether there are `count` subscribers. If not, the task is woken when that may have changed.
+    pub(super) fn poll_subscribers(&self, cx: &mut Context<'_>, count: usize) -> bool {
+        let mut state = self.state();
+        let enough = self.roster.len() >= count;
+        if !enough
+            && !state
+                .waiting
+                .iter()
+                .any(|waker| waker.will_wake(cx.waker()))
+        {
+            state.waiting.push(cx.waker().clone());
+        }
+        enough
+    }
+
+    /// Wakes those tasks. Without a lock: a waker can do anything.
+    pub(crate) fn wake_waiting(&self) {
+        let waiting = std::mem::take(&mut self.state().waiting);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn epoll(&self) -> &Arc<OwnedFd> {
+        &self.epoll
     }
 
     /// Handles what has happened, without waiting: for an epoll instance of this publisher's own. What is more
-    /// than one batch leaves the instance readable.
-    pub(super) fn drive(&self) -> std::io::Result<()> {
-        let mut events = [MaybeUninit::uninit(); 64];
+    /// than one batch leaves the instance readable; whether there may be more.
+    pub(crate) fn drive(&self) -> std::io::Result<bool> {
+        let mut events = [MaybeUninit::uninit(); BATCH];
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
         match epoll::wait(&*self.epoll, &mut events, Some(&now)) {
-            Ok((ready, _)) => ready
-                .iter()
-                .for_each(|event| self.handle(event.data.u64() as u32)),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Ok((ready, _)) => {
+                for event in &*ready {
+                    self.handle(event.data.u64() as u32);
+                }
+                self.wake_waiting();
+                Ok(ready.len() == BATCH)
+            }
+            Err(Errno::INTR) => Ok(true),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     /// Handles what happened to one source.
-    pub(super) fn handle(&self, source: u32) {
+    pub(crate) fn handle(&self, source: u32) {
         let mut state = self.state();
         match state.links.get(&source) {
             None if source == LISTENER => self.accept(&mut state),
@@ -441,15 +532,19 @@ impl Control {
             return refuse(&link, short(errno.into()));
         }
         let peer = Arc::new(Peer::new(page, ringer, doorbell, link));
+        let woken = match (&state.wakes, peer.doorbell()) {
+            (Some(wakes), Some(doorbell)) => wakes.add(doorbell, source),
+            _ => Ok(()),
+        };
         // Before it joins: a message in one of them may be sent the moment after, by a thread that does not wait for this.
         let told = state.segments.iter().all(|segment| {
             let notice = AnswerRef::Segment(segment.notice());
             peer.with_link(|link| link.try_send(&notice).is_ok()) == Some(true)
         });
-        let joined = if told {
-            self.roster.join(peer.clone())
-        } else {
-            Err(std::io::ErrorKind::WouldBlock.into())
+        let joined = match woken {
+            Ok(()) if told => self.roster.join(peer.clone()),
+            Ok(()) => Err(std::io::ErrorKind::WouldBlock.into()),
+            Err(error) => Err(error),
         };
         let answered = match &joined {
             Ok(joined) => peer.with_link(|link| {
@@ -549,9 +644,8 @@ impl Control {
                 }
                 self.roster.leave(*id);
                 peer.close();
-                // The writer may be asleep for want of the room that this subscriber held.
-                if let Some(doorbell) = peer.doorbell() {
-                    doorbell.wake_for_good();
+                if let (Some(wakes), Some(doorbell)) = (&state.wakes, peer.doorbell()) {
+                    wakes.remove(doorbell);
                 }
                 if peer.evicted() {
                     self.evicted.fetch_add(1, Ordering::Relaxed);

@@ -1,13 +1,14 @@
 mod builder;
 mod control;
+mod future;
 mod peer;
-mod reactor;
 mod reservation;
 mod room;
+mod wakes;
 
 use std::{
     io,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,17 +18,21 @@ use memlane_region::{
     pool::{ChunkRef, Loan, Pool, Unsent},
     ring::RingWriter,
 };
-use memlane_signaling::Pacer;
+use memlane_signaling::{Pacer, WaitPolicy};
 use memlane_transport::Link;
 
 pub use builder::PublisherBuilder;
-use control::Control;
+pub(crate) use control::Control;
 use peer::Peer;
-use reactor::Reactor;
 pub use reservation::Reservation;
-use room::{Need, NoRoomInTime, QUIET};
+use room::{NOW, Need, NoRoomInTime, QUIET};
+use wakes::Wakes;
 
-use crate::{Error, SendError, SendTimeoutError, TrySendError, after};
+use crate::{
+    Error, SendError, SendTimeoutError, TrySendError, after,
+    reactor::Reactor,
+    watched::{Watch, polls},
+};
 
 /// The writing end of a lane: sends messages to every subscriber.
 ///
@@ -60,6 +65,15 @@ pub struct Publisher {
     trim_at: u32,
     /// Whether any subscriber may be asleep, so that commits must look.
     sleepers: bool,
+    /// Whether subscribers are shown what it wants.
+    wanting: bool,
+    /// Whether calls that find no room see to it that the descriptor becomes readable.
+    watched: bool,
+    /// Inside of a batch, and whether it has a message.
+    batch: Option<bool>,
+    /// What wakes it, once it has waited or is watched, and whether dropped loans do.
+    wakes: Option<Arc<Wakes>>,
+    wakes_loans: bool,
     pacer: Pacer,
     stats: PublisherStats,
     control: Arc<Control>,
@@ -130,15 +144,11 @@ impl Publisher {
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<(), TrySendError> {
         let len = message.len();
-        if len <= self.inline {
-            // The ring takes messages of this length, so that it is full.
-            self.writer
-                .append(message)
-                .map_err(|_| TrySendError::Full)?;
+        if len <= self.inline && self.writer.append(message).is_ok() {
             self.committed();
             return Ok(());
         }
-        self.put(message, Publisher::look)
+        self.put(message, Publisher::now)
             .map_err(|error| error.at_once(len))
     }
 
@@ -179,7 +189,7 @@ impl Publisher {
     /// [`TrySendError`].
     #[inline]
     pub fn try_reserve(&mut self, len: usize) -> Result<Reservation<'_>, TrySendError> {
-        self.place(len, Publisher::look)
+        self.place(len, Publisher::now)
             .map_err(|error| error.at_once(len))
     }
 
@@ -246,7 +256,7 @@ impl Publisher {
     pub fn try_loan(&mut self, len: usize) -> Result<Loan, TrySendError> {
         self.loan_by(len, |publisher| {
             publisher
-                .make_ready(len, Publisher::look)
+                .make_ready(len, Publisher::now)
                 .map_err(|error| error.at_once(len))
         })
     }
@@ -286,7 +296,50 @@ impl Publisher {
     /// If it is another publisher's.
     #[inline]
     pub fn try_send_loan(&mut self, loan: Loan) -> Result<(), Loan> {
-        self.put_chunk(loan)
+        match self.put_chunk(loan) {
+            Err(loan) if self.watched && self.now(Need::Ring(ChunkRef::LEN)).is_ok() => {
+                self.put_chunk(loan)
+            }
+            sent => sent,
+        }
+    }
+
+    /// Sends what the closure sends as one batch: each message can be read as soon as it is sent, but subscribers that
+    /// sleep are rung once, at the end, or before a call in it waits for room. It saves a fence for each message (5 ns),
+    /// and with subscribers that keep falling asleep the wake-ups between.
+    ///
+    /// A batch in a batch is part of it. Do not exchange the publisher for another inside.
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let mut publisher = memlane::Publisher::builder().unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// # let mut subscriber = memlane::Subscriber::builder().over(link.1)?;
+    /// publisher.batch(|publisher| {
+    ///     for line in ["one", "two", "three"] {
+    ///         publisher.send(line.as_bytes())?;
+    ///     }
+    ///     Ok::<(), memlane::SendError>(())
+    /// })?;
+    /// # for line in ["one", "two", "three"] {
+    /// #     assert_eq!(subscriber.recv()?.to_vec(), line.as_bytes());
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn batch<R>(&mut self, send: impl FnOnce(&mut Publisher) -> R) -> R {
+        /// Also when the closure panics.
+        struct Batch<'a>(&'a mut Publisher);
+        impl Drop for Batch<'_> {
+            fn drop(&mut self) {
+                self.0.ring_for_batch();
+                self.0.batch = None;
+            }
+        }
+        if self.batch.is_some() {
+            return send(self);
+        }
+        self.batch = Some(false);
+        send(Batch(self).0)
     }
 
     /// Gives memory of the pool back that nobody has, and that has not been used for `quiet`, as far as calls of this
@@ -355,24 +408,34 @@ impl Publisher {
 
     /// Does what control work there is (accept, shake hands, bury), without waiting: for a publisher that is
     /// [driven](PublisherBuilder::driven), when its [`control_fd`](Publisher::control_fd) is readable. Others have a thread
-    /// for it, and nothing to do here.
+    /// for it, and nothing to do here, unless they are [`Watched`](crate::Watched): then this is what makes the descriptor
+    /// unreadable again.
     ///
     /// # Errors
     ///
     /// [`Error::Os`].
     pub fn drive(&self) -> Result<(), Error> {
-        if self.reactor.is_some() {
-            return Ok(());
-        }
-        self.control
-            .drive()
-            .map_err(Error::os("look for control events"))
+        let driven = match &self.wakes {
+            Some(wakes) if self.watched => self.control.take_wakes(wakes, Some(&NOW)),
+            _ if self.reactor.is_none() => self.control.drive().map(drop),
+            _ => Ok(()),
+        };
+        driven.map_err(Error::os("look for control events"))
     }
 
     /// Readable when there is control work, for a publisher that is [driven](PublisherBuilder::driven); none for
     /// one that has a thread for it. It stays the publisher's.
     pub fn control_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.reactor.is_none().then(|| self.control.epoll())
+        self.reactor.is_none().then(|| self.control.epoll().as_fd())
+    }
+
+    /// The control side, if it has to be driven, and what is readable when it has.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn driver(&self) -> Option<(Arc<Control>, Arc<OwnedFd>)> {
+        let control = &self.control;
+        self.reactor
+            .is_none()
+            .then(|| (control.clone(), control.epoll().clone()))
     }
 
     /// What it has done so far.
@@ -389,14 +452,36 @@ impl Publisher {
         len: usize,
         room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
     ) -> Result<Reservation<'_>, NoRoomInTime> {
+        let mut loan = None;
+        self.make_place(len, &mut loan, room)?;
+        Ok(self.placed(len, loan))
+    }
+
+    /// Makes room for a message, in the ring or, with the loan, in the pool. A loan that is there already is that of an
+    /// earlier call.
+    #[inline(always)]
+    fn make_place(
+        &mut self,
+        len: usize,
+        loan: &mut Option<Loan>,
+        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
+    ) -> Result<(), NoRoomInTime> {
         if len <= self.inline {
-            room(self, Need::Ring(len))?;
-            return Ok(Reservation::in_ring(self, len));
+            return room(self, Need::Ring(len));
         }
-        let loan = self.loan_by(len, |publisher| publisher.make_ready(len, &room))?;
+        if loan.is_none() {
+            *loan = Some(self.loan_by(len, |publisher| publisher.make_ready(len, &room))?);
+        }
         // Now, so that committing it cannot fail.
-        room(self, Need::Ring(ChunkRef::LEN))?;
-        Ok(Reservation::in_chunk(self, loan))
+        room(self, Need::Ring(ChunkRef::LEN))
+    }
+
+    #[inline(always)]
+    fn placed(&mut self, len: usize, loan: Option<Loan>) -> Reservation<'_> {
+        match loan {
+            None => Reservation::in_ring(self, len),
+            Some(loan) => Reservation::in_chunk(self, loan),
+        }
     }
 
     #[inline]
@@ -465,6 +550,18 @@ impl Publisher {
     #[inline(always)]
     fn committed(&mut self) {
         self.stats.messages += 1;
+        if self.batch.is_some() {
+            self.batch = Some(true);
+            return;
+        }
+        self.ring();
+        if self.wanting {
+            self.disarm();
+        }
+    }
+
+    #[inline(always)]
+    fn ring(&mut self) {
         // Between the commit and the looks at roster and armed flags.
         self.writer.fence(self.sleepers);
         if self.writer.sync() {
@@ -477,11 +574,47 @@ impl Publisher {
         }
     }
 
+    /// Wakes whoever sleeps and has not been woken for the messages of a batch.
+    fn ring_for_batch(&mut self) {
+        if self.batch == Some(true) {
+            self.batch = Some(false);
+            self.ring();
+            if self.wanting {
+                self.disarm();
+            }
+        }
+    }
+
     #[cold]
     fn roster_changed(&mut self) {
         self.sleepers = self.writer.readers().any(|joined| joined.reader.sleeps());
         // The fence before may have been the cheap one.
         self.writer.fence(self.sleepers);
+    }
+}
+
+impl Watch for Publisher {
+    fn watch(&mut self) -> Result<(), Error> {
+        if self.pacer.policy() == WaitPolicy::Poll {
+            return Err(polls());
+        }
+        // All that it takes, so that no call has to say later that it cannot tell when there is room.
+        self.watch_loans()
+            .map_err(Error::os("watch for what wakes the publisher"))?;
+        self.watched = true;
+        Ok(())
+    }
+
+    fn unwatch(&mut self) {
+        self.watched = false;
+        if self.wanting {
+            self.disarm();
+        }
+    }
+
+    fn descriptor(&self) -> &Arc<OwnedFd> {
+        let wakes = self.wakes.as_ref();
+        wakes.expect("it is watched").descriptor()
     }
 }
 

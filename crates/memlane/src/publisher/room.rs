@@ -2,23 +2,22 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use memlane_region::{
     Shared,
     pool::{Pool, PoolError},
-    ring::{Joined, NoRoom, RingWriter},
+    ring::{NoRoom, RingWriter},
 };
 use memlane_signaling::{WaitPolicy, remaining};
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
 
-use super::{Publisher, control::Control, peer::Peer};
+use super::{Publisher, control::Control, peer::Peer, wakes::Wakes};
 use crate::{Error, SendError, SendTimeoutError, TrySendError, page::WANTED};
 
 /// The word of a publisher that waits for a hold slot: no cursor ever gets there.
@@ -26,6 +25,11 @@ const A_SLOT: u64 = u64::MAX;
 
 #[cfg(test)]
 documented!(A_SLOT);
+
+pub(super) const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 
 /// What a message needs.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +94,18 @@ impl Publisher {
         look(&mut self.writer, &mut self.pool, &self.control, need)
     }
 
+    /// Room, if there is any now. If not, and the publisher is watched, its descriptor becomes readable when there may be.
+    #[inline]
+    pub(super) fn now(&mut self, need: Need) -> Result<(), NoRoomInTime> {
+        match self.look(need) {
+            Err(NoRoomInTime::Full) if self.watched => {
+                self.ring_for_batch();
+                self.arm(need)
+            }
+            found => found,
+        }
+    }
+
     /// Room, now or by waiting for subscribers.
     #[inline]
     pub(super) fn room(
@@ -106,6 +122,7 @@ impl Publisher {
     /// Waits for room: spins, then sleeps, as the policy says.
     #[cold]
     fn wait(&mut self, need: Need, deadline: Option<Instant>) -> Result<(), NoRoomInTime> {
+        self.ring_for_batch();
         self.stats.stalls += 1;
         loop {
             let Publisher {
@@ -131,37 +148,92 @@ impl Publisher {
             }
             if self.pacer.policy() == WaitPolicy::Poll {
                 if self.reactor.is_none() {
-                    self.control.drive().map_err(NoRoomInTime::Wait)?;
+                    let driven = self.control.drive();
+                    driven.map_err(NoRoomInTime::Wait)?;
                 }
                 continue;
             }
-            let wanted = self.wanted(need);
-            self.want(wanted);
-            // Before the look: one that leaves during it has rung for good by the time it is no longer among the
-            // readers. One that joins has nothing yet.
-            let readers: Vec<_> = self.writer.readers().cloned().collect();
-            let loans = match need {
-                Need::Ring(_) => Ok(None),
-                Need::Chunk(_) => self.pool.await_loans(),
-            };
-            // The last look fences before it loads cursors and slots, and a subscriber between its store of either and
-            // its look at what is wanted: it sees that, or its store is seen here.
-            let found = match (loans, self.look(need)) {
-                // The look found records passed whose chunks are held: nobody will pass them again.
-                (_, Err(NoRoomInTime::Full)) if self.wanted(need) != wanted => None,
-                (Ok(loans), Err(NoRoomInTime::Full)) => {
-                    let slept = self.sleep(&readers, loans.as_deref(), deadline);
-                    slept.err().map(|error| Err(NoRoomInTime::Wait(error)))
+            let found = match self.arm(need) {
+                Err(NoRoomInTime::Full) => {
+                    self.stats.sleeps += 1;
+                    let timeout = deadline.map(remaining);
+                    self.take_wakes(timeout.as_ref())
+                        .map_err(NoRoomInTime::Wait)
+                        .err()
+                        .map(Err)
                 }
-                (Err(error), Err(NoRoomInTime::Full)) => Some(Err(NoRoomInTime::Wait(error))),
-                (_, found) => Some(found),
+                found => Some(found),
             };
-            self.pool.await_no_loans();
-            self.want(0);
+            self.disarm();
             if let Some(found) = found {
                 return found;
             }
         }
+    }
+
+    /// Shows subscribers what is wanted, and looks once more: if there is still no room, whoever makes some rings.
+    #[cold]
+    fn arm(&mut self, need: Need) -> Result<(), NoRoomInTime> {
+        if self.watched {
+            // What has rung until now is seen by the look below.
+            self.take_wakes(Some(&NOW)).map_err(NoRoomInTime::Wait)?;
+        }
+        let found = self.wakes().map_err(NoRoomInTime::Wait).and_then(|_| {
+            loop {
+                self.wanting = true;
+                let wanted = self.wanted(need);
+                self.want(wanted);
+                match need {
+                    // A loan that is dropped makes no room here; a message's own may be, if it is given up for now.
+                    Need::Ring(_) => self.pool.await_no_loans(),
+                    Need::Chunk(_) => {
+                        self.watch_loans().map_err(NoRoomInTime::Wait)?;
+                        self.pool.await_loans();
+                    }
+                }
+                // This look fences before it loads cursors and slots, and a subscriber between its store of either and
+                // its look at what is wanted: it sees that, or its store is seen here.
+                match self.look(need) {
+                    // The look found records passed whose chunks are held: nobody will pass them again.
+                    Err(NoRoomInTime::Full) if self.wanted(need) != wanted => {}
+                    found => return found,
+                }
+            }
+        });
+        if !matches!(found, Err(NoRoomInTime::Full)) {
+            self.disarm();
+        }
+        found
+    }
+
+    /// Nothing is wanted any more.
+    #[cold]
+    pub(super) fn disarm(&mut self) {
+        self.wanting = false;
+        self.pool.await_no_loans();
+        self.want(0);
+        if self.watched {
+            // Whoever rang for it need not be heard. If this fails, the descriptor stays readable for nothing.
+            let _ = self.take_wakes(Some(&NOW));
+        }
+    }
+
+    /// What wakes it, made if need be.
+    pub(super) fn wakes(&mut self) -> io::Result<Arc<Wakes>> {
+        if self.wakes.is_none() {
+            self.wakes = Some(self.control.wakes(self.reactor.is_none())?);
+        }
+        Ok(self.wakes.clone().expect("made above"))
+    }
+
+    /// Lets dropped loans wake it.
+    pub(super) fn watch_loans(&mut self) -> io::Result<()> {
+        if !self.wakes_loans {
+            let wakes = self.wakes()?;
+            wakes.add_loans(self.pool.dropped_loans()?)?;
+            self.wakes_loans = true;
+        }
+        Ok(())
     }
 
     /// What to show to subscribers.
@@ -177,54 +249,25 @@ impl Publisher {
         word.store(wanted, Ordering::Relaxed);
     }
 
-    /// Sleeps until one of these subscribers has made room or left, a loan was dropped, or the deadline has passed.
-    fn sleep(
-        &mut self,
-        readers: &[Joined<Peer>],
-        loans: Option<&OwnedFd>,
-        deadline: Option<Instant>,
-    ) -> io::Result<()> {
-        self.stats.sleeps += 1;
-        let bells: Vec<_> = readers
-            .iter()
-            .filter_map(|joined| Some((joined, joined.reader.doorbell()?)))
-            .collect();
-        let mut sources: Vec<PollFd<'_>> = bells
-            .iter()
-            .map(|(_, bell)| PollFd::new(bell, PollFlags::IN | PollFlags::RDHUP))
-            .collect();
-        let epoll = self.control.epoll();
-        if self.reactor.is_none() {
-            sources.push(PollFd::from_borrowed_fd(epoll, PollFlags::IN));
+    fn take_wakes(&mut self, timeout: Option<&Timespec>) -> io::Result<()> {
+        let wakes = self.wakes()?;
+        self.control.take_wakes(&wakes, timeout)
+    }
+
+    /// Whether there can ever be so many subscribers.
+    pub(super) fn check_count(&self, count: usize) -> Result<(), Error> {
+        let max = self.control.max_subscribers();
+        if count <= max {
+            return Ok(());
         }
-        sources.extend(loans.map(|loans| PollFd::new(loans, PollFlags::IN)));
-        poll_until(&mut sources, deadline)?;
-        for ((joined, bell), source) in bells.iter().zip(&sources) {
-            let events = source.revents();
-            if events.intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR) {
-                // Its end of the doorbell is gone: it has left, and whether or not its link says so too, there
-                // is nothing more to be heard of it.
-                self.writer.roster().leave(joined.id);
-                joined.reader.hang_up();
-            } else if events.contains(PollFlags::IN) {
-                bell.drain();
-            }
-        }
-        if self.reactor.is_none() {
-            self.control.drive()?;
-        }
-        Ok(())
+        Err(Error::Option {
+            what: "max_subscribers",
+            why: format!("there can be at most {max}, and {count} are waited for"),
+        })
     }
 
     pub(super) fn wait_for(&self, count: usize, deadline: Option<Instant>) -> Result<bool, Error> {
-        let max = self.control.max_subscribers();
-        if count > max {
-            let why = format!("there can be at most {max}, and {count} are waited for");
-            return Err(Error::Option {
-                what: "max_subscribers",
-                why,
-            });
-        }
+        self.check_count(count)?;
         if self.reactor.is_some() {
             return Ok(self.control.wait_for_subscribers(count, deadline));
         }
@@ -236,10 +279,7 @@ impl Publisher {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(false);
             }
-            let mut sources = [PollFd::from_borrowed_fd(
-                self.control.epoll(),
-                PollFlags::IN,
-            )];
+            let mut sources = [PollFd::new(self.control.epoll(), PollFlags::IN)];
             poll_until(&mut sources, deadline).map_err(Error::os("wait for subscribers"))?;
         }
     }

@@ -237,6 +237,7 @@ impl<T: Trust> SubscriberBuilder<T> {
             stats: SubscriberStats::default(),
             caught_up: 0,
             address: None,
+            watched: None,
             trust: PhantomData,
         })
     }

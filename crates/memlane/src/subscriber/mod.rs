@@ -1,5 +1,6 @@
 mod builder;
 mod chunks;
+mod future;
 mod held;
 mod message;
 mod page;
@@ -32,7 +33,10 @@ pub use message::Message;
 use page::Page;
 pub use trust::{Trust, Trusted, Untrusted};
 
-use crate::{ChunkError, Error, RecvError, RecvTimeoutError, TryRecvError, after};
+use crate::{
+    ChunkError, Error, RecvError, RecvTimeoutError, TryRecvError, after,
+    watched::{Watch, polls},
+};
 
 /// A reading end of a lane: receives every message from the moment it subscribed.
 ///
@@ -57,7 +61,15 @@ pub struct Subscriber<T: Trust = Untrusted> {
     caught_up: u64,
     /// Where the publisher was, to clear the name if it died there.
     address: Option<Address>,
+    watched: Option<Watching>,
     trust: PhantomData<T>,
+}
+
+/// How a loop of the user's waits for it.
+#[derive(Debug)]
+struct Watching {
+    /// The descriptor has been made readable, since there may be messages that nobody will ring for.
+    ready: bool,
 }
 
 /// What it takes to sleep; absent where the policy is to poll.
@@ -152,16 +164,11 @@ impl<T: Trust> Subscriber<T> {
     /// [`TryRecvError`].
     #[inline]
     pub fn try_recv(&mut self) -> Result<Message<'_, T>, TryRecvError> {
-        let found = match self.ring.poll_record() {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => match self.missed() {
-                Ok(None) => return Err(TryRecvError::Empty),
-                Ok(Some(found)) => Ok(found),
-                Err(error) => Err(error),
-            },
-            Err(corrupt) => return Err(corrupt.into()),
-        };
-        self.deliver(found).map_err(NoMessage::at_once)
+        match self.find() {
+            Ok(Some(found)) => self.deliver(Ok(found)).map_err(NoMessage::at_once),
+            Ok(None) => Err(TryRecvError::Empty),
+            Err(error) => Err(error.at_once()),
+        }
     }
 
     /// Receives the next message; waits for it no longer than `timeout`.
@@ -200,9 +207,21 @@ impl<T: Trust> Subscriber<T> {
         Ok(Message::in_chunk(&mut self.ring, chunk))
     }
 
+    /// The next message, if there is one.
+    #[inline]
+    fn find(&mut self) -> Result<Option<Record>, NoMessage> {
+        match self.ring.poll_record() {
+            Ok(None) => self.missed(),
+            found => found.map_err(NoMessage::Corrupt),
+        }
+    }
+
     /// The ring is empty. Once in a while, asks the kernel whether the publisher lives.
     #[inline]
     fn missed(&mut self) -> Result<Option<Record>, NoMessage> {
+        if self.watched.is_some() {
+            return self.await_ring();
+        }
         self.life.misses = self.life.misses.wrapping_add(1);
         if self.life.misses % 8 != 0 && !self.life.gone {
             return Ok(None);
@@ -276,9 +295,59 @@ impl<T: Trust> Subscriber<T> {
         }
     }
 
+    /// The ring is empty, and a loop of the user's waits for the descriptor. Either there is a message after all, or the
+    /// descriptor is not readable before there is one.
+    fn await_ring(&mut self) -> Result<Option<Record>, NoMessage> {
+        let (Some(sleep), Some(watching)) = (&mut self.sleep, &mut self.watched) else {
+            return Ok(None);
+        };
+        // Where the kernel fails to do one of these, the descriptor stays readable.
+        if watching.ready && sleep.waiter.not_ready(&*self.link).is_ok() {
+            watching.ready = false;
+        }
+        match sleep.waiter.take(&mut sleep.doorbell) {
+            Ok(Some(Woken::Rung)) => self.stats.wakeups += 1,
+            Ok(Some(Woken::Gone)) => self.bury(),
+            _ => {}
+        }
+        if self.life.gone {
+            return self.rest().map(Some);
+        }
+        if let Some(sleep) = &mut self.sleep {
+            sleep.armed.arm(self.ring.page().armed());
+        }
+        self.take_notices();
+        match self.ring.poll_record() {
+            Ok(None) => {
+                self.stats.sleeps += 1;
+                Ok(None)
+            }
+            found => {
+                // There may be more than this one, and nobody rings for what came before it was armed.
+                self.stay_ready();
+                found.map_err(NoMessage::Corrupt)
+            }
+        }
+    }
+
+    /// Makes the descriptor readable, if a loop of the user's waits for it, until the ring has been seen empty.
+    #[cold]
+    fn stay_ready(&mut self) {
+        if let (Some(sleep), Some(watching)) = (&mut self.sleep, &mut self.watched) {
+            sleep.armed.disarm(self.ring.page().armed());
+            watching.ready |= sleep.waiter.ready(&*self.link).is_ok();
+        }
+    }
+
     /// Waits for a message: spins, then sleeps, as the policy says.
     #[cold]
     fn wait(&mut self, deadline: Option<Instant>) -> Result<Record, NoMessage> {
+        let found = self.wait_until(deadline);
+        self.stay_ready();
+        found
+    }
+
+    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Record, NoMessage> {
         // On the heels of a stream: looking at once would take the line from the publisher before it has filled it.
         if self.stats.messages - self.caught_up >= STREAM {
             for _ in 0..HEAD_START {
@@ -336,6 +405,29 @@ impl<T: Trust> Subscriber<T> {
                 return found.map_err(NoMessage::Corrupt);
             }
         }
+    }
+}
+
+impl<T: Trust> Watch for Subscriber<T> {
+    fn watch(&mut self) -> Result<(), Error> {
+        if self.sleep.is_none() {
+            return Err(polls());
+        }
+        self.watched = Some(Watching { ready: false });
+        self.stay_ready();
+        Ok(())
+    }
+
+    fn unwatch(&mut self) {
+        if let (Some(sleep), Some(_)) = (&mut self.sleep, self.watched.take()) {
+            sleep.armed.disarm(self.ring.page().armed());
+            let _ = sleep.waiter.not_ready(&*self.link);
+        }
+    }
+
+    fn descriptor(&self) -> &Arc<OwnedFd> {
+        let sleep = self.sleep.as_ref();
+        sleep.expect("it is watched").waiter.descriptor()
     }
 }
 

@@ -295,17 +295,20 @@ impl Pool {
         oldest.min().map(crate::ring::want_past)
     }
 
-    /// From now until [`await_no_loans`](Pool::await_no_loans), a loan that is dropped makes this descriptor readable;
-    /// `None` if nothing is loaned. It stays the pool's. One more [`loan`](Pool::loan) must come before the sleep.
+    /// What becomes readable when a loan is dropped between [`await_loans`](Pool::await_loans) and
+    /// [`await_no_loans`](Pool::await_no_loans); made at the first call. It stays the pool's, and always the same.
     ///
     /// # Errors
     ///
     /// The kernel's: short of descriptors.
-    pub fn await_loans(&self) -> std::io::Result<Option<Arc<OwnedFd>>> {
-        if self.classes.iter().all(|class| class.loaned() == 0) {
-            return Ok(None);
-        }
-        self.segments.returns().watch().map(Some)
+    pub fn dropped_loans(&self) -> std::io::Result<&Arc<OwnedFd>> {
+        self.segments.returns().bell()
+    }
+
+    /// From now until [`await_no_loans`](Pool::await_no_loans), a loan that is dropped makes
+    /// [`dropped_loans`](Pool::dropped_loans) readable. One more [`loan`](Pool::loan) must come before the sleep.
+    pub fn await_loans(&self) {
+        self.segments.returns().watch();
     }
 
     /// Ends what [`await_loans`](Pool::await_loans) began.

@@ -43,19 +43,22 @@ impl Returns {
         }
     }
 
-    /// What is readable once a loan has been dropped from now on.
-    pub(super) fn watch(&self) -> io::Result<Arc<OwnedFd>> {
-        let bell = match self.bell.get() {
-            Some(bell) => bell,
+    /// What is readable once a loan has been dropped while the owner watches.
+    pub(super) fn bell(&self) -> io::Result<&Arc<OwnedFd>> {
+        match self.bell.get() {
+            Some(bell) => Ok(bell),
             None => {
                 let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-                self.bell.get_or_init(|| Arc::new(made))
+                Ok(self.bell.get_or_init(|| Arc::new(made)))
             }
-        };
+        }
+    }
+
+    /// The owner watches from now on.
+    pub(super) fn watch(&self) {
         self.watched.store(1, Ordering::Relaxed);
         // Pairs with the one in `returned`.
         fence(Ordering::SeqCst);
-        Ok(bell.clone())
     }
 
     /// Nobody watches any more. What has rung is forgotten: a look comes before the next sleep.

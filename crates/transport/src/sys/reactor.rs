@@ -1,6 +1,7 @@
 //! Descriptors in a tokio runtime's epoll.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -21,6 +22,20 @@ unsafe impl OneDescriptor for Link {}
 unsafe impl OneDescriptor for Listener {}
 // SAFETY: `Receipt::socket` is set where the receipt is made and never again.
 unsafe impl OneDescriptor for Receipt {}
+
+/// A descriptor with other owners.
+#[derive(Debug)]
+pub(crate) struct Shared(pub(crate) Arc<OwnedFd>);
+
+impl AsRawFd for Shared {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+// SAFETY: an `OwnedFd` is open and the same for as long as it lives, and in an `Arc` nobody can take it or change it as long as
+// this one is there, of which nobody gets hold by `&mut` once it is registered.
+unsafe impl OneDescriptor for Shared {}
 
 /// Registers with the reactor of the calling task's runtime; what is registered is dropped on failure. Panics outside a
 /// runtime, or in one without I/O.

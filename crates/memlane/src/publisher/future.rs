@@ -1,0 +1,156 @@
+//! Sending in tasks.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+};
+
+use memlane_region::pool::{ChunkRef, Loan};
+
+use super::{
+    Publisher, Reservation,
+    room::{Need, NoRoomInTime},
+};
+use crate::{Async, Error, Readiness, SendError};
+
+impl<R: Readiness> Async<Publisher, R> {
+    /// Copies a message in and sends it; waits for as long as the slowest subscriber leaves no room.
+    ///
+    /// Dropped while it is pending, it has sent nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send`].
+    pub async fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
+        let wanting = Wanting(self);
+        poll_fn(|cx| wanting.0.poll_send(cx, message)).await
+    }
+
+    /// What [`send`](Async::send) does, for whoever writes futures of their own. One that gives up calls
+    /// [`forget_room`](Async::forget_room).
+    pub fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        message: &[u8],
+    ) -> Poll<Result<(), SendError>> {
+        let sent = ready!(self.poll_room(cx, |publisher| publisher.put(message, Publisher::now)));
+        Poll::Ready(sent.map_err(|error| error.forever(message.len())))
+    }
+
+    /// Makes room for a message of up to `len` bytes, to be written in place and then committed; waits for as long as the
+    /// slowest subscriber leaves none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::reserve`].
+    pub async fn reserve(&mut self, len: usize) -> Result<Reservation<'_>, SendError> {
+        let mut loan = None;
+        {
+            let wanting = Wanting(self);
+            let place =
+                |publisher: &mut Publisher| publisher.make_place(len, &mut loan, Publisher::now);
+            let mut place = place;
+            poll_fn(|cx| wanting.0.poll_room(cx, &mut place)).await
+        }
+        .map_err(|error| error.forever(len))?;
+        Ok(self.end.placed(len, loan))
+    }
+
+    /// Loans `len` bytes of the pool, to be written by whoever has them and sent whenever that is done; waits for as long as
+    /// subscribers have all of the pool.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::loan`].
+    pub async fn loan(&mut self, len: usize) -> Result<Loan, SendError> {
+        let wanting = Wanting(self);
+        let mut loan = |publisher: &mut Publisher| {
+            publisher.loan_by(len, |publisher| publisher.make_ready(len, Publisher::now))
+        };
+        let loan = poll_fn(|cx| wanting.0.poll_room(cx, &mut loan)).await;
+        loan.map_err(|error| error.forever(len))
+    }
+
+    /// Sends a loan; waits for as long as the slowest subscriber leaves no room for its record in the ring.
+    ///
+    /// Dropped while it is pending, it has sent nothing, and the loan has gone back to the pool.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_loan`].
+    ///
+    /// # Panics
+    ///
+    /// If it is another publisher's.
+    pub async fn send_loan(&mut self, loan: Loan) -> Result<(), SendError> {
+        let len = loan.len();
+        {
+            let wanting = Wanting(self);
+            let mut room = |publisher: &mut Publisher| publisher.now(Need::Ring(ChunkRef::LEN));
+            poll_fn(|cx| wanting.0.poll_room(cx, &mut room)).await
+        }
+        .map_err(|error| error.forever(len))?;
+        let sent = self.end.put_chunk(loan);
+        debug_assert!(sent.is_ok(), "there was room");
+        Ok(())
+    }
+
+    /// Waits until there are at least `count` subscribers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::wait_for_subscribers`].
+    pub async fn wait_for_subscribers(&mut self, count: usize) -> Result<(), Error> {
+        poll_fn(|cx| self.poll_subscribers(cx, count)).await
+    }
+
+    fn poll_subscribers(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), Error>> {
+        self.end.check_count(count)?;
+        loop {
+            self.end.drive()?;
+            if self.end.control.poll_subscribers(cx, count) {
+                return Poll::Ready(Ok(()));
+            }
+            if self.end.reactor.is_some() {
+                return Poll::Pending;
+            }
+            ready!(self.readiness.poll_readable(cx)).map_err(Error::os("wait for subscribers"))?;
+        }
+    }
+
+    /// Nobody waits for room any more that a pending [`poll_send`](Async::poll_send) has asked for: spares subscribers the
+    /// wake-ups. Dropped futures do this by themselves.
+    pub fn forget_room(&mut self) {
+        if self.end.wanting {
+            self.end.disarm();
+        }
+    }
+
+    fn poll_room<V>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut now: impl FnMut(&mut Publisher) -> Result<V, NoRoomInTime>,
+    ) -> Poll<Result<V, NoRoomInTime>> {
+        ready!(self.readiness.poll_proceed(cx));
+        loop {
+            // Without room, it has shown what it wants: whoever makes some makes the descriptor readable.
+            match now(&mut self.end) {
+                Err(NoRoomInTime::Full) => {}
+                found => return Poll::Ready(found),
+            }
+            if let Err(error) = ready!(self.readiness.poll_readable(cx)) {
+                return Poll::Ready(Err(NoRoomInTime::Wait(error)));
+            }
+            // What rang has been heard, and a driven publisher's control work is done here.
+        }
+    }
+}
+
+/// A future that may have asked for room.
+struct Wanting<'a, R: Readiness>(&'a mut Async<Publisher, R>);
+
+impl<R: Readiness> Drop for Wanting<'_, R> {
+    fn drop(&mut self) {
+        self.0.forget_room();
+    }
+}

@@ -1,0 +1,120 @@
+//! What wakes a publisher that waits for room: one descriptor, whoever may have made some.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use memlane_signaling::Doorbell;
+use rustix::{
+    event::{
+        EventfdFlags, Timespec,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+        eventfd,
+    },
+    io::Errno,
+};
+
+/// Watches the doorbells of all subscribers, and what else there is to wait for. Made when a publisher first waits, or is
+/// watched.
+#[derive(Debug)]
+pub(super) struct Wakes {
+    epoll: Arc<OwnedFd>,
+    /// Written to when a subscriber has left. No other process has it.
+    left: OwnedFd,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wake {
+    /// The subscriber with this source number has rung, or has closed its end of the doorbell.
+    Subscriber { source: u32, hung_up: bool },
+    /// Somebody has left, or a loan was dropped.
+    Other,
+    /// There is control work.
+    Control,
+}
+
+/// Beyond all source numbers.
+const LEFT: u64 = 1 << 32;
+const LOANS: u64 = 2 << 32;
+const CONTROL: u64 = 3 << 32;
+
+impl Wakes {
+    pub(super) fn new() -> io::Result<Wakes> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let left = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &left, EventData::new_u64(LEFT), EventFlags::IN)?;
+        let epoll = Arc::new(epoll);
+        Ok(Wakes { epoll, left })
+    }
+
+    /// Edge-triggered: what a subscriber has sent is drained now and then, and its hang-up is heard once.
+    pub(super) fn add(&self, doorbell: &Doorbell, source: u32) -> io::Result<()> {
+        let data = EventData::new_u64(source.into());
+        let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::add(&*self.epoll, doorbell, data, flags)?)
+    }
+
+    /// To be called before the doorbell is closed, and once the subscriber is no longer a reader: the publisher may be
+    /// asleep for want of the room that it held.
+    pub(super) fn remove(&self, doorbell: &Doorbell) {
+        let _ = epoll::delete(&*self.epoll, doorbell);
+        // It cannot be full: the publisher empties it whenever it wakes, and it takes 2^64 of them.
+        let _ = rustix::io::write(&self.left, &1_u64.to_ne_bytes());
+    }
+
+    /// Watches what becomes readable when a loan is dropped.
+    pub(super) fn add_loans(&self, loans: &OwnedFd) -> io::Result<()> {
+        let data = EventData::new_u64(LOANS);
+        Ok(epoll::add(&*self.epoll, loans, data, EventFlags::IN)?)
+    }
+
+    /// Watches the control side of a driven publisher.
+    pub(super) fn add_control(&self, control: BorrowedFd<'_>) -> io::Result<()> {
+        let data = EventData::new_u64(CONTROL);
+        Ok(epoll::add(&*self.epoll, control, data, EventFlags::IN)?)
+    }
+
+    /// Waits until something happens, a signal comes, or the time is over; takes what has happened.
+    pub(super) fn wait(
+        &self,
+        timeout: Option<&Timespec>,
+        mut happened: impl FnMut(Wake),
+    ) -> io::Result<()> {
+        let mut events = [MaybeUninit::uninit(); 64];
+        let ready = match epoll::wait(&*self.epoll, &mut events, timeout) {
+            Ok((ready, _)) => ready,
+            Err(Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        for event in ready {
+            let source = event.data.u64();
+            happened(match source {
+                CONTROL => Wake::Control,
+                LOANS => Wake::Other,
+                LEFT => {
+                    let _ = rustix::io::read(&self.left, &mut [0; 8]);
+                    Wake::Other
+                }
+                _ => {
+                    let ended = EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR;
+                    // Copied out: the event is a packed struct.
+                    let flags = event.flags;
+                    Wake::Subscriber {
+                        source: source as u32,
+                        hung_up: flags.intersects(ended),
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Readable when something has happened.
+    pub(super) fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.epoll
+    }
+}

@@ -1,0 +1,127 @@
+//! Lane ends in a loop of the user's.
+
+use std::{
+    ops::{Deref, DerefMut},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::Arc,
+};
+
+use crate::{Error, Publisher, Subscriber, Trust};
+
+/// An end of a lane that a loop waits for: epoll, poll(2), mio, GLib, a [`WaitSet`](crate::signaling::WaitSet), a runtime.
+///
+/// It is the [`Publisher`] or [`Subscriber`] in it, and a descriptor, which is readable when a `try_` call that found
+/// nothing may find something now. For any kind of loop, level-triggered or edge-triggered, and whatever else shares it:
+///
+/// - *Subscriber*: readable as long as there may be messages, or if the publisher is gone. Receive one message or many
+///   ([`try_recv`](Subscriber::try_recv)); the descriptor is readable until a call has answered
+///   [`Empty`](crate::TryRecvError::Empty), and then not before the next message. At the start it is readable.
+/// - *Publisher*: readable when there may be room after a call has answered [`Full`](crate::TrySendError::Full), and when a
+///   [driven](crate::PublisherBuilder::driven) one has control work. Call [`drive`](Publisher::drive), and then what had found
+///   no room.
+///
+/// It may be readable for nothing now and then. While both sides keep up, there is no system call: a subscriber makes one each
+/// time it finds the ring empty, its publisher one to wake it.
+///
+/// The descriptor stays the lane's: take it out of a loop before this value is dropped.
+///
+/// ```
+/// use memlane::{TryRecvError, Watched};
+/// use rustix::event::{PollFd, PollFlags, poll};
+/// # let link = memlane::Link::pair()?;
+/// # let mut publisher = memlane::Publisher::builder().unbound()?;
+/// # publisher.attach(link.0)?;
+/// # let subscriber = memlane::Subscriber::builder().over(link.1)?;
+/// # publisher.send(b"a frame")?;
+/// # drop(publisher);
+///
+/// let mut subscriber = Watched::new(subscriber)?;
+/// loop {
+///     poll(&mut [PollFd::new(&subscriber, PollFlags::IN)], None)?;
+///     match subscriber.try_recv() {
+///         Ok(message) => println!("{} bytes", message.len()),
+///         Err(TryRecvError::Empty) => {}
+///         Err(TryRecvError::Disconnected) => break,
+///         Err(error) => return Err(error.into()),
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Watched<E: End> {
+    end: E,
+}
+
+impl<E: End> Watched<E> {
+    /// Takes an end into a loop.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`] if it was told to [`Poll`](crate::WaitPolicy::Poll): the other side does not wake it then.
+    /// [`Error::Os`] if descriptors are short: a publisher takes two more. The end is dropped.
+    pub fn new(mut end: E) -> Result<Watched<E>, Error> {
+        end.watch()?;
+        Ok(Watched { end })
+    }
+
+    /// Takes the end out of the loop.
+    pub fn into_inner(mut self) -> E {
+        self.end.unwatch();
+        self.end
+    }
+}
+
+impl<E: End> Watched<E> {
+    /// The descriptor, for whoever keeps it for longer than this value lives.
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
+        self.end.descriptor()
+    }
+}
+
+impl<E: End> Deref for Watched<E> {
+    type Target = E;
+
+    fn deref(&self) -> &E {
+        &self.end
+    }
+}
+
+impl<E: End> DerefMut for Watched<E> {
+    fn deref_mut(&mut self) -> &mut E {
+        &mut self.end
+    }
+}
+
+impl<E: End> AsFd for Watched<E> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.end.descriptor().as_fd()
+    }
+}
+
+impl<E: End> AsRawFd for Watched<E> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+/// A [`Publisher`] or a [`Subscriber`].
+pub trait End: Watch {}
+
+impl End for Publisher {}
+impl<T: Trust> End for Subscriber<T> {}
+
+/// What an end does for its watcher.
+pub trait Watch {
+    fn watch(&mut self) -> Result<(), Error>;
+    fn unwatch(&mut self);
+    /// After `watch`: always the same.
+    fn descriptor(&self) -> &Arc<OwnedFd>;
+}
+
+/// One that only polls cannot be watched.
+pub(crate) fn polls() -> Error {
+    Error::Option {
+        what: "wait",
+        why: "expected a policy that sleeps for an end that is watched, got Poll".to_owned(),
+    }
+}
