@@ -191,6 +191,9 @@ fn receive<T: Trust>(
             Err(RecvTimeoutError::Corrupt(corrupt)) => return Err(corrupt.into()),
             Err(RecvTimeoutError::Chunk(error)) => return Err(error.into()),
             Err(RecvTimeoutError::Wait(error)) => return Err(RecvError::Wait(error)),
+            Err(RecvTimeoutError::Silent { silence }) => {
+                return Err(RecvError::Silent { silence });
+            }
         },
     }
     Ok(Received::Message)

@@ -187,6 +187,13 @@ pub enum RecvError {
     /// come: drop the subscriber.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
+    /// The publisher has given no sign of life for as long as the user allows
+    /// ([`SubscriberBuilder::liveliness`](crate::SubscriberBuilder::liveliness)). It is not dead, and the next call waits again.
+    #[error("the publisher has given no sign of life for {silence:?}")]
+    Silent {
+        /// For how long.
+        silence: std::time::Duration,
+    },
     /// Waiting for a message failed in the kernel (short of memory). The next call may fare better.
     #[error("cannot wait for a message: {0}")]
     Wait(io::Error),
@@ -226,6 +233,13 @@ pub enum RecvTimeoutError {
     /// come: drop the subscriber.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
+    /// The publisher has given no sign of life for as long as the user allows
+    /// ([`SubscriberBuilder::liveliness`](crate::SubscriberBuilder::liveliness)). It is not dead, and the next call waits again.
+    #[error("the publisher has given no sign of life for {silence:?}")]
+    Silent {
+        /// For how long.
+        silence: std::time::Duration,
+    },
     /// Waiting for a message failed in the kernel (short of memory). The next call may fare better.
     #[error("cannot wait for a message: {0}")]
     Wait(io::Error),

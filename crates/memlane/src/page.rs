@@ -4,6 +4,11 @@
 /// ([`RingWriter::want`](memlane_region::ring::RingWriter::want)). The publisher stores, subscribers load.
 pub(crate) const WANTED: usize = 0;
 
+/// In the first page of the publisher's region: how often it has said that it is alive
+/// ([`Publisher::assert_alive`](crate::Publisher::assert_alive)). The publisher stores, subscribers load that wait for signs
+/// of life. A cache line of its own: what is beside it is loaded all the time.
+pub(crate) const ALIVE: usize = 128;
+
 /// In a subscriber's control page: its cursor. The subscriber stores, the publisher loads.
 pub(crate) const CURSOR: usize = 0;
 
@@ -24,4 +29,4 @@ pub(crate) const HOLDS: usize = 512;
 const _: () = assert!(HOLDS + 8 * memlane_region::pool::HOLD_SLOTS <= 4096);
 
 #[cfg(test)]
-documented!(WANTED, CURSOR, HOLDS_USED, SUBSCRIBER_ARMED, HOLDS);
+documented!(WANTED, ALIVE, CURSOR, HOLDS_USED, SUBSCRIBER_ARMED, HOLDS);

@@ -219,6 +219,7 @@ impl PublisherBuilder {
             batch: None,
             wakes: None,
             wakes_loans: false,
+            alive: 0,
             pacer: Pacer::new(self.wait),
             stats: PublisherStats::default(),
             control,

@@ -9,7 +9,7 @@ mod wakes;
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,7 @@ use wakes::Wakes;
 
 use crate::{
     Error, SendError, SendTimeoutError, TrySendError, after,
+    page::ALIVE,
     reactor::Reactor,
     watched::{Watch, polls},
 };
@@ -74,6 +75,8 @@ pub struct Publisher {
     /// What wakes it, once it has waited or is watched, and whether dropped loans do.
     wakes: Option<Arc<Wakes>>,
     wakes_loans: bool,
+    /// Signs of life that it has given.
+    alive: u64,
     pacer: Pacer,
     stats: PublisherStats,
     control: Arc<Control>,
@@ -436,6 +439,15 @@ impl Publisher {
         self.reactor
             .is_none()
             .then(|| (control.clone(), control.epoll().clone()))
+    }
+
+    /// Gives a sign of life, without a message, to subscribers that wait for one
+    /// ([`SubscriberBuilder::liveliness`](crate::SubscriberBuilder::liveliness)). Costs one store. Nobody is woken for it:
+    /// a subscriber looks when the time it allows has passed.
+    pub fn assert_alive(&mut self) {
+        self.alive += 1;
+        let word = self.writer.memory().word(ALIVE);
+        word.store(self.alive, Ordering::Relaxed);
     }
 
     /// What it has done so far.

@@ -14,6 +14,7 @@ use super::{
     Life, Sleep, Subscriber, SubscriberStats, Trust,
     chunks::Chunks,
     page::Page,
+    signs::Signs,
     trust::{Trusted, Untrusted},
     watch,
 };
@@ -21,6 +22,7 @@ use crate::{
     Error, after,
     doorbells::{self, Bell},
     names::address_of,
+    page::ALIVE,
     process_of,
     protocol::{
         Answer, DoorbellOfferRef, GreetingRef, LIMITS, Opening, PublisherDoorbell, Rings, VERSION,
@@ -34,6 +36,7 @@ pub struct SubscriberBuilder<T: Trust = Untrusted> {
     wait: WaitPolicy,
     access: Access,
     timeout: Duration,
+    liveliness: Option<Duration>,
     max_ring_bytes: usize,
     max_pool_bytes: usize,
     trust: PhantomData<T>,
@@ -45,6 +48,7 @@ impl Default for SubscriberBuilder {
             wait: WaitPolicy::default(),
             access: Access::SameUser,
             timeout: Duration::from_secs(5),
+            liveliness: None,
             max_ring_bytes: 1 << 30,
             max_pool_bytes: 1 << 30,
             trust: PhantomData,
@@ -74,6 +78,18 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// For how long to wait for the publisher's welcome. Default: 5 s.
     pub fn timeout(mut self, timeout: Duration) -> SubscriberBuilder<T> {
         self.timeout = timeout;
+        self
+    }
+
+    /// For how long the publisher may give no sign of life, neither a message nor
+    /// [`assert_alive`](crate::Publisher::assert_alive), before [`recv`](Subscriber::recv) and
+    /// [`recv_timeout`](Subscriber::recv_timeout) say so ([`Silent`](crate::RecvError::Silent)), and once more each time as
+    /// much has passed. Default: for ever. A death is noticed at once in any case; this is for a publisher that hangs, or is
+    /// stopped, which nobody but the user can tell from one that is slow or has nothing to say. The subscription goes on.
+    ///
+    /// Loops and tasks have timers of their own: see [`Subscriber::silence`].
+    pub fn liveliness(mut self, limit: Duration) -> SubscriberBuilder<T> {
+        self.liveliness = Some(limit);
         self
     }
 
@@ -117,6 +133,7 @@ impl<T: Trust> SubscriberBuilder<T> {
             wait: self.wait,
             access: self.access,
             timeout: self.timeout,
+            liveliness: self.liveliness,
             max_ring_bytes: self.max_ring_bytes,
             max_pool_bytes: self.max_pool_bytes,
             trust: PhantomData,
@@ -219,8 +236,10 @@ impl<T: Trust> SubscriberBuilder<T> {
         let (memory, start, ringer) = examine(welcome, self.max_ring_bytes, T::TRUSTED)?;
         let link = Arc::new(link);
         let page = Page::new(mine, ringer, memory.clone(), link.clone());
+        let signs = Signs::new(self.liveliness, memory.load_word(ALIVE));
         Ok(Subscriber {
             ring: RingReader::new(memory, page, start),
+            signs,
             chunks,
             sleep,
             pacer: Pacer::new(self.wait),

@@ -4,6 +4,7 @@ mod future;
 mod held;
 mod message;
 mod page;
+mod signs;
 mod trust;
 
 use std::{
@@ -31,10 +32,12 @@ use chunks::Chunks;
 pub use held::Held;
 pub use message::Message;
 use page::Page;
+use signs::Signs;
 pub use trust::{Trust, Trusted, Untrusted};
 
 use crate::{
     ChunkError, Error, RecvError, RecvTimeoutError, TryRecvError, after,
+    page::ALIVE,
     watched::{Watch, polls},
 };
 
@@ -56,6 +59,7 @@ pub struct Subscriber<T: Trust = Untrusted> {
     /// The publisher's process, unless it is this one.
     process: Option<OwnedFd>,
     life: Life,
+    signs: Signs,
     stats: SubscriberStats,
     /// Messages received when the ring was last found empty by one who waits.
     caught_up: u64,
@@ -119,6 +123,7 @@ enum NoMessage {
     Corrupt(Corrupt),
     Chunk(ChunkError),
     TimedOut,
+    Silent(Duration),
     Wait(io::Error),
 }
 
@@ -182,6 +187,14 @@ impl<T: Trust> Subscriber<T> {
             _ => self.wait(after(timeout)),
         };
         self.deliver(found).map_err(NoMessage::in_time)
+    }
+
+    /// For how long the publisher has given no sign of life, neither a message nor
+    /// [`assert_alive`](crate::Publisher::assert_alive), as far as calls of this could tell: for loops with a timer of
+    /// their own. At first, since the subscription.
+    pub fn silence(&mut self) -> Duration {
+        let alive = self.ring.memory().load_word(ALIVE);
+        self.signs.silence(self.stats.messages, alive)
     }
 
     /// What it has done so far.
@@ -367,6 +380,15 @@ impl<T: Trust> Subscriber<T> {
                 }
                 None => {}
             }
+            let deadline = if self.signs.matter() {
+                let alive = self.ring.memory().load_word(ALIVE);
+                if let Some(silence) = self.signs.too_long(self.stats.messages, alive) {
+                    return Err(NoMessage::Silent(silence));
+                }
+                deadline.into_iter().chain(self.signs.deadline()).min()
+            } else {
+                deadline
+            };
             let Some(sleep) = &mut self.sleep else {
                 self.take_notices();
                 self.look_for_death()?;
@@ -460,6 +482,7 @@ impl NoMessage {
             NoMessage::Disconnected => RecvError::Disconnected,
             NoMessage::Corrupt(corrupt) => RecvError::Corrupt(corrupt),
             NoMessage::Chunk(error) => RecvError::Chunk(error),
+            NoMessage::Silent(silence) => RecvError::Silent { silence },
             NoMessage::Wait(error) => RecvError::Wait(error),
             NoMessage::TimedOut => unreachable!("there was no deadline"),
         }
@@ -471,7 +494,7 @@ impl NoMessage {
             NoMessage::Corrupt(corrupt) => TryRecvError::Corrupt(corrupt),
             NoMessage::Chunk(error) => TryRecvError::Chunk(error),
             // Nothing waits here: the kernel could not say whether the publisher lives, and is asked again.
-            NoMessage::Wait(_) | NoMessage::TimedOut => TryRecvError::Empty,
+            NoMessage::Wait(_) | NoMessage::TimedOut | NoMessage::Silent(_) => TryRecvError::Empty,
         }
     }
 
@@ -480,6 +503,7 @@ impl NoMessage {
             NoMessage::Disconnected => RecvTimeoutError::Disconnected,
             NoMessage::Corrupt(corrupt) => RecvTimeoutError::Corrupt(corrupt),
             NoMessage::Chunk(error) => RecvTimeoutError::Chunk(error),
+            NoMessage::Silent(silence) => RecvTimeoutError::Silent { silence },
             NoMessage::Wait(error) => RecvTimeoutError::Wait(error),
             NoMessage::TimedOut => RecvTimeoutError::TimedOut,
         }
