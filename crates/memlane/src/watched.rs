@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Error, Publisher, Subscriber, Trust};
 
-/// An end of a lane that a loop waits for: epoll, poll(2), mio, GLib, a [`WaitSet`](crate::signaling::WaitSet), a runtime.
+/// An end of a lane that a loop waits for: epoll, poll(2), mio, GLib, a runtime.
 ///
 /// It is the [`Publisher`] or [`Subscriber`] in it, and a descriptor, which is readable when a `try_` call that found
 /// nothing may find something now. For any kind of loop, level-triggered or edge-triggered, and whatever else shares it:
