@@ -4,7 +4,7 @@ use memlane_transport::Fd;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol that these tests know.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// In a subscriber's control page: its cursor.
 pub const CURSOR: usize = 0;
@@ -37,6 +37,8 @@ pub struct Greeting {
     pub page: Fd,
     pub doorbell: Offer,
     pub trusts: bool,
+    /// Encoding (0: bytes; others have fields that are not here), name, version. None if messages may be anything.
+    pub expects: Option<(u32, String, u32)>,
 }
 
 /// The doorbells that wake the subscriber.

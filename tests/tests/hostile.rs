@@ -207,6 +207,7 @@ fn greet(link: &Link, page: Fd, doorbell: Offer, trusts: bool) -> Result<(), Out
         page,
         doorbell,
         trusts,
+        expects: None,
     };
     link.send_timeout(&greeting, PATIENCE)
         .map_err(|_| Outcome::HungUp)
@@ -370,6 +371,7 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
                     page: page().1,
                     doorbell: none,
                     trusts: false,
+                    expects: None,
                 },
                 (0..200).map(|_| null()).collect(),
             );

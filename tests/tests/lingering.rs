@@ -78,6 +78,7 @@ fn from_a_subscriber() {
             eventfd: None,
         },
         trusts: false,
+        expects: None,
     })
     .expect("room");
     assert_eq!(ours.recv::<Opening>().expect("an opening").version, VERSION);

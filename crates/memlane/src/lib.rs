@@ -33,8 +33,9 @@
 //!   subscriber's; words in shared memory are checked when they are read, and payload is copied out, unless
 //!   the user vouches for the publisher once ([`SubscriberBuilder::trust_publisher`]).
 //!
-//! What it does not do yet: drop messages for slow subscribers, typed messages, requests, async. It runs on
-//! Linux 5.11 or newer.
+//! - **Bytes, or types.** [`PublisherBuilder::of`] makes messages plain values, slices, or any serde type.
+//!
+//! What it does not do yet: drop messages for slow subscribers, requests. It runs on Linux 5.11 or newer.
 #![deny(unsafe_code)]
 
 #[cfg(test)]
@@ -47,6 +48,7 @@ mod error;
 mod future;
 mod names;
 mod page;
+mod payload;
 mod protocol;
 mod publisher;
 mod reactor;
@@ -70,6 +72,10 @@ pub use memlane_signaling::WaitPolicy;
 pub use memlane_transport as transport;
 pub use memlane_transport::{Access, Address, Link, Peer};
 pub use names::address_of;
+pub use payload::{
+    AsPublisher, AsSubscriber, Encoded, Payload, PayloadError, PayloadType, Plain, PlainMessage,
+    PlainReservation, Slice, SliceMessage, SliceReservation, Typed,
+};
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
 pub use subscriber::{
     Held, Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted, Untrusted,

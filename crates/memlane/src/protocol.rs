@@ -11,8 +11,10 @@ use memlane_region::pool::MAX_SEGMENTS;
 use memlane_transport::{Fd, FdRef, Limits};
 use serde::{Deserialize, Serialize};
 
+use crate::PayloadType;
+
 /// Version of everything in this file and of the memory layout.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// More than any of these packets takes, and all that a stranger can make this process read. A welcome and two notices
 /// of as many segments as there can be (those that were there when it came, and those made since) can be on their way at a
@@ -36,6 +38,8 @@ pub(crate) struct GreetingRef<'a> {
     pub(crate) doorbell: DoorbellOfferRef<'a>,
     /// It trusts the publisher not to block it: the publisher's doorbell may be an eventfd.
     pub(crate) trusts: bool,
+    /// What messages have to be; none if they may be anything.
+    pub(crate) expects: Option<&'a PayloadType>,
 }
 
 /// The doorbells that wake a subscriber: none if it never sleeps. The publisher takes the eventfd if it
@@ -52,6 +56,7 @@ pub(crate) struct Greeting {
     pub(crate) page: Fd,
     pub(crate) doorbell: DoorbellOffer,
     pub(crate) trusts: bool,
+    pub(crate) expects: Option<PayloadType>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -150,10 +155,23 @@ pub(crate) enum Notice {
 /// Why a publisher turned a subscriber away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Refusal {
-    Full { subscribers: u32 },
-    Page { why: String },
-    Doorbell { why: String },
-    Resources { why: String },
+    Full {
+        subscribers: u32,
+    },
+    Page {
+        why: String,
+    },
+    Doorbell {
+        why: String,
+    },
+    Resources {
+        why: String,
+    },
+    /// It expects something else than what is carried.
+    Payload {
+        carries: String,
+        expects: String,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -161,6 +179,9 @@ impl fmt::Display for Refusal {
         match self {
             Refusal::Full { subscribers } => {
                 write!(f, "it has {subscribers} subscribers, and takes no more")
+            }
+            Refusal::Payload { carries, expects } => {
+                write!(f, "it carries {carries}; this subscriber expects {expects}")
             }
             Refusal::Page { why } => write!(f, "control page: {why}"),
             Refusal::Doorbell { why } => write!(f, "doorbell: {why}"),
@@ -177,6 +198,7 @@ mod tests {
     use rustix::net::RecvFlags;
 
     use super::*;
+    use crate::{Payload, Plain};
 
     documented!(VERSION);
 
@@ -197,9 +219,11 @@ mod tests {
     fn as_documented() {
         let fd: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         let one = || FdRef::new(&fd);
-        says("opening: version 2", &Opening { version: VERSION });
+        says("opening: version 3", &Opening { version: VERSION });
 
-        let greeting = |what, socket: bool, eventfd: bool, trusts| {
+        let bytes = PayloadType::bytes();
+        let point = Plain::<[u32; 2]>::describe();
+        let greeting = |what, socket: bool, eventfd: bool, trusts, expects| {
             let greeting = GreetingRef {
                 page: one(),
                 doorbell: DoorbellOfferRef {
@@ -207,12 +231,16 @@ mod tests {
                     eventfd: eventfd.then(one),
                 },
                 trusts,
+                expects,
             };
             says(what, &greeting);
         };
-        greeting("greeting: page, no doorbell, no trust", false, false, false);
-        greeting("greeting: page, socket, no trust", true, false, false);
-        greeting("greeting: page, socket, eventfd, trust", true, true, true);
+        let what = "greeting: page, no doorbell, no trust, anything";
+        greeting(what, false, false, false, None);
+        let what = "greeting: page, socket, no trust, bytes";
+        greeting(what, true, false, false, Some(&bytes));
+        let what = "greeting: page, socket, eventfd, trust, plain [u32; 2]";
+        greeting(what, true, true, true, Some(&point));
 
         let welcome = |what, capacity, start, rings, doorbell| {
             let welcome = WelcomeRef {
@@ -261,6 +289,13 @@ mod tests {
         refused(
             "refused: resources, \"no\"",
             Refusal::Resources { why: why() },
+        );
+        refused(
+            "refused: payload, carries \"no\", expects \"no\"",
+            Refusal::Payload {
+                carries: why(),
+                expects: why(),
+            },
         );
 
         let added = NoticeRef::Added {

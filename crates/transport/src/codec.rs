@@ -118,7 +118,10 @@ pub fn encode_into<T: Serialize + ?Sized>(
 }
 
 /// Encodes `value` behind what `buffer` holds, at most `limit` bytes of it. On error the buffer is as before.
-pub(crate) fn append<T: Serialize + ?Sized>(
+///
+/// # Errors
+/// [`EncodeError::TooLarge`] says how many bytes it would take.
+pub fn append<T: Serialize + ?Sized>(
     value: &T,
     buffer: &mut Vec<u8>,
     limit: usize,

@@ -13,7 +13,7 @@ use super::{
     Publisher, PublisherStats,
     control::{Control, Terms},
 };
-use crate::{Error, names::address_of, reactor::Reactor};
+use crate::{Error, Payload, PayloadType, Typed, names::address_of, reactor::Reactor};
 
 /// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
 /// eighth.
@@ -32,6 +32,7 @@ pub struct PublisherBuilder {
     trust: bool,
     access: Access,
     driven: bool,
+    carries: PayloadType,
 }
 
 impl Default for PublisherBuilder {
@@ -47,6 +48,7 @@ impl Default for PublisherBuilder {
             trust: false,
             access: Access::SameUser,
             driven: false,
+            carries: PayloadType::bytes(),
         }
     }
 }
@@ -134,6 +136,28 @@ impl PublisherBuilder {
         self
     }
 
+    /// Makes it a publisher of values ([`Typed`]), not bytes. Options come before.
+    ///
+    /// ```
+    /// use memlane::{Plain, Publisher};
+    ///
+    /// let mut publisher = Publisher::builder().of::<Plain<u64>>().unbound()?;
+    /// publisher.send(&42)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn of<P: Payload>(self) -> Typed<PublisherBuilder, P> {
+        Typed::<PublisherBuilder, P>::builder(self)
+    }
+
+    pub(crate) fn carrying(mut self, payload: PayloadType) -> PublisherBuilder {
+        self.carries = payload;
+        self
+    }
+
+    pub(crate) fn carries(&self) -> &PayloadType {
+        &self.carries
+    }
+
     /// Binds a service of this user's: see [`address_of`] for where its socket is.
     ///
     /// # Errors
@@ -195,6 +219,7 @@ impl PublisherBuilder {
             trust: self.trust,
             sleeps: self.wait != WaitPolicy::Poll,
             max_subscribers: self.max_subscribers,
+            carries: self.carries,
         };
         let make = |epoll: Arc<OwnedFd>, id| Control::new(epoll, id, terms, roster);
         let (control, reactor) = if self.driven {

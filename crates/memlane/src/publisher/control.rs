@@ -33,6 +33,7 @@ use super::{
     wakes::{Wake, Wakes},
 };
 use crate::{
+    PayloadType,
     doorbells::{self, Bell},
     process_of,
     protocol::{
@@ -65,6 +66,8 @@ pub(super) struct Terms {
     /// The publisher may sleep when the ring is full, and needs to be rung then.
     pub(super) sleeps: bool,
     pub(super) max_subscribers: usize,
+    /// What its messages are.
+    pub(super) carries: PayloadType,
 }
 
 #[derive(Debug)]
@@ -503,6 +506,9 @@ impl Control {
         let short = |error: std::io::Error| Refusal::Resources {
             why: error.to_string(),
         };
+        if let Err(refusal) = self.compare(greeting.expects.as_ref()) {
+            return refuse(&link, refusal);
+        }
         let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell) {
             Ok(examined) => examined,
             Err(refusal) => return refuse(&link, refusal),
@@ -579,6 +585,18 @@ impl Control {
             self.changed.notify_all();
         } else {
             self.remove(state, source);
+        }
+    }
+
+    /// Whether what is carried is what a subscriber expects.
+    fn compare(&self, expects: Option<&PayloadType>) -> Result<(), Refusal> {
+        let carries = &self.terms.carries;
+        match expects {
+            Some(expects) if expects != carries => Err(Refusal::Payload {
+                carries: carries.to_string(),
+                expects: expects.to_string(),
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
     watch,
 };
 use crate::{
-    Error, after,
+    Error, Payload, PayloadType, Typed, after,
     doorbells::{self, Bell},
     names::address_of,
     page::ALIVE,
@@ -39,6 +39,7 @@ pub struct SubscriberBuilder<T: Trust = Untrusted> {
     liveliness: Option<Duration>,
     max_ring_bytes: usize,
     max_pool_bytes: usize,
+    expects: Option<PayloadType>,
     trust: PhantomData<T>,
 }
 
@@ -51,6 +52,7 @@ impl Default for SubscriberBuilder {
             liveliness: None,
             max_ring_bytes: 1 << 30,
             max_pool_bytes: 1 << 30,
+            expects: Some(PayloadType::bytes()),
             trust: PhantomData,
         }
     }
@@ -136,8 +138,30 @@ impl<T: Trust> SubscriberBuilder<T> {
             liveliness: self.liveliness,
             max_ring_bytes: self.max_ring_bytes,
             max_pool_bytes: self.max_pool_bytes,
+            expects: self.expects,
             trust: PhantomData,
         }
+    }
+
+    /// Makes it a subscriber to values ([`Typed`]), not bytes. Options come before.
+    pub fn of<P: Payload>(self) -> Typed<SubscriberBuilder<T>, P> {
+        Typed::<SubscriberBuilder<T>, P>::builder(self)
+    }
+
+    /// Takes the bytes of whatever the publisher carries: for recorders and the like. Default: a publisher that is
+    /// [typed](crate::PublisherBuilder::of) refuses a subscriber that is not.
+    pub fn any_payload(mut self) -> SubscriberBuilder<T> {
+        self.expects = None;
+        self
+    }
+
+    pub(crate) fn carrying(mut self, payload: PayloadType) -> SubscriberBuilder<T> {
+        self.expects = Some(payload);
+        self
+    }
+
+    pub(crate) fn carries(&self) -> Option<&PayloadType> {
+        self.expects.as_ref()
     }
 
     /// Subscribes to a service of this user's.
@@ -160,7 +184,7 @@ impl<T: Trust> SubscriberBuilder<T> {
         // than the other way round).
         let link = Link::connect_with(address, self.access.clone())?.with_limits(LIMITS);
         let prepared = Prepared::new(self.wait, T::TRUSTED)?;
-        prepared.send(&link, deadline)?;
+        prepared.send(&link, self.expects.as_ref(), deadline)?;
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
         let mut subscriber = self.finish(prepared, link, process, deadline)?;
         subscriber.address = Some(address.clone());
@@ -178,7 +202,7 @@ impl<T: Trust> SubscriberBuilder<T> {
         let link = link.with_limits(LIMITS);
         let deadline = after(self.timeout);
         let prepared = Prepared::new(self.wait, T::TRUSTED)?;
-        prepared.send(&link, deadline)?;
+        prepared.send(&link, self.expects.as_ref(), deadline)?;
         self.finish(prepared, link, None, deadline)
     }
 
@@ -291,12 +315,18 @@ impl Prepared {
 
     /// Sends version and greeting, both at once, to a publisher of whatever version. One that hangs up before it
     /// has read everything has said why.
-    fn send(&self, link: &Link, deadline: Option<Instant>) -> Result<(), Error> {
+    fn send(
+        &self,
+        link: &Link,
+        expects: Option<&PayloadType>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Error> {
         let opening = Opening { version: VERSION };
         let greeting = GreetingRef {
             page: FdRef::new(&self.page),
             doorbell: self.offers.offer(),
             trusts: self.trusts,
+            expects,
         };
         let sent = link
             .send_timeout(&opening, left(deadline))

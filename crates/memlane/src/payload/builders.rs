@@ -1,0 +1,104 @@
+//! Typed lanes, made.
+
+use super::{Payload, PayloadType, Typed};
+use crate::{
+    Address, Error, Link, Publisher, PublisherBuilder, Subscriber, SubscriberBuilder, Trust,
+};
+
+impl<P: Payload> Typed<PublisherBuilder, P> {
+    pub(crate) fn builder(builder: PublisherBuilder) -> Typed<PublisherBuilder, P> {
+        Typed::new(builder.carrying(P::describe()))
+    }
+
+    /// Says what the type is called, in place of what the compiler calls it.
+    pub fn named(self, name: &str) -> Typed<PublisherBuilder, P> {
+        self.described(|described| described.with_name(name))
+    }
+
+    /// Says which version of the type this is: those who have another are refused.
+    pub fn version(self, version: u32) -> Typed<PublisherBuilder, P> {
+        self.described(|described| described.with_version(version))
+    }
+
+    fn described(self, with: impl FnOnce(PayloadType) -> PayloadType) -> Self {
+        let builder = self.into_inner();
+        let described = with(builder.carries().clone());
+        Typed::new(builder.carrying(described))
+    }
+
+    /// Binds a service of this user's ([`PublisherBuilder::bind`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn bind(self, service: &str) -> Result<Typed<Publisher, P>, Error> {
+        self.try_map(|builder| builder.bind(service))
+    }
+
+    /// Binds a service at an address of the user's choice ([`PublisherBuilder::bind_to`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn bind_to(self, address: &Address) -> Result<Typed<Publisher, P>, Error> {
+        self.try_map(|builder| builder.bind_to(address))
+    }
+
+    /// Makes a publisher without an address ([`PublisherBuilder::unbound`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn unbound(self) -> Result<Typed<Publisher, P>, Error> {
+        self.try_map(PublisherBuilder::unbound)
+    }
+}
+
+impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
+    pub(crate) fn builder(builder: SubscriberBuilder<T>) -> Typed<SubscriberBuilder<T>, P> {
+        Typed::new(builder.carrying(P::describe()))
+    }
+
+    /// Says what the type is called, in place of what the compiler calls it.
+    pub fn named(self, name: &str) -> Typed<SubscriberBuilder<T>, P> {
+        self.described(|described| described.with_name(name))
+    }
+
+    /// Says which version of the type this is: publishers that have another refuse it.
+    pub fn version(self, version: u32) -> Typed<SubscriberBuilder<T>, P> {
+        self.described(|described| described.with_version(version))
+    }
+
+    fn described(self, with: impl FnOnce(PayloadType) -> PayloadType) -> Self {
+        let builder = self.into_inner();
+        let described = builder.carries().cloned().unwrap_or_else(P::describe);
+        Typed::new(builder.carrying(with(described)))
+    }
+
+    /// Subscribes to a service of this user's ([`SubscriberBuilder::connect`]).
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Error::Refused`] says what each side carries, if that differs.
+    pub fn connect(self, service: &str) -> Result<Typed<Subscriber<T>, P>, Error> {
+        self.try_map(|builder| builder.connect(service))
+    }
+
+    /// Subscribes to a service at an address of the user's choice ([`SubscriberBuilder::connect_to`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Typed::connect).
+    pub fn connect_to(self, address: &Address) -> Result<Typed<Subscriber<T>, P>, Error> {
+        self.try_map(|builder| builder.connect_to(address))
+    }
+
+    /// Subscribes over a link that was made elsewhere ([`SubscriberBuilder::over`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Typed::connect).
+    pub fn over(self, link: Link) -> Result<Typed<Subscriber<T>, P>, Error> {
+        self.try_map(|builder| builder.over(link))
+    }
+}

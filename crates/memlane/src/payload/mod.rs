@@ -1,0 +1,29 @@
+//! What a lane carries: bytes, plain data, or any serde value.
+
+mod builders;
+mod description;
+mod encoded;
+mod error;
+mod plain;
+mod slice;
+mod typed;
+
+pub use description::PayloadType;
+pub use encoded::Encoded;
+pub use error::PayloadError;
+pub use plain::{Plain, PlainMessage, PlainReservation};
+pub use slice::{Slice, SliceMessage, SliceReservation};
+pub use typed::{AsPublisher, AsSubscriber, Typed};
+
+/// What a typed lane carries: [`Plain`], [`Slice`] or [`Encoded`].
+///
+/// Publisher and subscriber say what they carry when a lane is made, and one that carries something else is refused, with an
+/// error that says what each side has.
+pub trait Payload: sealed::Sealed + 'static {
+    /// How values of it lie in messages, as far as that has to be the same on both sides.
+    fn describe() -> PayloadType;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}

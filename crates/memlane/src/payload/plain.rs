@@ -1,0 +1,278 @@
+//! Values as they are in memory.
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+use memlane_region::TypedBytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{
+    AsPublisher, AsSubscriber, Payload, PayloadError, PayloadType, Typed, description::Encoding,
+    sealed,
+};
+use crate::{
+    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
+    SendTimeoutError, Subscriber, Trust, Trusted, TryRecvError, TrySendError,
+};
+
+/// A payload of plain values, one a message, as they are in memory: no encoding, no decoding.
+///
+/// Which types are plain is zerocopy's to say: those for which every pattern of bits is a value, so that no publisher can
+/// make an invalid one.
+pub struct Plain<T>(PhantomData<fn() -> T>);
+
+impl<T> sealed::Sealed for Plain<T> {}
+
+impl<T: 'static> Payload for Plain<T> {
+    fn describe() -> PayloadType {
+        PayloadType::of::<T>(Encoding::Plain {
+            size: size_of::<T>() as u64,
+            align: align_of::<T>() as u64,
+        })
+    }
+}
+
+/// In the ring, messages begin at multiples of this.
+const ALIGNMENT: usize = 8;
+
+/// Values in place lie where messages do.
+const fn is_aligned<T>() {
+    assert!(
+        align_of::<T>() <= ALIGNMENT,
+        "in place, values are aligned to 8 bytes at most: send and receive copies of this type"
+    );
+}
+
+impl<E: AsPublisher, T: IntoBytes + Immutable> Typed<E, Plain<T>> {
+    /// Sends a copy of `value`; waits for as long as the slowest subscriber leaves no room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send`].
+    #[inline]
+    pub fn send(&mut self, value: &T) -> Result<(), SendError> {
+        self.publisher().send(value.as_bytes())
+    }
+
+    /// Sends a copy of `value`, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::try_send`].
+    #[inline]
+    pub fn try_send(&mut self, value: &T) -> Result<(), TrySendError> {
+        self.publisher().try_send(value.as_bytes())
+    }
+
+    /// Sends a copy of `value`; waits for room no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_timeout`].
+    pub fn send_timeout(&mut self, value: &T, timeout: Duration) -> Result<(), SendTimeoutError> {
+        self.publisher().send_timeout(value.as_bytes(), timeout)
+    }
+}
+
+impl<E: AsPublisher, T: FromBytes + IntoBytes + Immutable + KnownLayout> Typed<E, Plain<T>> {
+    /// Makes room for a value, to be written in place and then committed; waits for as long as the slowest subscriber leaves
+    /// none. It is a `T` from the beginning: what an older message left there.
+    ///
+    /// Types with an alignment of more than 8 bytes do not compile here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::reserve`].
+    #[inline]
+    pub fn reserve(&mut self) -> Result<PlainReservation<'_, T>, SendError> {
+        const { is_aligned::<T>() };
+        let place = self.publisher().reserve(size_of::<T>())?;
+        Ok(PlainReservation {
+            place,
+            value: PhantomData,
+        })
+    }
+
+    /// Makes room for a value, to be written in place, if there is any.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::try_reserve`].
+    #[inline]
+    pub fn try_reserve(&mut self) -> Result<PlainReservation<'_, T>, TrySendError> {
+        const { is_aligned::<T>() };
+        let place = self.publisher().try_reserve(size_of::<T>())?;
+        Ok(PlainReservation {
+            place,
+            value: PhantomData,
+        })
+    }
+}
+
+impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
+    /// Receives the next value, a copy; waits for it as long as there is a publisher.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
+    #[inline]
+    pub fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
+        value(&self.subscriber().recv().map_err(PayloadError::Lane)?)
+    }
+
+    /// Receives the next value, a copy, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Subscriber::try_recv`], and [`PayloadError::Length`].
+    #[inline]
+    pub fn try_recv(&mut self) -> Result<T, PayloadError<TryRecvError>> {
+        value(&self.subscriber().try_recv().map_err(PayloadError::Lane)?)
+    }
+
+    /// Receives the next value, a copy; waits for it no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Subscriber::recv_timeout`], and [`PayloadError::Length`].
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<T, PayloadError<RecvTimeoutError>> {
+        let message = self.subscriber().recv_timeout(timeout);
+        value(&message.map_err(PayloadError::Lane)?)
+    }
+}
+
+impl<E: AsSubscriber<Trust = Trusted>, T: FromBytes + Immutable + KnownLayout> Typed<E, Plain<T>> {
+    /// Receives the next value, in place; waits for it as long as there is a publisher.
+    ///
+    /// Types with an alignment of more than 8 bytes do not compile here.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
+    #[inline]
+    pub fn recv_ref(&mut self) -> Result<PlainMessage<'_, T>, PayloadError<RecvError>> {
+        const { is_aligned::<T>() };
+        let message = self.subscriber().recv().map_err(PayloadError::Lane)?;
+        check::<T, _>(message.len())?;
+        Ok(PlainMessage {
+            message,
+            value: PhantomData,
+        })
+    }
+}
+
+impl<R: Readiness, T: IntoBytes + Immutable> Typed<Async<Publisher, R>, Plain<T>> {
+    /// Sends a copy of `value`; waits for as long as the slowest subscriber leaves no room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send`].
+    pub async fn send(&mut self, value: &T) -> Result<(), SendError> {
+        self.get_mut().send(value.as_bytes()).await
+    }
+}
+
+impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Subscriber<Tr>, R>, Plain<T>> {
+    /// Receives the next value, a copy; waits for it as long as there is a publisher.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
+    pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
+        let message = self.get_mut().recv().await;
+        value(&message.map_err(PayloadError::Lane)?)
+    }
+}
+
+fn check<T, E: std::error::Error>(len: usize) -> Result<(), PayloadError<E>> {
+    if len == size_of::<T>() {
+        return Ok(());
+    }
+    Err(PayloadError::Length {
+        size: size_of::<T>(),
+        multiple: false,
+        len,
+    })
+}
+
+#[inline(always)]
+fn value<T: FromBytes + IntoBytes, Tr: Trust, E: std::error::Error>(
+    message: &Message<'_, Tr>,
+) -> Result<T, PayloadError<E>> {
+    check::<T, _>(message.len())?;
+    let mut value = T::new_zeroed();
+    message.copy_to(value.as_mut_bytes());
+    Ok(value)
+}
+
+/// Room for one plain value, to be written in place. Dropped without [`commit`](PlainReservation::commit), nothing is sent.
+#[must_use = "nothing is sent unless it is committed"]
+pub struct PlainReservation<'a, T> {
+    place: Reservation<'a>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T> PlainReservation<'_, T> {
+    /// Sends the value.
+    #[inline]
+    pub fn commit(self) {
+        self.place.commit();
+    }
+}
+
+impl<T: FromBytes + Immutable + KnownLayout> Deref for PlainReservation<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        let value = self.place.view(0);
+        value.expect("of its size, and aligned to 8 bytes, which is enough")
+    }
+}
+
+impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> DerefMut for PlainReservation<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        let value = self.place.view_mut(0);
+        value.expect("of its size, and aligned to 8 bytes, which is enough")
+    }
+}
+
+impl<T> fmt::Debug for PlainReservation<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlainReservation").finish_non_exhaustive()
+    }
+}
+
+/// A plain value, in place, in the memory of a publisher that the user vouches for. Dropping it releases that memory.
+#[must_use = "a message is released when it is dropped"]
+pub struct PlainMessage<'a, T> {
+    message: Message<'a, Trusted>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T: FromBytes + Immutable + KnownLayout> Deref for PlainMessage<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        let value = self.message.view(0);
+        value.expect("of its size, and aligned to 8 bytes, which is enough")
+    }
+}
+
+impl<T> fmt::Debug for PlainMessage<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlainMessage").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for Plain<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Plain")
+    }
+}
