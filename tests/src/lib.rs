@@ -15,13 +15,17 @@ mod process;
 mod scene;
 mod stream;
 mod subscriber;
+mod tasks;
 mod watchdog;
 pub mod wire;
 
 pub use census::Census;
 pub use message::{check, fill, length, number};
-pub use process::{Child, Part, Role, play};
+pub use process::{Child, Part, Role, play, play_after};
 pub use scene::{Dice, Scene, ready_to_sleep, unbound};
 pub use stream::{Steady, Stream, steady};
 pub use subscriber::{AnySubscriber, Form, Policy, Received, Wish};
+pub use tasks::{
+    Control, Smol, Tasks, Tokio, block_on, poll_and_drop, poll_once, threads, yield_now,
+};
 pub use watchdog::{PATIENCE, alive, thread_id, wait_asleep, wait_stopped, wait_until};

@@ -186,9 +186,15 @@ pub type Part = fn(&Role);
 /// To be the whole of a test called `other_process` in each file: plays the role that this process was started
 /// in, if any.
 pub fn play(roles: &[(&str, Part)]) {
+    play_after(|| {}, roles);
+}
+
+/// [`play`], in a process that has made what is there for good.
+pub fn play_after(prepare: impl FnOnce(), roles: &[(&str, Part)]) {
     let Ok(name) = env::var(ROLE) else {
         return;
     };
+    prepare();
     set_parent_process_death_signal(Some(Signal::KILL)).expect("prctl");
     let _watchdog = Watchdog::start(name.clone());
     let role = Role {

@@ -34,7 +34,13 @@ impl Scene {
     /// Waits for its turn and begins.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Scene {
+        Scene::after(|| {})
+    }
+
+    /// Waits for its turn, makes what is there for good, and begins.
+    pub fn after(prepare: impl FnOnce()) -> Scene {
         let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+        prepare();
         alive();
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         let directory = std::env::temp_dir().join(format!(

@@ -134,7 +134,7 @@ pub struct ControlThread {
 }
 
 impl ControlThread {
-    fn new(descriptor: Arc<OwnedFd>) -> io::Result<ControlThread> {
+    pub(crate) fn new(descriptor: Arc<OwnedFd>) -> io::Result<ControlThread> {
         let reactor = Reactor::get()?;
         let task = Arc::new(Task::default());
         let id = reactor.add_task(&descriptor, task.clone())?;

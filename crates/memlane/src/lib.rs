@@ -35,7 +35,15 @@
 //!
 //! - **Bytes, or types.** [`PublisherBuilder::of`] makes messages plain values, slices, or any serde type.
 //!
+//! Each end blocks, or is polled (`try_`); in a loop of one's own it is a descriptor ([`Watched`]), and in a task it is
+//! awaited ([`Async`]).
+//!
 //! What it does not do yet: drop messages for slow subscribers, requests. It runs on Linux 5.11 or newer.
+//!
+//! # Features
+//! None is on by itself.
+//! - `tokio`: `memlane::tokio`, lane ends in a tokio runtime, without a thread.
+//! - `stream`: [`Async`] ends as `Stream` and `Sink`, as far as futures-core and futures-sink say what those are.
 #![deny(unsafe_code)]
 
 #[cfg(test)]
@@ -76,9 +84,14 @@ pub use payload::{
     AsPublisher, AsSubscriber, Encoded, Payload, PayloadError, PayloadType, Plain, PlainMessage,
     PlainReservation, Slice, SliceMessage, SliceReservation, Typed,
 };
+#[cfg(feature = "stream")]
+pub use publisher::Sending;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
+#[cfg(feature = "stream")]
+pub use subscriber::Messages;
 pub use subscriber::{
-    Held, Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted, Untrusted,
+    Connecting, Held, Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted,
+    Untrusted,
 };
 pub use watched::{End, Watched};
 

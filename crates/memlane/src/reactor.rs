@@ -6,7 +6,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     thread::JoinHandle,
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct Reactor {
 #[derive(Debug)]
 struct Shared {
     epoll: Arc<OwnedFd>,
+    /// Readable from the start, and watched once the thread is to end. Of a thread that ends itself nobody is left to close it.
+    stop: OnceLock<OwnedFd>,
     /// By the upper half of their tokens. Events of publishers are handled with this locked: one that has been removed is not
     /// being handled any more.
     clients: Mutex<Clients>,
@@ -72,11 +74,14 @@ impl Reactor {
     /// The reactor of this process, started if need be.
     pub(crate) fn get() -> io::Result<Arc<Reactor>> {
         let mut reactor = REACTOR.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = reactor.upgrade() {
+        // A forked child has a copy of its parent's, without the thread.
+        let running = reactor.upgrade();
+        if let Some(running) = running.filter(|running| running.pid == std::process::id()) {
             return Ok(running);
         }
         let shared = Arc::new(Shared {
             epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
+            stop: OnceLock::new(),
             clients: Mutex::default(),
         });
         let of_thread = shared.clone();
@@ -147,23 +152,18 @@ impl Drop for Reactor {
         }
         // A task that was woken by this thread may have been the last to need it.
         let is_current = thread.thread().id() == std::thread::current().id();
-        // An eventfd that is readable from the start ends the wait. Without a descriptor to spare, the thread
-        // is left to itself; it sleeps, and its epoll instance has nothing to say.
-        let stop = eventfd(1, EventfdFlags::CLOEXEC);
-        let stopped = stop.and_then(|stop| {
+        // Without a descriptor to spare, the thread is left to itself; it sleeps, and its epoll instance has nothing to say.
+        let stopped = eventfd(1, EventfdFlags::CLOEXEC).and_then(|stop| {
+            let stop = self.shared.stop.get_or_init(|| stop);
             epoll::add(
                 &*self.shared.epoll,
-                &stop,
+                stop,
                 EventData::new_u64(STOP),
                 EventFlags::IN,
             )
-            .map(|()| stop)
         });
-        match stopped {
-            // Nothing but the end of the thread takes this event, and the thread is here.
-            Ok(stop) if is_current => std::mem::forget(stop),
-            Ok(_stop) => drop(thread.join()),
-            Err(_) => {}
+        if stopped.is_ok() && !is_current {
+            let _ = thread.join();
         }
     }
 }

@@ -8,14 +8,14 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let link = memlane::Link::pair()?;
-//! # let publisher = memlane::Publisher::builder().driven().unbound()?;
-//! # publisher.attach(link.0)?;
-//! # let subscriber = std::thread::spawn(|| memlane::Subscriber::builder().over(link.1));
-//! let mut publisher = Publisher::register(publisher)?;
-//! publisher.wait_for_subscribers(1).await?;
-//! # let subscriber = subscriber.join().unwrap()?;
-//! let mut subscriber = Subscriber::register(subscriber)?;
+//! # let directory = std::env::temp_dir().join(format!("memlane-doc-tokio-{}", std::process::id()));
+//! # std::fs::create_dir(&directory)?;
+//! # let address = memlane::Address::path(directory.join("camera"))?;
+//! // let mut publisher = Publisher::bind("camera")?;
+//! # let mut publisher = Publisher::register(memlane::Publisher::builder().driven().bind_to(&address)?)?;
+//! // let mut subscriber = Subscriber::connect("camera").await?;
+//! # let mut subscriber = Subscriber::finish(memlane::Subscriber::builder().begin_at(&address)?).await?;
+//! # std::fs::remove_dir_all(&directory)?;
 //! publisher.send(b"a frame").await?;
 //! println!("{} bytes", subscriber.recv().await?.len());
 //! # Ok(())
@@ -27,13 +27,15 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use ::tokio::task::{JoinHandle, coop::poll_proceed, yield_now};
+use ::tokio::task::{JoinHandle, coop::poll_proceed};
 use memlane_transport::tokio::Readable;
 
-use crate::{Async, Error, Trust, Untrusted, future};
+use crate::{Async, Connecting, Error, Trust, Untrusted, future};
 
 /// A [`Publisher`](crate::Publisher) in a tokio runtime.
 pub type Publisher = Async<crate::Publisher, Readiness>;
@@ -50,7 +52,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    fn new(descriptor: std::sync::Arc<std::os::fd::OwnedFd>) -> io::Result<Readiness> {
+    fn new(descriptor: Arc<OwnedFd>) -> io::Result<Readiness> {
         Ok(Readiness {
             descriptor: Readable::new(descriptor).map_err(io::Error::other)?,
             driver: None,
@@ -77,7 +79,44 @@ impl Drop for Readiness {
     }
 }
 
+impl Subscriber {
+    /// Subscribes to a service of this user's, with the options of [`SubscriberBuilder`](crate::SubscriberBuilder).
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped while it is pending, it hangs up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Subscriber::connect`](crate::Subscriber::connect).
+    pub async fn connect(service: &str) -> Result<Subscriber, Error> {
+        Subscriber::finish(crate::Subscriber::builder().begin(service)?).await
+    }
+}
+
 impl<T: Trust> Subscriber<T> {
+    /// Finishes what [`SubscriberBuilder::begin`](crate::SubscriberBuilder::begin) began, in the runtime of the calling task:
+    ///
+    /// ```no_run
+    /// # async fn connect() -> Result<(), memlane::Error> {
+    /// # use std::time::Duration;
+    /// let options = memlane::Subscriber::builder().timeout(Duration::from_secs(1));
+    /// let subscriber = memlane::tokio::Subscriber::finish(options.begin("camera")?).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped while it is pending, it hangs up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connecting::try_finish`] and [`Async::with`].
+    pub async fn finish(connecting: Connecting<T>) -> Result<Subscriber<T>, Error> {
+        connecting.finish_with(Readiness::new).await
+    }
+
     /// Takes a subscriber into the runtime of the calling task.
     ///
     /// # Errors
@@ -89,6 +128,20 @@ impl<T: Trust> Subscriber<T> {
 }
 
 impl Publisher {
+    /// Binds a service of this user's and publishes on it, with the options of [`PublisherBuilder`](crate::PublisherBuilder).
+    /// A task of the runtime accepts subscribers. For other options, [`register`](Publisher::register) what
+    /// a builder has made that was told to be [driven](crate::PublisherBuilder::driven).
+    ///
+    /// This makes the ring, and waits for nobody; but for another process that is just about to bind the same name, for
+    /// some microseconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::bind`](crate::Publisher::bind) and [`Async::with`].
+    pub fn bind(service: &str) -> Result<Publisher, Error> {
+        Publisher::register(crate::Publisher::builder().driven().bind(service)?)
+    }
+
     /// Takes a publisher into the runtime of the calling task. If it is [driven](crate::PublisherBuilder::driven), a task of
     /// the runtime does its control work from now on; if not, memlane's control thread goes on with it.
     ///
@@ -97,21 +150,9 @@ impl Publisher {
     /// As [`Async::with`].
     pub fn register(publisher: crate::Publisher) -> Result<Publisher, Error> {
         let mut publisher = Async::with(publisher, Readiness::new)?;
-        if let Some((control, descriptor)) = publisher.get_ref().driver() {
-            let readable = Readable::new(descriptor)
-                .map_err(io::Error::other)
-                .map_err(Error::os("watch a publisher in a runtime"))?;
-            publisher.readiness.driver = Some(::tokio::spawn(async move {
-                while std::future::poll_fn(|cx| readable.poll_readable(cx))
-                    .await
-                    .is_ok()
-                {
-                    // More than one batch leaves the descriptor readable, which is no edge.
-                    while control.drive().is_ok_and(|more| more) {
-                        yield_now().await;
-                    }
-                }
-            }));
+        if publisher.get_ref().control_fd().is_some() {
+            let driver = publisher.driver(Readiness::new)?;
+            publisher.readiness.driver = Some(::tokio::spawn(driver));
         }
         Ok(publisher)
     }

@@ -129,6 +129,9 @@ impl Waiter {
     /// Takes what has happened, without waiting; nothing is `None`. From then on the waiter is not readable until the
     /// doorbell is rung again, or unless the peer is gone.
     ///
+    /// A death wins over a ring here: whoever watches the waiter edge-triggered is told once of both. Look for data after
+    /// either.
+    ///
     /// # Errors
     ///
     /// The kernel's.
@@ -141,7 +144,11 @@ impl Waiter {
         match epoll::wait(&*self.epoll, &mut events, Some(&now)) {
             Err(Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
-            Ok((ready, _)) => Ok(woken(ready, doorbell)),
+            Ok((ready, _)) => Ok(match woken(ready, doorbell) {
+                (_, true) => Some(Woken::Gone),
+                (true, false) => Some(Woken::Rung),
+                (false, false) => None,
+            }),
         }
     }
 
@@ -159,8 +166,10 @@ impl Waiter {
                 Err(Errno::INTR) => continue,
                 result => result?,
             };
-            if let Some(woken) = woken(ready, doorbell) {
-                return Ok(woken);
+            match woken(ready, doorbell) {
+                (true, _) => return Ok(Woken::Rung),
+                (false, true) => return Ok(Woken::Gone),
+                (false, false) => {}
             }
             // Coarse clocks may wake a little early.
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -170,24 +179,24 @@ impl Waiter {
     }
 }
 
-/// What these events say.
-fn woken(events: &[epoll::Event], doorbell: &mut Doorbell) -> Option<Woken> {
-    let mut found = None;
+/// What these events say: whether it was rung, and whether the peer is gone.
+fn woken(events: &[epoll::Event], doorbell: &mut Doorbell) -> (bool, bool) {
+    let (mut rung, mut gone) = (false, false);
     for event in events {
         // Copied out: the event is a packed struct.
         let flags = event.flags;
         match event.data.u64() {
             DOORBELL => {
                 doorbell.woken();
-                found = Some(Woken::Rung);
+                rung = true;
             }
             READY if !flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) => {
-                found = Some(Woken::Rung);
+                rung = true;
             }
-            _ => found = found.or(Some(Woken::Gone)),
+            _ => gone = true,
         }
     }
-    found
+    (rung, gone)
 }
 
 /// Whether a peer is gone, by its link and its pidfd, now and without waiting.

@@ -92,8 +92,8 @@ struct State {
     segments: Vec<Segment>,
     /// What wakes the publisher when it waits for room; none before it has.
     wakes: Option<Arc<Wakes>>,
-    /// Tasks that wait for subscribers.
-    waiting: Vec<Waker>,
+    /// The task that waits for subscribers.
+    waiting: Option<Waker>,
 }
 
 /// A segment that every subscriber has been told of.
@@ -273,13 +273,18 @@ impl Control {
         wakes: &Wakes,
         timeout: Option<&Timespec>,
     ) -> std::io::Result<()> {
-        let mut driven = Ok(());
-        wakes.wait(timeout, |wake| match wake {
+        let mut driven = Ok(false);
+        let mut more = wakes.wait(timeout, |wake| match wake {
             Wake::Subscriber { source, hung_up } => self.rung(source, hung_up),
-            Wake::Control => driven = self.drive().map(drop),
+            Wake::Control => driven = self.drive(),
             Wake::Other => {}
         })?;
-        driven
+        more |= driven?;
+        if more {
+            // What is left makes the descriptor readable as before, which is news to nobody who waits for edges.
+            wakes.tell();
+        }
+        Ok(())
     }
 
     /// Takes the ring of a subscriber. One that has closed its end of the doorbell has left, and whether or not its link
@@ -334,25 +339,34 @@ impl Control {
         }
     }
 
-    /// Whether there are `count` subscribers. If not, the task is woken when that may have changed.
+    /// Whether there are `count` subscribers. If not, the task is woken when that may have changed, instead of the one that
+    /// asked before.
     pub(super) fn poll_subscribers(&self, cx: &mut Context<'_>, count: usize) -> bool {
+        let waker = cx.waker().clone();
         let mut state = self.state();
         let enough = self.roster.len() >= count;
-        if !enough
-            && !state
-                .waiting
-                .iter()
-                .any(|waker| waker.will_wake(cx.waker()))
-        {
-            state.waiting.push(cx.waker().clone());
-        }
+        let before = if enough {
+            state.waiting.take()
+        } else {
+            state.waiting.replace(waker)
+        };
+        drop(state);
+        drop(before);
         enough
     }
 
-    /// Wakes those tasks. Without a lock: a waker can do anything.
+    /// No task waits for subscribers any more.
+    pub(super) fn forget_waiting(&self) {
+        let forgotten = self.state().waiting.take();
+        drop(forgotten);
+    }
+
+    /// Wakes that task. Without a lock: a waker can do anything.
     pub(crate) fn wake_waiting(&self) {
-        let waiting = std::mem::take(&mut self.state().waiting);
-        waiting.into_iter().for_each(Waker::wake);
+        let waiting = self.state().waiting.take();
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
     }
 
     pub(super) fn epoll(&self) -> &Arc<OwnedFd> {

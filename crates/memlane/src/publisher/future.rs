@@ -2,13 +2,16 @@
 
 use std::{
     future::poll_fn,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Weak},
     task::{Context, Poll, ready},
 };
 
 use memlane_region::pool::{ChunkRef, Loan};
 
 use super::{
-    Publisher, Reservation,
+    Control, Publisher, Reservation,
     room::{Need, NoRoomInTime},
 };
 use crate::{Async, Error, Readiness, SendError};
@@ -47,9 +50,8 @@ impl<R: Readiness> Async<Publisher, R> {
         let mut loan = None;
         {
             let wanting = Wanting(self);
-            let place =
+            let mut place =
                 |publisher: &mut Publisher| publisher.make_place(len, &mut loan, Publisher::now);
-            let mut place = place;
             poll_fn(|cx| wanting.0.poll_room(cx, &mut place)).await
         }
         .map_err(|error| error.forever(len))?;
@@ -95,13 +97,52 @@ impl<R: Readiness> Async<Publisher, R> {
         Ok(())
     }
 
+    /// The control work of a [driven](crate::PublisherBuilder::driven) publisher, to be spawned on the user's executor, or
+    /// polled beside what else there is: subscribers are let in by it while the publisher waits for nothing itself. With
+    /// the feature `tokio`, `memlane::tokio::Publisher` has spawned it already.
+    ///
+    /// It ends if `readiness` fails, and at once if the publisher is not a driven one; drop it with the publisher.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if `readiness` cannot be made.
+    pub fn driver<D: Readiness, F>(
+        &self,
+        readiness: F,
+    ) -> Result<impl Future<Output = ()> + use<R, D, F>, Error>
+    where
+        F: FnOnce(Arc<OwnedFd>) -> io::Result<D>,
+    {
+        let driven = self.end.reactor.is_none().then(|| {
+            let readiness = readiness(self.end.control.epoll().clone())?;
+            // The publisher's to keep: this may be dropped much later, by an executor that nobody runs.
+            Ok((Arc::downgrade(&self.end.control), readiness))
+        });
+        let driven = driven
+            .transpose()
+            .map_err(Error::os("watch a publisher in a runtime"))?;
+        Ok(async {
+            if let Some((control, readiness)) = driven {
+                drive(control, readiness).await;
+            }
+        })
+    }
+
     /// Waits until there are at least `count` subscribers.
     ///
     /// # Errors
     ///
     /// As [`Publisher::wait_for_subscribers`].
     pub async fn wait_for_subscribers(&mut self, count: usize) -> Result<(), Error> {
-        poll_fn(|cx| self.poll_subscribers(cx, count)).await
+        /// Keeps no waker of a task that waits no more.
+        struct Asking<'a, R: Readiness>(&'a mut Async<Publisher, R>);
+        impl<R: Readiness> Drop for Asking<'_, R> {
+            fn drop(&mut self) {
+                self.0.end.control.forget_waiting();
+            }
+        }
+        let asking = Asking(self);
+        poll_fn(|cx| asking.0.poll_subscribers(cx, count)).await
     }
 
     fn poll_subscribers(&mut self, cx: &mut Context<'_>, count: usize) -> Poll<Result<(), Error>> {
@@ -121,9 +162,7 @@ impl<R: Readiness> Async<Publisher, R> {
     /// Nobody waits for room any more that a pending [`poll_send`](Async::poll_send) has asked for: spares subscribers the
     /// wake-ups. Dropped futures do this by themselves.
     pub fn forget_room(&mut self) {
-        if self.end.wanting {
-            self.end.disarm();
-        }
+        self.end.forget_room();
     }
 
     fn poll_room<V>(
@@ -144,6 +183,28 @@ impl<R: Readiness> Async<Publisher, R> {
             // What rang has been heard, and a driven publisher's control work is done here.
         }
     }
+}
+
+async fn drive(control: Weak<Control>, mut readiness: impl Readiness) {
+    // More than one batch leaves the descriptor readable, which is no edge.
+    let mut more = false;
+    poll_fn(|cx| {
+        loop {
+            if !more && ready!(readiness.poll_readable(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            let Some(control) = control.upgrade() else {
+                return Poll::Ready(());
+            };
+            more = control.drive().is_ok_and(|more| more);
+            if more {
+                // Others have their turn first.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
 }
 
 /// A future that may have asked for room.

@@ -4,6 +4,8 @@ mod future;
 mod peer;
 mod reservation;
 mod room;
+#[cfg(feature = "stream")]
+mod sink;
 mod wakes;
 
 use std::{
@@ -26,6 +28,8 @@ pub(crate) use control::Control;
 use peer::Peer;
 pub use reservation::Reservation;
 use room::{NOW, Need, NoRoomInTime, QUIET};
+#[cfg(feature = "stream")]
+pub use sink::Sending;
 use wakes::Wakes;
 
 use crate::{
@@ -432,15 +436,6 @@ impl Publisher {
         self.reactor.is_none().then(|| self.control.epoll().as_fd())
     }
 
-    /// The control side, if it has to be driven, and what is readable when it has.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn driver(&self) -> Option<(Arc<Control>, Arc<OwnedFd>)> {
-        let control = &self.control;
-        self.reactor
-            .is_none()
-            .then(|| (control.clone(), control.epoll().clone()))
-    }
-
     /// Gives a sign of life, without a message, to subscribers that wait for one
     /// ([`SubscriberBuilder::liveliness`](crate::SubscriberBuilder::liveliness)). Costs one store. Nobody is woken for it:
     /// a subscriber looks when the time it allows has passed.
@@ -619,9 +614,7 @@ impl Watch for Publisher {
 
     fn unwatch(&mut self) {
         self.watched = false;
-        if self.wanting {
-            self.disarm();
-        }
+        self.forget_room();
     }
 
     fn descriptor(&self) -> &Arc<OwnedFd> {

@@ -102,6 +102,11 @@ impl Publisher {
                 self.ring_for_batch();
                 self.arm(need)
             }
+            // What is found in the ring is waited for until the commit; no commit says that a loan was had.
+            Ok(()) if self.wanting && matches!(need, Need::Chunk(_)) => {
+                self.disarm();
+                Ok(())
+            }
             found => found,
         }
     }
@@ -215,6 +220,13 @@ impl Publisher {
         if self.watched {
             // Whoever rang for it need not be heard. If this fails, the descriptor stays readable for nothing.
             let _ = self.take_wakes(Some(&NOW));
+        }
+    }
+
+    /// Nobody waits for room any more. In a forked child everything it would undo is the parent's.
+    pub(super) fn forget_room(&mut self) {
+        if self.wanting && self.pid == std::process::id() {
+            self.disarm();
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::{BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use memlane_signaling::Doorbell;
@@ -24,6 +24,8 @@ pub(super) struct Wakes {
     epoll: Arc<OwnedFd>,
     /// Written to when a subscriber has left. No other process has it.
     left: OwnedFd,
+    /// Readable once a loan was dropped; of the publisher's pool, once it is watched.
+    loans: OnceLock<Arc<OwnedFd>>,
 }
 
 /// What happened.
@@ -37,6 +39,9 @@ pub(super) enum Wake {
     Control,
 }
 
+/// So many events are taken in one go.
+const BATCH: usize = 64;
+
 /// Beyond all source numbers.
 const LEFT: u64 = 1 << 32;
 const LOANS: u64 = 2 << 32;
@@ -48,7 +53,8 @@ impl Wakes {
         let left = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &left, EventData::new_u64(LEFT), EventFlags::IN)?;
         let epoll = Arc::new(epoll);
-        Ok(Wakes { epoll, left })
+        let loans = OnceLock::new();
+        Ok(Wakes { epoll, left, loans })
     }
 
     /// Edge-triggered: what a subscriber has sent is drained now and then, and its hang-up is heard once.
@@ -62,14 +68,21 @@ impl Wakes {
     /// asleep for want of the room that it held.
     pub(super) fn remove(&self, doorbell: &Doorbell) {
         let _ = epoll::delete(&*self.epoll, doorbell);
+        self.tell();
+    }
+
+    /// Makes the descriptor readable, and lets those know who wait for edges.
+    pub(super) fn tell(&self) {
         // It cannot be full: the publisher empties it whenever it wakes, and it takes 2^64 of them.
         let _ = rustix::io::write(&self.left, &1_u64.to_ne_bytes());
     }
 
     /// Watches what becomes readable when a loan is dropped.
-    pub(super) fn add_loans(&self, loans: &OwnedFd) -> io::Result<()> {
+    pub(super) fn add_loans(&self, loans: &Arc<OwnedFd>) -> io::Result<()> {
         let data = EventData::new_u64(LOANS);
-        Ok(epoll::add(&*self.epoll, loans, data, EventFlags::IN)?)
+        epoll::add(&*self.epoll, &**loans, data, EventFlags::IN)?;
+        self.loans.get_or_init(|| loans.clone());
+        Ok(())
     }
 
     /// Watches the control side of a driven publisher.
@@ -78,23 +91,28 @@ impl Wakes {
         Ok(epoll::add(&*self.epoll, control, data, EventFlags::IN)?)
     }
 
-    /// Waits until something happens, a signal comes, or the time is over; takes what has happened.
+    /// Waits until something happens, a signal comes, or the time is over; takes what has happened. Whether there may be more.
     pub(super) fn wait(
         &self,
         timeout: Option<&Timespec>,
         mut happened: impl FnMut(Wake),
-    ) -> io::Result<()> {
-        let mut events = [MaybeUninit::uninit(); 64];
+    ) -> io::Result<bool> {
+        let mut events = [MaybeUninit::uninit(); BATCH];
         let ready = match epoll::wait(&*self.epoll, &mut events, timeout) {
             Ok((ready, _)) => ready,
-            Err(Errno::INTR) => return Ok(()),
+            Err(Errno::INTR) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        for event in ready {
+        for event in &*ready {
             let source = event.data.u64();
             happened(match source {
                 CONTROL => Wake::Control,
-                LOANS => Wake::Other,
+                LOANS => {
+                    if let Some(loans) = self.loans.get() {
+                        let _ = rustix::io::read(loans, &mut [0; 8]);
+                    }
+                    Wake::Other
+                }
                 LEFT => {
                     let _ = rustix::io::read(&self.left, &mut [0; 8]);
                     Wake::Other
@@ -110,7 +128,7 @@ impl Wakes {
                 }
             });
         }
-        Ok(())
+        Ok(ready.len() == BATCH)
     }
 
     /// Readable when something has happened.

@@ -1,46 +1,38 @@
-use std::{
-    marker::PhantomData,
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{marker::PhantomData, time::Duration};
 
-use memlane_region::{Remote, Shared, page_size, pool::MAX_SEGMENTS, ring::RingReader};
-use memlane_signaling::{Armed, Backing, Doorbell, Pacer, Ringer, WaitPolicy, WrongDoorbell};
-use memlane_transport::{Access, Address, Error as LinkError, FdRef, Link, dispose};
-use rustix::time::Timespec;
+use memlane_signaling::WaitPolicy;
+use memlane_transport::{Access, Address, Link};
 
 use super::{
-    Life, Sleep, Subscriber, SubscriberStats, Trust,
-    chunks::Chunks,
-    page::Page,
-    signs::Signs,
+    Connecting, Subscriber, Trust,
+    handshake::{Handshake, Prepared},
     trust::{Trusted, Untrusted},
-    watch,
 };
 use crate::{
-    Error, Payload, PayloadType, Typed, after,
-    doorbells::{self, Bell},
-    names::address_of,
-    page::ALIVE,
-    process_of,
-    protocol::{
-        Answer, DoorbellOfferRef, GreetingRef, LIMITS, Opening, PublisherDoorbell, Rings, VERSION,
-        Welcome,
-    },
+    Error, Payload, PayloadType, Typed, after, names::address_of, process_of, protocol::LIMITS,
 };
 
 /// Options of a [`Subscriber`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SubscriberBuilder<T: Trust = Untrusted> {
-    wait: WaitPolicy,
-    access: Access,
-    timeout: Duration,
-    liveliness: Option<Duration>,
-    max_ring_bytes: usize,
-    max_pool_bytes: usize,
-    expects: Option<PayloadType>,
+    pub(super) wait: WaitPolicy,
+    pub(super) access: Access,
+    pub(super) timeout: Duration,
+    pub(super) liveliness: Option<Duration>,
+    pub(super) max_ring_bytes: usize,
+    pub(super) max_pool_bytes: usize,
+    pub(super) expects: Option<PayloadType>,
     trust: PhantomData<T>,
+}
+
+impl<T: Trust> Clone for SubscriberBuilder<T> {
+    fn clone(&self) -> SubscriberBuilder<T> {
+        SubscriberBuilder {
+            access: self.access.clone(),
+            expects: self.expects.clone(),
+            ..*self
+        }
+    }
 }
 
 impl Default for SubscriberBuilder {
@@ -57,12 +49,6 @@ impl Default for SubscriberBuilder {
         }
     }
 }
-
-/// A position beyond this is nonsense: it would take centuries to get there.
-const LAST_START: u64 = 1 << 62;
-
-#[cfg(test)]
-documented!(LAST_START);
 
 impl<T: Trust> SubscriberBuilder<T> {
     /// How the subscriber waits for messages. Default: [`WaitPolicy::Adaptive`].
@@ -183,10 +169,10 @@ impl<T: Trust> SubscriberBuilder<T> {
         // Connected first: while the publisher wakes up for that, the rest is made (measured: 15 to 30 us sooner
         // than the other way round).
         let link = Link::connect_with(address, self.access.clone())?.with_limits(LIMITS);
-        let prepared = Prepared::new(self.wait, T::TRUSTED)?;
-        prepared.send(&link, self.expects.as_ref(), deadline)?;
+        let prepared = Prepared::new(&self)?;
+        prepared.send(&link, deadline)?;
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
-        let mut subscriber = self.finish(prepared, link, process, deadline)?;
+        let mut subscriber = Handshake::new(self, prepared, link, process).complete(deadline)?;
         subscriber.address = Some(address.clone());
         Ok(subscriber)
     }
@@ -201,232 +187,35 @@ impl<T: Trust> SubscriberBuilder<T> {
     pub fn over(self, link: Link) -> Result<Subscriber<T>, Error> {
         let link = link.with_limits(LIMITS);
         let deadline = after(self.timeout);
-        let prepared = Prepared::new(self.wait, T::TRUSTED)?;
-        prepared.send(&link, self.expects.as_ref(), deadline)?;
-        self.finish(prepared, link, None, deadline)
+        let prepared = Prepared::new(&self)?;
+        prepared.send(&link, deadline)?;
+        Handshake::new(self, prepared, link, None).complete(deadline)
     }
 
-    /// Hears the publisher's answer.
-    fn finish(
-        self,
-        prepared: Prepared,
-        link: Link,
-        process: Option<OwnedFd>,
-        deadline: Option<Instant>,
-    ) -> Result<Subscriber<T>, Error> {
-        let Prepared {
-            mine, mut offers, ..
-        } = prepared;
-        let waited = self.timeout;
-        let silent = move |error| match error {
-            LinkError::TimedOut => Error::NoAnswer { waited },
-            error => Error::Link(error),
-        };
-        let Opening { version } = link.recv_timeout(left(deadline)).map_err(silent)?;
-        if version != VERSION {
-            return Err(Error::Version {
-                publisher: version,
-                subscriber: VERSION,
-            });
-        }
-        let mut chunks = Chunks::new(self.max_pool_bytes);
-        let mut segments = 0;
-        let welcome = loop {
-            let answer = link.recv_timeout::<Answer>(left(deadline));
-            match answer.map_err(silent)? {
-                Answer::Welcome(welcome) => break welcome,
-                Answer::Segment(notice) if segments < MAX_SEGMENTS => chunks.take(notice),
-                Answer::Segment(_) => {
-                    let why = format!("expected notices of at most {MAX_SEGMENTS} segments");
-                    return Err(Error::Welcome { why });
-                }
-                Answer::Refused(refusal) => {
-                    return Err(Error::Refused {
-                        why: refusal.to_string(),
-                    });
-                }
-            }
-            segments += 1;
-        };
-        let sleep = match offers.take(welcome.rings)? {
-            Some(doorbell) => Some(Sleep {
-                waiter: watch(&doorbell, &link, process.as_ref())
-                    .map_err(Error::os("watch the publisher"))?,
-                doorbell,
-                armed: Armed::new(),
-            }),
-            None => None,
-        };
-        let (memory, start, ringer) = examine(welcome, self.max_ring_bytes, T::TRUSTED)?;
-        let link = Arc::new(link);
-        let page = Page::new(mine, ringer, memory.clone(), link.clone());
-        let signs = Signs::new(self.liveliness, memory.load_word(ALIVE));
-        Ok(Subscriber {
-            ring: RingReader::new(memory, page, start),
-            signs,
-            chunks,
-            sleep,
-            pacer: Pacer::new(self.wait),
-            link,
-            process,
-            life: Life {
-                gone: false,
-                misses: 0,
-                asked: Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                },
-            },
-            stats: SubscriberStats::default(),
-            caught_up: 0,
-            address: None,
-            watched: None,
-            trust: PhantomData,
-        })
-    }
-}
-
-/// What is left of the time until a deadline; without one, all the time there is.
-fn left(deadline: Option<Instant>) -> Duration {
-    deadline.map_or(Duration::MAX, |deadline| {
-        deadline.saturating_duration_since(Instant::now())
-    })
-}
-
-/// What a subscriber brings along.
-struct Prepared {
-    mine: Shared,
-    page: OwnedFd,
-    offers: Offers,
-    trusts: bool,
-}
-
-impl Prepared {
-    fn new(wait: WaitPolicy, trusts: bool) -> Result<Prepared, Error> {
-        let (mine, page) = Shared::create("memlane-control", page_size(), 0)?;
-        let offers = Offers::new(wait, trusts)?;
-        Ok(Prepared {
-            mine,
-            page,
-            offers,
-            trusts,
-        })
+    /// Begins to subscribe to a service of this user's, without waiting: for loops and tasks.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](SubscriberBuilder::connect), as far as that is known at once.
+    pub fn begin(self, service: &str) -> Result<Connecting<T>, Error> {
+        self.begin_at(&address_of(service)?)
     }
 
-    /// Sends version and greeting, both at once, to a publisher of whatever version. One that hangs up before it
-    /// has read everything has said why.
-    fn send(
-        &self,
-        link: &Link,
-        expects: Option<&PayloadType>,
-        deadline: Option<Instant>,
-    ) -> Result<(), Error> {
-        let opening = Opening { version: VERSION };
-        let greeting = GreetingRef {
-            page: FdRef::new(&self.page),
-            doorbell: self.offers.offer(),
-            trusts: self.trusts,
-            expects,
-        };
-        let sent = link
-            .send_timeout(&opening, left(deadline))
-            .and_then(|()| link.send_timeout(&greeting, left(deadline)));
-        match sent {
-            Err(error) if error.is_disconnected() => Ok(()),
-            result => Ok(result?),
-        }
-    }
-}
-
-/// The doorbells a subscriber makes, of which the publisher chooses one.
-struct Offers {
-    socket: Option<(Doorbell, OwnedFd)>,
-    eventfd: Option<(Doorbell, OwnedFd)>,
-}
-
-impl Offers {
-    fn new(wait: WaitPolicy, trusted: bool) -> Result<Offers, Error> {
-        let make = |wanted: bool, backing| {
-            wanted
-                .then(|| doorbells::make(backing))
-                .transpose()
-                .map_err(Error::os("make a doorbell"))
-        };
-        let sleeps = wait != WaitPolicy::Poll;
-        Ok(Offers {
-            socket: make(sleeps, Backing::Socket)?,
-            eventfd: make(sleeps && trusted, Backing::EventFd)?,
-        })
+    /// Begins to subscribe to a service at an address of the user's choice, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](SubscriberBuilder::begin).
+    pub fn begin_at(self, address: &Address) -> Result<Connecting<T>, Error> {
+        Connecting::to(self, address)
     }
 
-    fn offer(&self) -> DoorbellOfferRef<'_> {
-        DoorbellOfferRef {
-            socket: self.socket.as_ref().map(|(_, end)| FdRef::new(end)),
-            eventfd: self.eventfd.as_ref().map(|(_, end)| FdRef::new(end)),
-        }
+    /// Begins to subscribe over a link that was made elsewhere, as [`over`](SubscriberBuilder::over) does, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](SubscriberBuilder::begin).
+    pub fn begin_over(self, link: Link) -> Result<Connecting<T>, Error> {
+        Connecting::over(self, link)
     }
-
-    /// The one that the publisher will ring; the others are closed.
-    fn take(&mut self, rings: Rings) -> Result<Option<Doorbell>, Error> {
-        let chosen = match rings {
-            Rings::Nothing if self.socket.is_none() => return Ok(None),
-            Rings::Nothing => None,
-            Rings::Socket => self.socket.take(),
-            Rings::EventFd => self.eventfd.take(),
-        };
-        match chosen {
-            Some((doorbell, _)) => Ok(Some(doorbell)),
-            None => Err(Error::Welcome {
-                why: format!("expected one of the doorbells offered, got {rings:?}"),
-            }),
-        }
-    }
-}
-
-/// Checks everything that came with a welcome.
-fn examine(
-    welcome: Welcome,
-    quota: usize,
-    trusted: bool,
-) -> Result<(Remote, u64, Option<Bell>), Error> {
-    let capacity = usize::try_from(welcome.capacity).unwrap_or(usize::MAX);
-    if capacity < page_size() {
-        let why = format!("expected a ring of at least one page, got {capacity} bytes");
-        return Err(Error::Welcome { why });
-    }
-    if welcome.start % 8 != 0 || welcome.start > LAST_START {
-        let why = format!(
-            "expected a multiple of 8 up to 2^62 as the start, got {}",
-            welcome.start
-        );
-        return Err(Error::Welcome { why });
-    }
-    let memory = Remote::open(
-        welcome.ring.into(),
-        page_size(),
-        capacity,
-        quota.saturating_add(page_size()),
-    )
-    .map_err(|refused| {
-        dispose(refused.descriptor);
-        refused.error
-    })?;
-    let (end, backing) = match welcome.doorbell {
-        PublisherDoorbell::None => return Ok((memory, welcome.start, None)),
-        PublisherDoorbell::Socket(end) => (end, Backing::Socket),
-        PublisherDoorbell::EventFd(end) if trusted => (end, Backing::EventFd),
-        PublisherDoorbell::EventFd(end) => {
-            drop(end);
-            let why = "expected a socket as the publisher's doorbell, got an eventfd".to_owned();
-            return Err(Error::Welcome { why });
-        }
-    };
-    let ringer = Ringer::open(end.into(), backing).map_err(|wrong| {
-        let WrongDoorbell { error, descriptor } = *wrong;
-        dispose(descriptor);
-        Error::Welcome {
-            why: error.to_string(),
-        }
-    })?;
-    Ok((memory, welcome.start, Some(Bell::new(ringer))))
 }

@@ -1,10 +1,14 @@
 mod builder;
 mod chunks;
+mod connecting;
 mod future;
+mod handshake;
 mod held;
 mod message;
 mod page;
 mod signs;
+#[cfg(feature = "stream")]
+mod stream;
 mod trust;
 
 use std::{
@@ -29,10 +33,13 @@ use rustix::{
 
 pub use builder::SubscriberBuilder;
 use chunks::Chunks;
+pub use connecting::Connecting;
 pub use held::Held;
 pub use message::Message;
 use page::Page;
 use signs::Signs;
+#[cfg(feature = "stream")]
+pub use stream::Messages;
 pub use trust::{Trust, Trusted, Untrusted};
 
 use crate::{
@@ -74,6 +81,14 @@ pub struct Subscriber<T: Trust = Untrusted> {
 struct Watching {
     /// The descriptor has been made readable, since there may be messages that nobody will ring for.
     ready: bool,
+}
+
+impl Watching {
+    fn not_ready(&mut self, sleep: &Sleep, link: &Link) {
+        if self.ready && sleep.waiter.not_ready(link).is_ok() {
+            self.ready = false;
+        }
+    }
 }
 
 /// What it takes to sleep; absent where the policy is to poll.
@@ -315,9 +330,7 @@ impl<T: Trust> Subscriber<T> {
             return Ok(None);
         };
         // Where the kernel fails to do one of these, the descriptor stays readable.
-        if watching.ready && sleep.waiter.not_ready(&*self.link).is_ok() {
-            watching.ready = false;
-        }
+        watching.not_ready(sleep, &self.link);
         match sleep.waiter.take(&mut sleep.doorbell) {
             Ok(Some(Woken::Rung)) => self.stats.wakeups += 1,
             Ok(Some(Woken::Gone)) => self.bury(),
@@ -355,6 +368,10 @@ impl<T: Trust> Subscriber<T> {
     /// Waits for a message: spins, then sleeps, as the policy says.
     #[cold]
     fn wait(&mut self, deadline: Option<Instant>) -> Result<Record, NoMessage> {
+        if let (Some(sleep), Some(watching)) = (&self.sleep, &mut self.watched) {
+            // Made readable for a loop, the waiter would never sleep.
+            watching.not_ready(sleep, &self.link);
+        }
         let found = self.wait_until(deadline);
         self.stay_ready();
         found

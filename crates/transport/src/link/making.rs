@@ -66,7 +66,15 @@ impl Link {
     /// [`Error::WouldBlock`] when the backlog is full, [`Error::Locked`] when the service may be about to start (another
     /// process has locked the directory of its socket file); else as [`connect`](Link::connect).
     pub fn try_connect(address: &Address) -> Result<Link, Error> {
-        connect::connect(address, &Access::SameUser, Patience::None)
+        Link::try_connect_with(address, Access::SameUser)
+    }
+
+    /// [`try_connect`](Link::try_connect) with a choice whose server is believed.
+    ///
+    /// # Errors
+    /// As [`try_connect`](Link::try_connect).
+    pub fn try_connect_with(address: &Address, access: Access) -> Result<Link, Error> {
+        connect::connect(address, &access, Patience::None)
     }
 
     /// [`connect`](Link::connect) with a choice whose server is believed. An abstract name can be taken by anyone first.

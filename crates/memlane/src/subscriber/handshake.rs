@@ -1,0 +1,316 @@
+//! How a subscriber comes to be: what it brings along, what it hears, and what that has to be.
+
+use std::{
+    marker::PhantomData,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use memlane_region::{Remote, Shared, page_size, pool::MAX_SEGMENTS, ring::RingReader};
+use memlane_signaling::{Armed, Backing, Doorbell, Pacer, Ringer, WaitPolicy, WrongDoorbell};
+use memlane_transport::{Error as LinkError, FdRef, Link, dispose};
+use rustix::time::Timespec;
+
+use super::{
+    Life, Sleep, Subscriber, SubscriberBuilder, SubscriberStats, Trust, chunks::Chunks, page::Page,
+    signs::Signs, watch,
+};
+use crate::{
+    Error, PayloadType,
+    doorbells::{self, Bell},
+    page::ALIVE,
+    protocol::{
+        Answer, DoorbellOfferRef, GreetingRef, Opening, PublisherDoorbell, Rings, VERSION, Welcome,
+    },
+};
+
+/// A position beyond this is nonsense: it would take centuries to get there.
+const LAST_START: u64 = 1 << 62;
+
+#[cfg(test)]
+documented!(LAST_START);
+
+/// A subscriber that has sent its greeting, and hears the publisher's answer.
+#[derive(Debug)]
+pub(super) struct Handshake<T: Trust> {
+    builder: SubscriberBuilder<T>,
+    prepared: Prepared,
+    link: Link,
+    process: Option<OwnedFd>,
+    /// The publisher's version has come, and is ours.
+    opened: bool,
+    chunks: Chunks,
+    segments: usize,
+}
+
+impl<T: Trust> Handshake<T> {
+    pub(super) fn new(
+        builder: SubscriberBuilder<T>,
+        prepared: Prepared,
+        link: Link,
+        process: Option<OwnedFd>,
+    ) -> Handshake<T> {
+        Handshake {
+            chunks: Chunks::new(builder.max_pool_bytes),
+            builder,
+            prepared,
+            link,
+            process,
+            opened: false,
+            segments: 0,
+        }
+    }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Hears it all, and waits for that.
+    pub(super) fn complete(mut self, deadline: Option<Instant>) -> Result<Subscriber<T>, Error> {
+        loop {
+            match self.hear(left(deadline)) {
+                Ok(None) => {}
+                Ok(Some(welcome)) => return self.finish(welcome),
+                Err(Error::Link(LinkError::TimedOut)) => {
+                    let waited = self.builder.timeout;
+                    return Err(Error::NoAnswer { waited });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Hears one packet; the welcome is the last. If none comes in time, that is a link's [`LinkError::TimedOut`].
+    pub(super) fn hear(&mut self, timeout: Duration) -> Result<Option<Welcome>, Error> {
+        if !self.opened {
+            let Opening { version } = self.link.recv_timeout(timeout)?;
+            if version != VERSION {
+                return Err(Error::Version {
+                    publisher: version,
+                    subscriber: VERSION,
+                });
+            }
+            self.opened = true;
+            return Ok(None);
+        }
+        match self.link.recv_timeout::<Answer>(timeout)? {
+            Answer::Welcome(welcome) => return Ok(Some(welcome)),
+            Answer::Segment(notice) if self.segments < MAX_SEGMENTS => self.chunks.take(notice),
+            Answer::Segment(_) => {
+                let why = format!("expected notices of at most {MAX_SEGMENTS} segments");
+                return Err(Error::Welcome { why });
+            }
+            Answer::Refused(refusal) => {
+                return Err(Error::Refused {
+                    why: refusal.to_string(),
+                });
+            }
+        }
+        self.segments += 1;
+        Ok(None)
+    }
+
+    /// Checks the welcome; what it is of use for is mapped.
+    pub(super) fn finish(self, welcome: Welcome) -> Result<Subscriber<T>, Error> {
+        let Handshake {
+            builder,
+            prepared,
+            link,
+            process,
+            chunks,
+            ..
+        } = self;
+        let Prepared {
+            mine, mut offers, ..
+        } = prepared;
+        let sleep = match offers.take(welcome.rings)? {
+            Some(doorbell) => Some(Sleep {
+                waiter: watch(&doorbell, &link, process.as_ref())
+                    .map_err(Error::os("watch the publisher"))?,
+                doorbell,
+                armed: Armed::new(),
+            }),
+            None => None,
+        };
+        let (memory, start, ringer) = examine(welcome, builder.max_ring_bytes, T::TRUSTED)?;
+        let link = Arc::new(link);
+        let page = Page::new(mine, ringer, memory.clone(), link.clone());
+        let signs = Signs::new(builder.liveliness, memory.load_word(ALIVE));
+        Ok(Subscriber {
+            ring: RingReader::new(memory, page, start),
+            signs,
+            chunks,
+            sleep,
+            pacer: Pacer::new(builder.wait),
+            link,
+            process,
+            life: Life {
+                gone: false,
+                misses: 0,
+                asked: Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                },
+            },
+            stats: SubscriberStats::default(),
+            caught_up: 0,
+            address: None,
+            watched: None,
+            trust: PhantomData,
+        })
+    }
+}
+
+/// What is left of the time until a deadline; without one, all the time there is.
+pub(super) fn left(deadline: Option<Instant>) -> Duration {
+    deadline.map_or(Duration::MAX, |deadline| {
+        deadline.saturating_duration_since(Instant::now())
+    })
+}
+
+/// What a subscriber brings along.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    mine: Shared,
+    page: OwnedFd,
+    offers: Offers,
+    trusts: bool,
+    expects: Option<PayloadType>,
+}
+
+impl Prepared {
+    pub(super) fn new<T: Trust>(builder: &SubscriberBuilder<T>) -> Result<Prepared, Error> {
+        let (mine, page) = Shared::create("memlane-control", page_size(), 0)?;
+        let offers = Offers::new(builder.wait, T::TRUSTED)?;
+        Ok(Prepared {
+            mine,
+            page,
+            offers,
+            trusts: T::TRUSTED,
+            expects: builder.expects.clone(),
+        })
+    }
+
+    /// Sends version and greeting, both at once, to a publisher of whatever version.
+    pub(super) fn send(&self, link: &Link, deadline: Option<Instant>) -> Result<(), Error> {
+        self.send_opening(link, left(deadline))?;
+        Ok(self.send_greeting(link, left(deadline))?)
+    }
+
+    pub(super) fn send_opening(&self, link: &Link, timeout: Duration) -> Result<(), LinkError> {
+        unless_gone(link.send_timeout(&Opening { version: VERSION }, timeout))
+    }
+
+    pub(super) fn send_greeting(&self, link: &Link, timeout: Duration) -> Result<(), LinkError> {
+        let greeting = GreetingRef {
+            page: FdRef::new(&self.page),
+            doorbell: self.offers.offer(),
+            trusts: self.trusts,
+            expects: self.expects.as_ref(),
+        };
+        unless_gone(link.send_timeout(&greeting, timeout))
+    }
+}
+
+/// A publisher that hangs up before it has read everything has said why.
+fn unless_gone(sent: Result<(), LinkError>) -> Result<(), LinkError> {
+    match sent {
+        Err(error) if error.is_disconnected() => Ok(()),
+        sent => sent,
+    }
+}
+
+/// The doorbells a subscriber makes, of which the publisher chooses one.
+#[derive(Debug)]
+struct Offers {
+    socket: Option<(Doorbell, OwnedFd)>,
+    eventfd: Option<(Doorbell, OwnedFd)>,
+}
+
+impl Offers {
+    fn new(wait: WaitPolicy, trusted: bool) -> Result<Offers, Error> {
+        let make = |wanted: bool, backing| {
+            wanted
+                .then(|| doorbells::make(backing))
+                .transpose()
+                .map_err(Error::os("make a doorbell"))
+        };
+        let sleeps = wait != WaitPolicy::Poll;
+        Ok(Offers {
+            socket: make(sleeps, Backing::Socket)?,
+            eventfd: make(sleeps && trusted, Backing::EventFd)?,
+        })
+    }
+
+    fn offer(&self) -> DoorbellOfferRef<'_> {
+        DoorbellOfferRef {
+            socket: self.socket.as_ref().map(|(_, end)| FdRef::new(end)),
+            eventfd: self.eventfd.as_ref().map(|(_, end)| FdRef::new(end)),
+        }
+    }
+
+    /// The one that the publisher will ring; the others are closed.
+    fn take(&mut self, rings: Rings) -> Result<Option<Doorbell>, Error> {
+        let chosen = match rings {
+            Rings::Nothing if self.socket.is_none() => return Ok(None),
+            Rings::Nothing => None,
+            Rings::Socket => self.socket.take(),
+            Rings::EventFd => self.eventfd.take(),
+        };
+        match chosen {
+            Some((doorbell, _)) => Ok(Some(doorbell)),
+            None => Err(Error::Welcome {
+                why: format!("expected one of the doorbells offered, got {rings:?}"),
+            }),
+        }
+    }
+}
+
+/// Checks everything that came with a welcome.
+fn examine(
+    welcome: Welcome,
+    quota: usize,
+    trusted: bool,
+) -> Result<(Remote, u64, Option<Bell>), Error> {
+    let capacity = usize::try_from(welcome.capacity).unwrap_or(usize::MAX);
+    if capacity < page_size() {
+        let why = format!("expected a ring of at least one page, got {capacity} bytes");
+        return Err(Error::Welcome { why });
+    }
+    if welcome.start % 8 != 0 || welcome.start > LAST_START {
+        let why = format!(
+            "expected a multiple of 8 up to 2^62 as the start, got {}",
+            welcome.start
+        );
+        return Err(Error::Welcome { why });
+    }
+    let memory = Remote::open(
+        welcome.ring.into(),
+        page_size(),
+        capacity,
+        quota.saturating_add(page_size()),
+    )
+    .map_err(|refused| {
+        dispose(refused.descriptor);
+        refused.error
+    })?;
+    let (end, backing) = match welcome.doorbell {
+        PublisherDoorbell::None => return Ok((memory, welcome.start, None)),
+        PublisherDoorbell::Socket(end) => (end, Backing::Socket),
+        PublisherDoorbell::EventFd(end) if trusted => (end, Backing::EventFd),
+        PublisherDoorbell::EventFd(end) => {
+            drop(end);
+            let why = "expected a socket as the publisher's doorbell, got an eventfd".to_owned();
+            return Err(Error::Welcome { why });
+        }
+    };
+    let ringer = Ringer::open(end.into(), backing).map_err(|wrong| {
+        let WrongDoorbell { error, descriptor } = *wrong;
+        dispose(descriptor);
+        Error::Welcome {
+            why: error.to_string(),
+        }
+    })?;
+    Ok((memory, welcome.start, Some(Bell::new(ringer))))
+}
