@@ -15,6 +15,10 @@
 //! Of the two fences one comes first; whichever it is, the other side's load sees the store before it. So
 //! either the sleeper sees the data or the ringer sees the flag, and no wake-up is lost.
 //!
+//! Where many messages come for each sleep, the sleeper can have both fences: with membarrier(2), which is a fence on all
+//! processors that run the ringer, if the ringer's process has agreed to that ([`register`]). The flag says who has them,
+//! and the sleeper says it anew for each sleep ([`Armed::arm_by`]); `docs/barrier.md` has the argument.
+//!
 //! [`Waiter`] waits on a doorbell together with the death of the peer, which the kernel reports through the
 //! link's hang-up or its pidfd. [`Pacer`] decides how long to spin before that.
 //!
@@ -28,11 +32,13 @@
 #![forbid(unsafe_code)]
 
 mod armed;
+mod barrier;
 mod doorbell;
 mod pacer;
 mod waiter;
 
-pub use armed::{Armed, Rung};
+pub use armed::{Armed, CARRIED, Look, Rung};
+pub use barrier::register;
 pub use doorbell::{Backing, Doorbell, Ringer, WrongDoorbell};
 pub use pacer::{Pacer, WaitPolicy};
 pub use waiter::{Waiter, Woken, gone, remaining};
