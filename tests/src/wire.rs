@@ -66,6 +66,7 @@ pub struct Welcome {
     pub start: u64,
     pub rings: Rings,
     pub doorbell: Bell,
+    pub registered: bool,
 }
 
 /// Which doorbell of the subscriber's will be rung.

@@ -807,6 +807,7 @@ fn deceive(role: &Role, link: &Link, roguery: Roguery) {
         start: 0,
         rings: Rings::Socket,
         doorbell: Bell::None,
+        registered: false,
     };
     match roguery {
         RingUnsealed => welcome.ring = memfd(len, true, SealFlags::SHRINK),
@@ -1026,6 +1027,7 @@ fn corrupt_rings() {
                         Rings::Socket
                     },
                     doorbell: Bell::None,
+                    registered: false,
                 }))
                 .unwrap();
                 let memlane_tests::AnySubscriber::Untrusting(mut subscriber) =
@@ -1084,6 +1086,7 @@ fn rings_that_change_under_the_reader() {
         start: 0,
         rings: Rings::Nothing,
         doorbell: Bell::None,
+        registered: false,
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();
@@ -1140,6 +1143,7 @@ fn publishers_that_ring_without_end() {
         start: 0,
         rings: Rings::Socket,
         doorbell: Bell::None,
+        registered: false,
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();

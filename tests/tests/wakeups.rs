@@ -1,13 +1,16 @@
 //! No wake-up is lost: neither of a subscriber for a message, nor of a publisher for room. And none is needed where
 //! nobody sleeps.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use memlane::{Link, Publisher, SendTimeoutError, Subscriber, WaitPolicy};
 use memlane_region::page_size;
 use memlane_tests::{
     Form, PATIENCE, Part, Policy, Received, Role, Scene, Wish, alive, check, fill, play, thread_id,
-    unbound, wait_asleep,
+    unbound, wait_asleep, wait_until,
 };
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
@@ -400,6 +403,66 @@ fn once_for_a_burst() {
                 (1..=stats.sleeps + 1).contains(&rings),
                 "{rings} rings for {stats:?}"
             );
+        });
+    }
+}
+
+/// A batch rings each sleeper once, however long it is, and whoever wakes meanwhile.
+#[test]
+fn once_for_a_batch() {
+    let scene = Scene::new();
+    for trusting in [false, true] {
+        let wish = Wish {
+            policy: Policy::Block,
+            trusting,
+        };
+        let mut publisher: Publisher = publisher(wish, 1 << 16)
+            .bind_to(&scene.address("lane"))
+            .unwrap();
+        let received = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let (id, ids) = std::sync::mpsc::channel();
+            let all: Vec<_> = (0..3)
+                .map(|_| {
+                    let mut subscriber = wish.connect(&scene.address("lane")).unwrap();
+                    let (id, received) = (id.clone(), &received);
+                    scope.spawn(move || {
+                        id.send(thread_id()).unwrap();
+                        let mut message = Vec::new();
+                        for number in 0..300 {
+                            subscriber.recv(&mut message).unwrap();
+                            check(number, &message);
+                            received.fetch_add(1, Ordering::Relaxed);
+                        }
+                        subscriber.stats()
+                    })
+                })
+                .collect();
+            let ids: Vec<_> = ids.iter().take(3).collect();
+            for batch in 1..=3 {
+                wait_until("they have the one before", || {
+                    received.load(Ordering::Relaxed) == (batch - 1) * 300
+                });
+                for id in &ids {
+                    wait_asleep(std::process::id(), *id);
+                }
+                publisher.batch(|publisher| {
+                    let before = publisher.stats().rings;
+                    for number in (batch - 1) * 100..batch * 100 {
+                        let mut message = [0; 100];
+                        fill(number, &mut message);
+                        publisher.send(&message).unwrap();
+                        assert_eq!(publisher.stats().rings, before, "in a batch");
+                    }
+                });
+                assert_eq!(publisher.stats().rings, 3 * batch);
+            }
+            for stats in all {
+                let stats = stats.join().unwrap();
+                assert_eq!((stats.messages, stats.sleeps), (300, 3), "{stats:?}");
+                assert_eq!((stats.wakeups, stats.spurious), (3, 0), "{stats:?}");
+                assert_eq!((stats.spins, stats.barriers), (0, 0), "{stats:?}");
+            }
         });
     }
 }

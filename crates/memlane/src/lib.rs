@@ -75,7 +75,7 @@ pub use memlane_region as region;
 pub use memlane_region::{pool::Loan, ring::Corrupt};
 #[doc(no_inline)]
 pub use memlane_signaling as signaling;
-pub use memlane_signaling::WaitPolicy;
+pub use memlane_signaling::{Backing, WaitPolicy};
 #[doc(no_inline)]
 pub use memlane_transport as transport;
 pub use memlane_transport::{Access, Address, Link, Peer};

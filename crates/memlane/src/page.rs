@@ -1,5 +1,8 @@
 //! Where the control words of a lane lie. Each word has one writer for ever.
 
+#[cfg(test)]
+use memlane_signaling::CARRIED;
+
 /// In the first page of the publisher's region: what it waits for, 0 if it does not
 /// ([`RingWriter::want`](memlane_region::ring::RingWriter::want)). The publisher stores, subscribers load.
 pub(crate) const WANTED: usize = 0;
@@ -29,4 +32,12 @@ pub(crate) const HOLDS: usize = 512;
 const _: () = assert!(HOLDS + 8 * memlane_region::pool::HOLD_SLOTS <= 4096);
 
 #[cfg(test)]
-documented!(WANTED, ALIVE, CURSOR, HOLDS_USED, SUBSCRIBER_ARMED, HOLDS);
+documented!(
+    WANTED,
+    ALIVE,
+    CURSOR,
+    HOLDS_USED,
+    SUBSCRIBER_ARMED,
+    CARRIED,
+    HOLDS
+);

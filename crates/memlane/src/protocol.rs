@@ -84,6 +84,8 @@ pub(crate) struct WelcomeRef<'a> {
     pub(crate) rings: Rings,
     /// What to ring when the publisher waits for room.
     pub(crate) doorbell: PublisherDoorbellRef<'a>,
+    /// The publisher's process is registered: the subscriber may carry the barrier.
+    pub(crate) registered: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +117,7 @@ pub(crate) struct Welcome {
     pub(crate) start: u64,
     pub(crate) rings: Rings,
     pub(crate) doorbell: PublisherDoorbell,
+    pub(crate) registered: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -242,13 +245,14 @@ mod tests {
         let what = "greeting: page, socket, eventfd, trust, plain [u32; 2]";
         greeting(what, true, true, true, Some(&point));
 
-        let welcome = |what, capacity, start, rings, doorbell| {
+        let welcome = |what, capacity, start, rings, doorbell, registered| {
             let welcome = WelcomeRef {
                 ring: one(),
                 capacity,
                 start,
                 rings,
                 doorbell,
+                registered,
             };
             says(what, &AnswerRef::Welcome(welcome));
         };
@@ -258,6 +262,7 @@ mod tests {
             0,
             Rings::Socket,
             PublisherDoorbellRef::None,
+            false,
         );
         welcome(
             "welcome: 4 KiB, start 4096, nothing rung, socket",
@@ -265,13 +270,15 @@ mod tests {
             4096,
             Rings::Nothing,
             PublisherDoorbellRef::Socket(one()),
+            false,
         );
         welcome(
-            "welcome: 64 KiB, start 8, eventfd rung, eventfd",
+            "welcome: 64 KiB, start 8, eventfd rung, eventfd, registered",
             1 << 16,
             8,
             Rings::EventFd,
             PublisherDoorbellRef::EventFd(one()),
+            true,
         );
 
         let refused = |what, refusal| says(what, &AnswerRef::Refused(refusal));

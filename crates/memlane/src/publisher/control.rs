@@ -65,6 +65,8 @@ pub(super) struct Terms {
     pub(super) trust: bool,
     /// The publisher may sleep when the ring is full, and needs to be rung then.
     pub(super) sleeps: bool,
+    /// Subscribers may carry the barrier: this process is registered.
+    pub(super) registered: bool,
     pub(super) max_subscribers: usize,
     /// What its messages are.
     pub(super) carries: PayloadType,
@@ -238,7 +240,7 @@ impl Control {
             for peer in state.peers() {
                 peer.tell(&NoticeRef::Removed { id });
                 // One that sleeps would keep the memory for as long.
-                peer.wake();
+                peer.wake_again();
             }
         }
     }
@@ -551,7 +553,13 @@ impl Control {
             let _ = epoll::delete(&*self.epoll, &link);
             return refuse(&link, short(errno.into()));
         }
-        let peer = Arc::new(Peer::new(page, ringer, doorbell, link));
+        let peer = Arc::new(Peer::new(
+            page,
+            ringer,
+            doorbell,
+            link,
+            self.terms.registered,
+        ));
         let woken = match (&state.wakes, peer.doorbell()) {
             (Some(wakes), Some(doorbell)) => wakes.add(doorbell, source),
             _ => Ok(()),
@@ -582,6 +590,7 @@ impl Control {
                             PublisherDoorbellRef::EventFd(FdRef::new(end))
                         }
                     },
+                    registered: self.terms.registered,
                 }))
                 .is_ok()
             }),

@@ -70,6 +70,8 @@ pub struct Publisher {
     trim_at: u32,
     /// Whether any subscriber may be asleep, so that commits must look.
     sleepers: bool,
+    /// Whether any of those leaves the barrier to this side, so that there must be a full fence before that look.
+    fences: bool,
     /// Whether subscribers are shown what it wants.
     wanting: bool,
     /// Whether calls that find no room see to it that the descriptor becomes readable.
@@ -98,8 +100,12 @@ pub struct PublisherStats {
     pub messages: u64,
     /// Times a message had to wait for room.
     pub stalls: u64,
+    /// Times room was made while such a wait spun: no sleep, and no ring by the subscriber.
+    pub spins: u64,
     /// Times such a wait went to sleep.
     pub sleeps: u64,
+    /// Times such a sleep ended for less room than was needed, or none.
+    pub spurious: u64,
     /// Times a sleeping subscriber was rung: one system call each.
     pub rings: u64,
     /// Subscribers dropped because what they wrote made no sense.
@@ -445,6 +451,12 @@ impl Publisher {
         word.store(self.alive, Ordering::Relaxed);
     }
 
+    /// Whether there is a fence for each message, or batch: some subscriber may sleep, and leaves it to this side
+    /// ([`PublisherBuilder::membarrier`]). As of the last message.
+    pub fn fences(&self) -> bool {
+        self.fences
+    }
+
     /// What it has done so far.
     pub fn stats(&self) -> PublisherStats {
         PublisherStats {
@@ -570,15 +582,26 @@ impl Publisher {
     #[inline(always)]
     fn ring(&mut self) {
         // Between the commit and the looks at roster and armed flags.
-        self.writer.fence(self.sleepers);
+        self.writer.fence(self.fences);
         if self.writer.sync() {
             self.roster_changed();
         }
-        if self.sleepers {
-            for joined in self.writer.readers() {
-                self.stats.rings += u64::from(joined.reader.wake());
+        if self.sleepers && self.wake_sleepers() {
+            self.barrier_moved();
+        }
+    }
+
+    /// Rings whoever sleeps. Whether the barrier has moved between this side and a subscriber.
+    #[inline(always)]
+    fn wake_sleepers(&mut self) -> bool {
+        let mut moved = false;
+        for joined in self.writer.readers() {
+            if let Some(look) = joined.reader.wake() {
+                self.stats.rings += u64::from(look.ring);
+                moved |= look.moved;
             }
         }
+        moved
     }
 
     /// Wakes whoever sleeps and has not been woken for the messages of a batch.
@@ -595,8 +618,25 @@ impl Publisher {
     #[cold]
     fn roster_changed(&mut self) {
         self.sleepers = self.writer.readers().any(|joined| joined.reader.sleeps());
+        self.count_fences();
         // The fence before may have been the cheap one.
-        self.writer.fence(self.sleepers);
+        self.writer.fence(self.fences);
+    }
+
+    fn count_fences(&mut self) {
+        self.fences = self.writer.readers().any(|joined| joined.reader.fences());
+    }
+
+    #[cold]
+    fn barrier_moved(&mut self) {
+        self.count_fences();
+        if self.fences {
+            // The looks before may have been made without a fence. What moves during these has had it.
+            self.writer.fence(true);
+            if self.wake_sleepers() {
+                self.count_fences();
+            }
+        }
     }
 }
 

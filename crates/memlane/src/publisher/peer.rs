@@ -11,7 +11,7 @@ use memlane_region::{
     pool::{self, NOTHING},
     ring::{self, LEFT},
 };
-use memlane_signaling::{Doorbell, Rung};
+use memlane_signaling::{CARRIED, Doorbell, Look, Rung};
 use memlane_transport::Link;
 
 use crate::{
@@ -42,11 +42,16 @@ impl Peer {
         ringer: Option<Bell>,
         doorbell: Option<Doorbell>,
         link: Link,
+        registered: bool,
     ) -> Peer {
         Peer {
             page,
             ringer,
-            rung: Rung::new(),
+            rung: if registered {
+                Rung::registered()
+            } else {
+                Rung::new()
+            },
             doorbell,
             link: Mutex::new(Some(link)),
             evicted: AtomicBool::new(false),
@@ -58,17 +63,29 @@ impl Peer {
         self.ringer.is_some()
     }
 
-    /// Wakes it if it sleeps. After a commit and a full fence.
+    /// Whether commits need a full fence before they look at its armed flag.
+    pub(super) fn fences(&self) -> bool {
+        self.sleeps() && self.rung.fences()
+    }
+
+    /// Wakes it if it sleeps; what has become of its armed flag, if anything. After a commit and a fence.
     #[inline(always)]
-    pub(super) fn wake(&self) -> bool {
-        let Some(ringer) = &self.ringer else {
-            return false;
-        };
-        let due = self.rung.due(self.page.load_word(SUBSCRIBER_ARMED));
-        if due {
+    pub(super) fn wake(&self) -> Option<Look> {
+        let ringer = self.ringer.as_ref()?;
+        let look = self.rung.look(self.page.load_word(SUBSCRIBER_ARMED))?;
+        if look.ring {
             ringer.ring();
         }
-        due
+        Some(look)
+    }
+
+    /// Wakes it if it sleeps, once more than it may have been.
+    pub(super) fn wake_again(&self) {
+        if let Some(ringer) = &self.ringer {
+            if self.page.load_word(SUBSCRIBER_ARMED) & !CARRIED != 0 {
+                ringer.ring();
+            }
+        }
     }
 
     pub(super) fn doorbell(&self) -> Option<&Doorbell> {

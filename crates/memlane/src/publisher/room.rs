@@ -129,6 +129,7 @@ impl Publisher {
     fn wait(&mut self, need: Need, deadline: Option<Instant>) -> Result<(), NoRoomInTime> {
         self.ring_for_batch();
         self.stats.stalls += 1;
+        let mut slept = false;
         loop {
             let Publisher {
                 pacer,
@@ -142,6 +143,7 @@ impl Publisher {
                 found => Some(found),
             });
             if let Some(found) = found {
+                self.stats.spins += u64::from(!slept);
                 return found;
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -161,6 +163,8 @@ impl Publisher {
             let found = match self.arm(need) {
                 Err(NoRoomInTime::Full) => {
                     self.stats.sleeps += 1;
+                    self.stats.spurious += u64::from(slept);
+                    slept = true;
                     let timeout = deadline.map(remaining);
                     self.take_wakes(timeout.as_ref())
                         .map_err(NoRoomInTime::Wait)

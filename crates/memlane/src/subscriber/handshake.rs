@@ -8,13 +8,13 @@ use std::{
 };
 
 use memlane_region::{Remote, Shared, page_size, pool::MAX_SEGMENTS, ring::RingReader};
-use memlane_signaling::{Armed, Backing, Doorbell, Pacer, Ringer, WaitPolicy, WrongDoorbell};
+use memlane_signaling::{Backing, Doorbell, Pacer, Ringer, WaitPolicy, WrongDoorbell};
 use memlane_transport::{Error as LinkError, FdRef, Link, dispose};
 use rustix::time::Timespec;
 
 use super::{
-    Life, Sleep, Subscriber, SubscriberBuilder, SubscriberStats, Trust, chunks::Chunks, page::Page,
-    signs::Signs, watch,
+    Life, Subscriber, SubscriberBuilder, SubscriberStats, Trust, chunks::Chunks, page::Page,
+    signs::Signs, sleep::Sleep, watch,
 };
 use crate::{
     Error, PayloadType,
@@ -124,13 +124,13 @@ impl<T: Trust> Handshake<T> {
         let Prepared {
             mine, mut offers, ..
         } = prepared;
+        let carry_after = builder.membarrier.filter(|_| welcome.registered);
         let sleep = match offers.take(welcome.rings)? {
-            Some(doorbell) => Some(Sleep {
-                waiter: watch(&doorbell, &link, process.as_ref())
-                    .map_err(Error::os("watch the publisher"))?,
-                doorbell,
-                armed: Armed::new(),
-            }),
+            Some(doorbell) => {
+                let waiter = watch(&doorbell, &link, process.as_ref())
+                    .map_err(Error::os("watch the publisher"))?;
+                Some(Sleep::new(waiter, doorbell, carry_after))
+            }
             None => None,
         };
         let (memory, start, ringer) = examine(welcome, builder.max_ring_bytes, T::TRUSTED)?;

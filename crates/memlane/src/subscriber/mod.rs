@@ -7,6 +7,7 @@ mod held;
 mod message;
 mod page;
 mod signs;
+mod sleep;
 #[cfg(feature = "stream")]
 mod stream;
 mod trust;
@@ -24,7 +25,7 @@ use memlane_region::{
     pool::ChunkRef,
     ring::{Corrupt, Record, RingReader},
 };
-use memlane_signaling::{Armed, Doorbell, Pacer, Waiter, Woken, gone};
+use memlane_signaling::{Backing, Doorbell, Pacer, Waiter, Woken, gone};
 use memlane_transport::{Address, Link};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -38,6 +39,7 @@ pub use held::Held;
 pub use message::Message;
 use page::Page;
 use signs::Signs;
+use sleep::Sleep;
 #[cfg(feature = "stream")]
 pub use stream::Messages;
 pub use trust::{Trust, Trusted, Untrusted};
@@ -91,15 +93,6 @@ impl Watching {
     }
 }
 
-/// What it takes to sleep; absent where the policy is to poll.
-#[derive(Debug)]
-struct Sleep {
-    /// Before what it watches.
-    waiter: Waiter,
-    doorbell: Doorbell,
-    armed: Armed,
-}
-
 /// What is known of the publisher's life.
 #[derive(Debug)]
 struct Life {
@@ -115,10 +108,17 @@ struct Life {
 pub struct SubscriberStats {
     /// Messages received.
     pub messages: u64,
-    /// Times it went to sleep for want of a message.
+    /// Times a message came while it spun: no sleep, and no ring by the publisher.
+    pub spins: u64,
+    /// Times it went to sleep for want of a message; of one that is watched or in a task, times it found none.
     pub sleeps: u64,
     /// Times it was rung awake.
     pub wakeups: u64,
+    /// Times it was rung, and there was no message: for what the publisher has given up of its pool, by a publisher that
+    /// rings for fun, or when a ring had been overtaken by its message.
+    pub spurious: u64,
+    /// Times it carried the barrier: one membarrier(2) each ([`SubscriberBuilder::membarrier`]).
+    pub barriers: u64,
 }
 
 /// So many messages without an empty ring between them are a stream, ...
@@ -214,7 +214,23 @@ impl<T: Trust> Subscriber<T> {
 
     /// What it has done so far.
     pub fn stats(&self) -> SubscriberStats {
-        self.stats
+        let sleep = self.sleep.as_ref();
+        SubscriberStats {
+            barriers: sleep.map_or(0, |sleep| sleep.armed().barriers()),
+            ..self.stats
+        }
+    }
+
+    /// What its publisher rings to wake it: an eventfd if each trusts the other, else a socket; none if it polls.
+    pub fn doorbell(&self) -> Option<Backing> {
+        self.sleep.as_ref().map(|sleep| sleep.doorbell.backing())
+    }
+
+    /// Whether it carries the barrier now ([`SubscriberBuilder::membarrier`]), and spares its publisher a fence for each
+    /// message.
+    pub fn carries_barrier(&self) -> bool {
+        let sleep = self.sleep.as_ref();
+        sleep.is_some_and(|sleep| sleep.armed().carries())
     }
 
     #[inline(always)]
@@ -331,8 +347,12 @@ impl<T: Trust> Subscriber<T> {
         };
         // Where the kernel fails to do one of these, the descriptor stays readable.
         watching.not_ready(sleep, &self.link);
+        let mut in_vain = false;
         match sleep.waiter.take(&mut sleep.doorbell) {
-            Ok(Some(Woken::Rung)) => self.stats.wakeups += 1,
+            Ok(Some(Woken::Rung)) => {
+                self.stats.wakeups += 1;
+                in_vain = sleep.since() == self.stats.messages;
+            }
             Ok(Some(Woken::Gone)) => self.bury(),
             _ => {}
         }
@@ -340,12 +360,13 @@ impl<T: Trust> Subscriber<T> {
             return self.rest().map(Some);
         }
         if let Some(sleep) = &mut self.sleep {
-            sleep.armed.arm(self.ring.page().armed());
+            sleep.arm(self.ring.page().armed(), self.stats.messages);
         }
         self.take_notices();
         match self.ring.poll_record() {
             Ok(None) => {
                 self.stats.sleeps += 1;
+                self.stats.spurious += u64::from(in_vain);
                 Ok(None)
             }
             found => {
@@ -360,7 +381,7 @@ impl<T: Trust> Subscriber<T> {
     #[cold]
     fn stay_ready(&mut self) {
         if let (Some(sleep), Some(watching)) = (&mut self.sleep, &mut self.watched) {
-            sleep.armed.disarm(self.ring.page().armed());
+            sleep.disarm(self.ring.page().armed());
             watching.ready |= sleep.waiter.ready(&*self.link).is_ok();
         }
     }
@@ -391,7 +412,10 @@ impl<T: Trust> Subscriber<T> {
             }
             let Subscriber { pacer, ring, .. } = &mut *self;
             match pacer.spin(|| ring.poll_record().transpose()) {
-                Some(found) => return found.map_err(NoMessage::Corrupt),
+                Some(found) => {
+                    self.stats.spins += 1;
+                    return found.map_err(NoMessage::Corrupt);
+                }
                 None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
                     return Err(NoMessage::TimedOut);
                 }
@@ -411,7 +435,7 @@ impl<T: Trust> Subscriber<T> {
                 self.look_for_death()?;
                 continue;
             };
-            sleep.armed.arm(self.ring.page().armed());
+            sleep.arm(self.ring.page().armed(), self.stats.messages);
             // Armed before: whoever gives something up from now on rings. Where nothing is mapped, nothing can be given up.
             if !self.chunks.is_empty() {
                 self.chunks.take_notices(&self.link);
@@ -433,8 +457,9 @@ impl<T: Trust> Subscriber<T> {
                     Ok(Woken::TimedOut)
                 }
             };
-            sleep.armed.disarm(self.ring.page().armed());
-            match woken? {
+            sleep.disarm(self.ring.page().armed());
+            let woken = woken?;
+            match woken {
                 Woken::Rung => self.stats.wakeups += 1,
                 Woken::Gone => self.bury(),
                 Woken::TimedOut => {}
@@ -443,6 +468,7 @@ impl<T: Trust> Subscriber<T> {
             if let Some(found) = self.ring.poll_record().transpose() {
                 return found.map_err(NoMessage::Corrupt);
             }
+            self.stats.spurious += u64::from(woken == Woken::Rung);
         }
     }
 }
@@ -459,7 +485,7 @@ impl<T: Trust> Watch for Subscriber<T> {
 
     fn unwatch(&mut self) {
         if let (Some(sleep), Some(_)) = (&mut self.sleep, self.watched.take()) {
-            sleep.armed.disarm(self.ring.page().armed());
+            sleep.disarm(self.ring.page().armed());
             let _ = sleep.waiter.not_ready(&*self.link);
         }
     }
