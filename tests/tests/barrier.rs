@@ -56,7 +56,11 @@ fn score(publisher: &Publisher, subscriber: &Subscriber) -> Score {
 fn pin(first: bool) {
     let all = sched_getaffinity(None).expect("the cores");
     let mut cores = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
-    let core = if first { cores.next() } else { cores.last() };
+    let core = if first {
+        cores.next()
+    } else {
+        cores.next_back()
+    };
     let mut only = CpuSet::new();
     only.set(core.expect("a core"));
     sched_setaffinity(None, &only).expect("a core of this process's");
@@ -85,7 +89,7 @@ fn receive(subscriber: &mut Subscriber, game: Match, round: u64) {
         let message = subscriber.recv().expect("a message").to_vec();
         assert_eq!(message, [round, number].map(u64::to_le_bytes).concat());
     }
-    if round % 1024 == 0 {
+    if round.is_multiple_of(1024) {
         alive();
     }
 }

@@ -166,10 +166,10 @@ impl Publisher {
                     self.stats.spurious += u64::from(slept);
                     slept = true;
                     let timeout = deadline.map(remaining);
-                    self.take_wakes(timeout.as_ref())
-                        .map_err(NoRoomInTime::Wait)
-                        .err()
-                        .map(Err)
+                    let since = Instant::now();
+                    let woken = self.take_wakes(timeout.as_ref());
+                    self.pacer.slept(since.elapsed(), deadline.is_none());
+                    woken.map_err(NoRoomInTime::Wait).err().map(Err)
                 }
                 found => Some(found),
             };

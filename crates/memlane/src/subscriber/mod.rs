@@ -446,9 +446,8 @@ impl<T: Trust> Subscriber<T> {
                     self.stats.sleeps += 1;
                     let since = Instant::now();
                     let woken = sleep.waiter.wait(&mut sleep.doorbell, deadline);
-                    if matches!(woken, Ok(Woken::Rung)) {
-                        self.pacer.slept(since.elapsed());
-                    }
+                    let met = matches!(woken, Ok(Woken::Rung));
+                    self.pacer.slept(since.elapsed(), met);
                     woken.map_err(NoMessage::Wait)
                 }
                 _ => {
