@@ -23,7 +23,8 @@ use crate::{Error, Publisher, Subscriber, Trust};
 /// It may be readable for nothing now and then. While both sides keep up, there is no system call: a subscriber makes one each
 /// time it finds the ring empty, its publisher one to wake it.
 ///
-/// The descriptor stays the lane's: take it out of a loop before this value is dropped.
+/// The descriptor stays the lane's: take it out of a loop before this value is dropped. A
+/// [`WaitSet`](crate::signaling::WaitSet) is a loop's wait that comes with memlane, and sees to that by itself.
 ///
 /// ```
 /// use memlane::{TryRecvError, Watched};

@@ -20,7 +20,8 @@
 //! and the sleeper says it anew for each sleep ([`Armed::arm_by`]); `docs/barrier.md` has the argument.
 //!
 //! [`Waiter`] waits on a doorbell together with the death of the peer, which the kernel reports through the
-//! link's hang-up or its pidfd. [`Pacer`] decides how long to spin before that.
+//! link's hang-up or its pidfd. [`Pacer`] decides how long to spin before that. [`WaitSet`] waits for any number of
+//! sources of any kind, timers and other threads, on any number of threads.
 //!
 //! # Whom to trust with what
 //!
@@ -35,19 +36,36 @@ mod armed;
 mod barrier;
 mod doorbell;
 mod pacer;
+mod wait_set;
 mod waiter;
 
 pub use armed::{Armed, CARRIED, Look, Rung};
 pub use barrier::register;
 pub use doorbell::{Backing, Doorbell, Ringer, WrongDoorbell};
 pub use pacer::{Pacer, WaitPolicy};
+pub use wait_set::{
+    AddError, Event, Events, Interest, Key, Notifier, Readiness, Ready, Registration, Timer,
+    Trigger, WaitSet,
+};
 pub use waiter::{Waiter, Woken, gone, remaining};
 
 #[doc(hidden)]
 pub mod primitive {
     //! The switch between production and loom.
     #[cfg(memlane_loom)]
-    pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+    pub use loom::sync::{
+        RwLock,
+        atomic::{AtomicU64, Ordering, fence},
+    };
     #[cfg(not(memlane_loom))]
-    pub use std::sync::atomic::{AtomicU64, Ordering, fence};
+    pub use std::sync::{
+        RwLock,
+        atomic::{AtomicU64, Ordering, fence},
+    };
+}
+
+#[doc(hidden)]
+pub mod model {
+    //! What the loom models take in hand: the parts that synchronise without the kernel.
+    pub use crate::wait_set::{Pending, Registry};
 }

@@ -1,12 +1,10 @@
 //! Doorbells ring, whatever a hostile holder of the other end does with it.
 
-use std::{
-    io,
-    os::fd::AsFd,
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+mod common;
 
+use std::{io, os::fd::AsFd};
+
+use common::{alone, soon};
 use memlane_signaling::{Backing, Doorbell, Ringer, Waiter, Woken, gone};
 use rustix::{
     event::{EventfdFlags, epoll, eventfd},
@@ -14,28 +12,11 @@ use rustix::{
     net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType},
 };
 
-/// Tests count the descriptors of their process: one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone(test: impl FnOnce()) {
-    let _guard = ALONE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let before = count();
-    test();
-    assert_eq!(count(), before, "descriptors leaked");
-}
-
 const BACKINGS: [Backing; 2] = [Backing::EventFd, Backing::Socket];
 
 fn pair(backing: Backing) -> (Doorbell, Ringer) {
     let (doorbell, end) = Doorbell::new(backing).unwrap();
     (doorbell, Ringer::open(end, backing).unwrap())
-}
-
-fn soon() -> Option<Instant> {
-    Some(Instant::now() + Duration::from_millis(1))
 }
 
 #[test]
