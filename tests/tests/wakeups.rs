@@ -22,6 +22,17 @@ fn other_process() {
     play(ROLES);
 }
 
+/// So many rounds of a game: more, by `MEMLANE_PING_PONGS`, for a long run. (A wake-up that is lost one time in a million is
+/// lost.)
+fn rounds(otherwise: u64) -> u64 {
+    match std::env::var("MEMLANE_PING_PONGS") {
+        Ok(rounds) => rounds
+            .parse()
+            .expect("MEMLANE_PING_PONGS is a number of ping-pongs"),
+        Err(_) => otherwise,
+    }
+}
+
 /// Two lanes between two processes, there and back.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Match {
@@ -128,7 +139,7 @@ fn ping_pong(game: Match) {
 
 fn one_core(policy: Policy, trusting: bool) {
     ping_pong(Match {
-        rounds: 100_000,
+        rounds: rounds(100_000),
         wish: Wish { policy, trusting },
         len: 64,
         one_core: true,
@@ -160,7 +171,7 @@ fn on_two_cores() {
     for policy in Policy::SLEEPY {
         for trusting in [false, true] {
             ping_pong(Match {
-                rounds: 20_000,
+                rounds: rounds(20_000),
                 wish: Wish { policy, trusting },
                 len: 64,
                 one_core: false,
