@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::rounds::Plan;
+use crate::plan::Plan;
 use crate::task::{Benchmark, Contender};
 use crate::{machine, report, rounds, worker};
 use anyhow::{Context, Result, ensure};

@@ -23,6 +23,7 @@ pub mod machine;
 pub mod measure;
 pub mod metrics;
 pub mod path;
+pub mod plan;
 pub mod references;
 pub mod regions;
 pub mod report;

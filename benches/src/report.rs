@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::rounds::{Best, Group, OFF, Results, Summary};
+use crate::plan::Group;
+use crate::rounds::{Best, OFF, Results, Summary};
 use crate::task::{Benchmark, Contender};
 
 /// How a number is written.

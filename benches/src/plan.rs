@@ -1,0 +1,236 @@
+//! Which measurements are made: who is compared with whom, over what, and how often.
+
+use crate::candidate;
+use crate::task::{Benchmark, Contender, Task};
+
+/// Readers of the fan-out.
+const READERS: usize = 4;
+
+/// Tasks that are compared with each other: same benchmark, same size, same cores.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What is measured.
+    pub benchmark: Benchmark,
+    /// What distinguishes the group from others of the benchmark.
+    pub label: String,
+    /// One for each contender.
+    pub tasks: Vec<Task>,
+}
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The benchmarks, in the order of the report.
+    pub benchmarks: Vec<Benchmark>,
+    /// The two cores, or one twice: then what polls is left out, because it would wait for the scheduler at
+    /// every turn.
+    pub cores: (usize, usize),
+    /// As little as shows that everything works.
+    pub quick: bool,
+    /// The contenders that take part; all if none is named.
+    pub only: Vec<Contender>,
+}
+
+impl Plan {
+    /// All groups of the plan.
+    pub fn groups(&self) -> Vec<Group> {
+        self.benchmarks
+            .iter()
+            .flat_map(|&benchmark| self.groups_of(benchmark))
+            .filter(|group| !group.tasks.is_empty())
+            .collect()
+    }
+
+    fn groups_of(&self, benchmark: Benchmark) -> Vec<Group> {
+        use Benchmark::{
+            Access, Blocking, Fanout, Footprint, Fresh, FreshSent, HandOver, Latency, Pooled,
+            PooledPages, Setup, Throughput, Touch,
+        };
+        use Contender::{
+            Bare, CacheLine, Eventfd, EventfdEpoll, ExchangeLanes, ExchangeLink, Frozen,
+            FrozenCopy, FrozenPrefault, IpcChannel, Live, LiveCopy, LiveHuge, LivePrefault, Loan,
+            LoanTrusting, Memfd, MemfdAllocated, MemfdPopulated, Memlane, MemlaneTrusting, Plain,
+            PlainCopy, PlainRing, PlainSlots, Ring64, Slots, SlotsAsleep, Stream, StreamEpoll,
+            TunedRing,
+        };
+
+        let (first, second) = self.cores;
+        let apart = first != second;
+        if !apart && matches!(benchmark, Latency | Throughput | Fanout | Access | Touch) {
+            return vec![];
+        }
+        let contenders: &[Contender] = match benchmark {
+            Latency => &[CacheLine, PlainRing, Memlane, MemlaneTrusting],
+            Throughput | Fanout => &[PlainRing, TunedRing, Memlane, MemlaneTrusting],
+            Blocking => &[
+                Eventfd,
+                EventfdEpoll,
+                MemlaneTrusting,
+                Stream,
+                StreamEpoll,
+                Memlane,
+            ],
+            Setup | Footprint => &[Bare, Memlane, MemlaneTrusting],
+            Fresh | FreshSent => &[
+                Memfd,
+                MemfdAllocated,
+                MemfdPopulated,
+                Frozen,
+                FrozenPrefault,
+                FrozenCopy,
+                Live,
+                LivePrefault,
+            ],
+            Pooled | PooledPages => &[Frozen, FrozenPrefault, Plain, Loan, LoanTrusting],
+            Access => &[
+                Plain,
+                Live,
+                LiveHuge,
+                LoanTrusting,
+                PlainCopy,
+                LiveCopy,
+                Loan,
+            ],
+            Touch => &[Ring64, PlainSlots, Slots, Loan, LoanTrusting],
+            HandOver => &[
+                IpcChannel,
+                Memfd,
+                ExchangeLink,
+                ExchangeLanes,
+                Slots,
+                SlotsAsleep,
+            ],
+        };
+        let group = |label: String, size: usize, iterations: u64, cores: Vec<usize>| {
+            let iterations = if self.quick {
+                iterations.div_ceil(100).max(20)
+            } else {
+                iterations
+            };
+            let task = |&contender| Task {
+                benchmark,
+                contender,
+                size: if contender == Ring64 { 64 } else { size },
+                iterations,
+                cores: cores.clone(),
+            };
+            let takes_part = |contender: &&Contender| {
+                (candidate::AVAILABLE || !contender.is_candidate())
+                    && (self.only.is_empty() || self.only.contains(contender))
+            };
+            Group {
+                benchmark,
+                label,
+                tasks: contenders.iter().filter(takes_part).map(task).collect(),
+            }
+        };
+        let sized = |sizes: &[(usize, u64)]| {
+            sizes
+                .iter()
+                .map(|&(size, iterations)| {
+                    group(bytes(size), size, iterations, vec![first, second])
+                })
+                .collect()
+        };
+
+        match benchmark {
+            Latency => sized(&[
+                (8, 200_000),
+                (48, 200_000),
+                (64, 200_000),
+                (256, 200_000),
+                (1024, 100_000),
+                (65_536, 10_000),
+            ]),
+            Throughput => sized(&[
+                (8, 10_000_000),
+                (64, 8_000_000),
+                (1024, 2_000_000),
+                (4096, 500_000),
+                (65_536, 40_000),
+            ]),
+            Blocking => {
+                let one_core = group("one core".into(), 8, 10_000, vec![first, first]);
+                let two_cores =
+                    apart.then(|| group("two cores".into(), 8, 3_000, vec![first, second]));
+                two_cores.into_iter().chain([one_core]).collect()
+            }
+            Setup => sized(&[(8, 300)]),
+            Fanout => {
+                let cores = std::iter::once(first).chain([second; READERS]).collect();
+                vec![group(
+                    format!("1:{READERS}, {}", bytes(4096)),
+                    4096,
+                    100_000,
+                    cores,
+                )]
+            }
+            Footprint => sized(&[(8, 1)]),
+            Fresh => [(64 << 10, 500), (1 << 20, 50)]
+                .into_iter()
+                .map(|(size, iterations)| group(bytes(size), size, iterations, vec![first]))
+                .collect(),
+            FreshSent => sized(&[(64 << 10, 500), (1 << 20, 50)]),
+            Pooled | PooledPages => {
+                let size = 1 << 20;
+                let alone = group(
+                    format!("{}, one thread", bytes(size)),
+                    size,
+                    200,
+                    vec![first],
+                );
+                let label = format!("{}, two processes", bytes(size));
+                let both = apart.then(|| group(label, size, 200, vec![first, second]));
+                both.into_iter().chain([alone]).collect()
+            }
+            Access => sized(&[(64 << 10, 2000), (1 << 20, 200)]),
+            Touch => sized(&[
+                (64 << 10, 20_000),
+                (256 << 10, 20_000),
+                (1 << 20, 20_000),
+                (4 << 20, 20_000),
+            ]),
+            HandOver => {
+                let size = 64 << 10;
+                let label = bytes(size);
+                let two_cores = apart.then(|| {
+                    let label = format!("{label}, two cores");
+                    group(label, size, 1000, vec![first, second])
+                });
+                let mut one_core =
+                    group(format!("{label}, one core"), size, 5000, vec![first, first]);
+                one_core
+                    .tasks
+                    .retain(|task| !matches!(task.contender, Slots | ExchangeLanes));
+                two_cores.into_iter().chain([one_core]).collect()
+            }
+        }
+    }
+}
+
+fn bytes(size: usize) -> String {
+    if size >= 1 << 20 {
+        format!("{} MiB", size >> 20)
+    } else if size >= 1024 {
+        format!("{} KiB", size / 1024)
+    } else {
+        format!("{size} B")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_core_leaves_out_what_polls() {
+        let plan = Plan {
+            benchmarks: vec![Benchmark::Latency, Benchmark::Blocking],
+            cores: (1, 1),
+            quick: true,
+            only: vec![],
+        };
+        let labels: Vec<_> = plan.groups().into_iter().map(|group| group.label).collect();
+        assert_eq!(labels, ["one core"]);
+    }
+}
