@@ -149,10 +149,11 @@ impl Plan {
                 (4096, 500_000),
                 (65_536, 40_000),
             ]),
+            // So many that twenty or more lie beyond p99.9.
             Blocking => {
-                let one_core = group("one core".into(), 8, 10_000, vec![first, first]);
+                let one_core = group("one core".into(), 8, 50_000, vec![first, first]);
                 let two_cores =
-                    apart.then(|| group("two cores".into(), 8, 3_000, vec![first, second]));
+                    apart.then(|| group("two cores".into(), 8, 20_000, vec![first, second]));
                 two_cores.into_iter().chain([one_core]).collect()
             }
             Setup => sized(&[(8, 300)]),
