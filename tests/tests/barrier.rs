@@ -353,6 +353,7 @@ fn whoever_lies_about_it_hurts_nobody_else() {
                 eventfd: None,
             },
             trusts: false,
+            expects: None,
         })
         .unwrap();
         let _: Opening = link.recv_timeout(PATIENCE).unwrap();
