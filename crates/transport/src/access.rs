@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::process::geteuid;
 
 use crate::error::Error;
+use crate::ids::Kind;
 use crate::peer::{Credentials, Peer};
 use crate::sys::identity;
 
@@ -16,8 +17,10 @@ use crate::sys::identity;
 /// Decided once, when a link is accepted or connected, by what the kernel noted about the process that made the connection
 /// (see [`Peer`] for what that means): a client that is refused is hung up on before anything is read from it.
 ///
-/// Ids are those of this process's user namespace. All users without a number in it show as the overflow uid, 65534: a
-/// process that runs in a user namespace should not list that one.
+/// Ids are those of this process's user namespace. All users and groups without a number in it show as the overflow id, 65534.
+/// Where there can be such (in a container that maps some ids, not in one that maps all, or none of its own), that number
+/// says nothing, and [`SameUser`](Access::SameUser), [`Users`](Access::Users) and [`Groups`](Access::Groups) admit nobody
+/// for it: run the processes as users with numbers, or tell them apart otherwise ([`When`](Access::When)).
 ///
 /// Each side has a rule: a service for clients of other users has to admit them ([`Listener::bind_with`](crate::Listener::bind_with)), and
 /// they it ([`Link::connect_with`](crate::Link::connect_with)), as by default both sides want the same user.
@@ -101,22 +104,27 @@ impl Access {
             source,
         };
         let credentials = || Credentials::of(socket).map_err(asking);
+        let is =
+            |uid, admitted: &dyn Fn(u32) -> bool| admitted(uid) && !Kind::User.is_ambiguous(uid);
         let (found, groups, admitted, expected) = match self {
             Access::Anyone => return Ok(()),
             Access::SameUser => {
                 let found = credentials()?;
-                (found, Box::default(), same_user(found.uid), same)
+                (found, Box::default(), is(found.uid, &same_user), same)
             }
             Access::Users(uids) => {
                 let found = credentials()?;
                 let expected = Admitted::Users(Arc::clone(uids));
-                (found, Box::default(), uids.contains(&found.uid), expected)
+                let listed = is(found.uid, &|uid| uids.contains(&uid));
+                (found, Box::default(), listed, expected)
             }
             Access::Groups(gids) => {
                 let found = credentials()?;
                 let groups = identity::peer_groups(socket).map_err(asking)?;
-                let member =
-                    gids.contains(&found.gid) || groups.iter().any(|gid| gids.contains(gid));
+                let member = groups
+                    .iter()
+                    .chain([&found.gid])
+                    .any(|gid| gids.contains(gid) && !Kind::Group.is_ambiguous(*gid));
                 (found, groups, member, Admitted::Groups(Arc::clone(gids)))
             }
             Access::When(rule) => {
@@ -201,12 +209,17 @@ pub(crate) fn describe(found: &Credentials, groups: &[u32]) -> String {
         || "a process out of sight".to_owned(),
         |pid| format!("process {pid}"),
     );
+    let user = if Kind::User.is_ambiguous(*uid) {
+        ", which all users have here that are not in this user namespace's uid_map"
+    } else {
+        ""
+    };
     let groups = if groups.is_empty() {
         String::new()
     } else {
         format!(", groups {}", List(groups))
     };
-    format!("{process} (uid {uid}, gid {gid}{groups})")
+    format!("{process} (uid {uid}{user}, gid {gid}{groups})")
 }
 
 /// `[1, 2, 3]`, and of long lists the beginning: a process can be in 65536 groups.

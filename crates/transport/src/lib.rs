@@ -51,6 +51,7 @@ mod error;
 mod fd;
 pub mod frame;
 pub mod hand_over;
+mod ids;
 mod limits;
 mod link;
 mod listener;
