@@ -44,7 +44,11 @@ pub enum AddressError {
     #[error("an address must not be empty")]
     Empty,
     /// Longer than a Unix socket's address can be.
-    #[error("{address:?} has {length} bytes, a Unix socket's name holds {MAX_NAME}")]
+    #[error(
+        "{address:?} has {length} bytes, a Unix socket's name holds {MAX_NAME}: use a directory or a name that is shorter by \
+         {}, or a relative path",
+        length - MAX_NAME
+    )]
     TooLong {
         /// The path or name, lossily.
         address: String,

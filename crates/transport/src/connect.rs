@@ -12,6 +12,8 @@ use crate::access::Access;
 use crate::address::Address;
 use crate::error::Error;
 use crate::link::Link;
+use crate::obstacle::Wish;
+use crate::peer::Credentials;
 use crate::socket::SocketKind;
 use crate::socket_file::{Found, LOCK_TIMEOUT, SocketFile, not_a_socket};
 use crate::wait::Patience;
@@ -111,10 +113,11 @@ fn attempt(
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(error) => {
-                return Err(Attempt::Failed(Error::io(
-                    format!("connecting to {address}"),
-                    error,
-                )));
+                let doing = format!("connecting to {address}");
+                return Err(Attempt::Failed(match address.as_path() {
+                    Some(path) => Error::at_path(doing, path, Wish::Connect, error),
+                    None => Error::io(doing, error),
+                }));
             }
         }
         // The kernel rounds up to its ticks; zero would mean no limit.
@@ -130,4 +133,22 @@ fn attempt(
             waits = true;
         }
     }
+}
+
+/// Who listens at an address: the process that called listen(2) there. `None` if nobody does, or its backlog is full, or it
+/// cannot be reached.
+///
+/// It takes a connection to be told, which is hung up on at once: the service sees a client that has come and gone. Never
+/// waits.
+#[must_use]
+pub fn who_listens(address: &Address) -> Option<Credentials> {
+    let target = address.to_socket().ok()?;
+    [SocketKind::Packets, SocketKind::Stream]
+        .into_iter()
+        .find_map(|kind| {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let fd = socket_with(AddressFamily::UNIX, kind.socket_type(), flags, None).ok()?;
+            rustix::net::connect(&fd, &target).ok()?;
+            Credentials::of(fd.as_fd()).ok()
+        })
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -12,6 +12,7 @@ use crate::activation::ActivationError;
 use crate::address::{Address, AddressError};
 use crate::broker::Declined;
 use crate::codec::{DecodeError, EncodeError};
+use crate::obstacle::{Wish, explain};
 use crate::peer::Credentials;
 use crate::process::Refusal;
 
@@ -139,7 +140,10 @@ pub enum Error {
         expected: u8,
     },
     /// The other end speaks another version of the protocol.
-    #[error("the other end speaks protocol version {found}, this end version {expected}")]
+    #[error(
+        "the other end speaks protocol version {found}, this end version {expected}: update {}",
+        older(found < expected)
+    )]
     Version {
         /// Version that came.
         found: u8,
@@ -270,16 +274,34 @@ pub enum Error {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// Nobody listens at the address. A name left behind by a dead process has been removed.
-    #[error("nobody listens at {address}")]
+    #[error(
+        "nobody listens at {address}: start the service, or, if it runs, see at which address it listens (each user and \
+         container has a runtime directory of its own)"
+    )]
     NotRunning {
         /// Where.
         address: Address,
     },
     /// Somebody is there already.
-    #[error("{address} is in use by a running process")]
+    #[error(
+        "{address} is in use by {}: stop that first, or choose another address",
+        or_somebody(.holder)
+    )]
     AddressInUse {
         /// Where.
         address: Address,
+        /// Who listens there, if it was asked ([`who_listens`](crate::who_listens)).
+        holder: Option<Credentials>,
+    },
+    /// Modes of directories or of the socket keep this process out.
+    #[error("{}: {why}", path.display())]
+    Forbidden {
+        /// The socket's path.
+        path: PathBuf,
+        /// What stands in the way, and what to do.
+        why: String,
+        /// How the kernel answered.
+        source: io::Error,
     },
     /// The path is taken by something that is not a socket; it was left untouched.
     #[error("{} exists and is a {found}, not a socket; it was left untouched", path.display())]
@@ -290,7 +312,11 @@ pub enum Error {
         found: &'static str,
     },
     /// Another process keeps the directory of a path address locked.
-    #[error("directory {} stays locked (flock) by another process", directory.display())]
+    #[error(
+        "directory {} stays locked (flock) by another process, which `lslocks` shows: end that, or use a directory that \
+         nobody else can read",
+        directory.display()
+    )]
     Locked {
         /// The directory.
         directory: PathBuf,
@@ -361,6 +387,23 @@ pub enum Error {
 }
 
 impl Error {
+    /// [`Error::Io`], or [`Error::Forbidden`] where the kernel says EACCES, or EPERM.
+    pub(crate) fn at_path(
+        doing: impl Into<Cow<'static, str>>,
+        path: &Path,
+        wish: Wish,
+        error: Errno,
+    ) -> Error {
+        match error {
+            Errno::ACCESS | Errno::PERM => Error::Forbidden {
+                path: path.to_owned(),
+                why: explain(path, wish),
+                source: error.into(),
+            },
+            error => Error::io(doing, error),
+        }
+    }
+
     /// [`Error::Io`], or [`Error::DescriptorLimit`] where that is what the kernel says.
     pub(crate) fn io(doing: impl Into<Cow<'static, str>>, source: impl Into<io::Error>) -> Error {
         let source = source.into();
@@ -452,7 +495,9 @@ impl From<Error> for io::Error {
             Error::NotRunning { .. } => io::ErrorKind::ConnectionRefused,
             Error::AddressInUse { .. } => io::ErrorKind::AddrInUse,
             Error::NotASocket { .. } => io::ErrorKind::AlreadyExists,
-            Error::AccessDenied { .. } | Error::NotPermitted(_) => io::ErrorKind::PermissionDenied,
+            Error::AccessDenied { .. } | Error::Forbidden { .. } | Error::NotPermitted(_) => {
+                io::ErrorKind::PermissionDenied
+            }
             Error::NotOpen { .. } | Error::ProcessEnded => io::ErrorKind::NotFound,
             Error::NotAPidfd => io::ErrorKind::InvalidInput,
             Error::ProcessInvisible | Error::Unsupported { .. } => io::ErrorKind::Unsupported,
@@ -461,6 +506,17 @@ impl From<Error> for io::Error {
         };
         io::Error::new(kind, error)
     }
+}
+
+fn older(other: bool) -> &'static str {
+    if other { "the other end" } else { "this end" }
+}
+
+fn or_somebody(holder: &Option<Credentials>) -> String {
+    holder.as_ref().map_or_else(
+        || "a running process".to_owned(),
+        |holder| describe(holder, &[]),
+    )
 }
 
 fn or_unknown(announced: &Option<u16>) -> String {

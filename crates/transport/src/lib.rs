@@ -57,6 +57,7 @@ mod link;
 mod listener;
 mod memory;
 mod message;
+mod obstacle;
 mod peer;
 mod process;
 mod receipt;
@@ -73,6 +74,7 @@ use std::time::Duration;
 
 pub use access::{Access, Admitted};
 pub use address::{Address, AddressError, MAX_NAME};
+pub use connect::who_listens;
 pub use dispose::{MAX_DISPOSERS, dispose};
 pub use error::Error;
 pub use fd::{Fd, FdRef, Fds, SharedFd};
@@ -83,7 +85,7 @@ pub use peer::{Credentials, Peer};
 pub use process::{Obstacle, Refusal, same_description, same_description_in, take_descriptor};
 pub use receipt::Receipt;
 pub use socket::{SocketKind, refuse_descriptors};
-pub use socket_file::remove_stale;
+pub use socket_file::{is_in_use, remove_stale};
 pub use typed::{EventFd, Kind, MemoryFd, StreamFd, Typed, WrongKind, kinds};
 
 /// Descriptors that a packet may carry: SCM_MAX_FD (unix(7)). A message may have more.

@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::fd::Fd;
 use crate::limits::Limits;
 use crate::link::Link;
+use crate::obstacle::Wish;
 use crate::socket::{self, SocketKind};
 use crate::socket_file::{Found, LOCK_TIMEOUT, SocketFile, not_a_socket};
 use crate::sys;
@@ -200,7 +201,7 @@ impl Listener {
     /// - [`Error::Io`]; while "asking who the peer is" (a closure is shown a pidfd, which takes a second descriptor number)
     ///   the client has been hung up on.
     pub fn accept(&self) -> Result<Link, Error> {
-        self.accept_within(Patience::Forever)
+        self.accept_within(Patience::Forever, no_word)
     }
 
     /// [`accept`](Listener::accept) without waiting.
@@ -208,7 +209,16 @@ impl Listener {
     /// # Errors
     /// [`Error::WouldBlock`] when nobody waits; else as [`accept`](Listener::accept).
     pub fn try_accept(&self) -> Result<Link, Error> {
-        self.accept_within(Patience::None)
+        self.accept_within(Patience::None, no_word)
+    }
+
+    /// [`try_accept`](Listener::try_accept), which shows the link of a client that is not admitted to `refuse`, with the
+    /// [`Error::AccessDenied`], before it is hung up on: to send it a last word. Nothing that it says should be read.
+    ///
+    /// # Errors
+    /// As [`try_accept`](Listener::try_accept).
+    pub fn try_accept_or(&self, refuse: impl FnOnce(&Link, &Error)) -> Result<Link, Error> {
+        self.accept_within(Patience::None, refuse)
     }
 
     /// [`accept`](Listener::accept), waiting at most `timeout`.
@@ -216,7 +226,7 @@ impl Listener {
     /// # Errors
     /// [`Error::TimedOut`] when nobody came in time; else as [`accept`](Listener::accept).
     pub fn accept_timeout(&self, timeout: Duration) -> Result<Link, Error> {
-        self.accept_within(Patience::timeout(timeout))
+        self.accept_within(Patience::timeout(timeout), no_word)
     }
 
     /// Where it listens.
@@ -234,14 +244,23 @@ impl Listener {
         }
     }
 
-    fn accept_within(&self, patience: Patience) -> Result<Link, Error> {
+    fn accept_within(
+        &self,
+        patience: Patience,
+        refuse: impl FnOnce(&Link, &Error),
+    ) -> Result<Link, Error> {
         self.announce();
         loop {
             match accept_with(self.as_fd(), SocketFlags::CLOEXEC) {
                 Ok(fd) => {
-                    let link = Link::new(fd, self.kind);
-                    self.access.admit_client(link.as_fd())?;
-                    return Ok(link.with_limits(self.limits));
+                    let link = Link::new(fd, self.kind).with_limits(self.limits);
+                    if let Err(error) = self.access.admit_client(link.as_fd()) {
+                        if matches!(error, Error::AccessDenied { .. }) {
+                            refuse(&link, &error);
+                        }
+                        return Err(error);
+                    }
+                    return Ok(link);
                 }
                 Err(Errno::AGAIN) => {
                     wait::ready(self.as_fd(), PollFlags::IN, patience)?;
@@ -253,6 +272,8 @@ impl Listener {
         }
     }
 }
+
+fn no_word(_: &Link, _: &Error) {}
 
 fn bind_file(
     fd: &OwnedFd,
@@ -271,7 +292,10 @@ fn bind_file(
         Err(Errno::ADDRINUSE) => {
             match file.clear()? {
                 Found::Live => {
-                    return Err(Error::AddressInUse { address: address() });
+                    return Err(Error::AddressInUse {
+                        address: address(),
+                        holder: None,
+                    });
                 }
                 Found::Other(found) => return Err(not_a_socket(path, found)),
                 Found::Stale(_) | Found::Nothing => {}
@@ -288,7 +312,7 @@ fn bind_file(
     let own = OwnFile::bound(absolute, identity);
     let ready = match access {
         Access::SameUser => Ok(()),
-        _ => file.open_to(Mode::from_raw_mode(0o666)),
+        _ => file.open_to(Mode::from_raw_mode(0o666), identity),
     };
     if let Err(error) = ready.and_then(|()| start(fd)) {
         let _ = file.remove(identity);
@@ -305,8 +329,15 @@ fn refused(address: &Address, error: Errno) -> Error {
     match error {
         Errno::ADDRINUSE => Error::AddressInUse {
             address: address.clone(),
+            holder: None,
         },
-        error => Error::io(format!("binding a socket to {address}"), error),
+        error => {
+            let doing = format!("binding a socket to {address}");
+            match address.as_path() {
+                Some(path) => Error::at_path(doing, path, Wish::Change, error),
+                None => Error::io(doing, error),
+            }
+        }
     }
 }
 

@@ -6,19 +6,22 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock, open, statat, unlinkat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, chmod, chmodat, flock, fstat, open,
+    openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::process::geteuid;
 
 use crate::address::Address;
 use crate::error::Error;
+use crate::obstacle::Wish;
 use crate::wait::Patience;
 
 /// How long to wait for another process that holds the directory's lock; it needs it for some microseconds.
@@ -52,28 +55,13 @@ pub(crate) struct SocketFile<'a> {
 
 impl<'a> SocketFile<'a> {
     pub(crate) fn lock(path: &'a Path, timeout: Duration) -> Result<SocketFile<'a>, Error> {
-        let name = path.file_name().unwrap_or_default().to_owned();
-        let parent = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let directory = open(
-            parent,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|error| Error::io(format!("opening directory {}", parent.display()), error))?;
+        let file = SocketFile::unlocked(path)?;
+        let parent = parent(path);
         let patience = Patience::timeout(timeout);
         let mut pause = Duration::from_micros(50);
         loop {
-            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    return Ok(SocketFile {
-                        directory,
-                        path,
-                        name,
-                    });
-                }
+            match flock(&file.directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) => match patience.left(pause) {
                     Ok(pause) => thread::sleep(pause),
@@ -92,6 +80,25 @@ impl<'a> SocketFile<'a> {
             }
             pause = (pause * 2).min(Duration::from_millis(10));
         }
+    }
+
+    /// To look at, not to change.
+    fn unlocked(path: &'a Path) -> Result<SocketFile<'a>, Error> {
+        let parent = parent(path);
+        let directory = open(
+            parent,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|error| {
+            let doing = format!("opening directory {}", parent.display());
+            Error::at_path(doing, path, Wish::Change, error)
+        })?;
+        Ok(SocketFile {
+            directory,
+            path,
+            name: path.file_name().unwrap_or_default().to_owned(),
+        })
     }
 
     fn stat(&self) -> Result<Option<Stat>, Error> {
@@ -131,7 +138,12 @@ impl<'a> SocketFile<'a> {
             Ok(()) | Err(Errno::PROTOTYPE | Errno::PERM) => Ok(Found::Live),
             Err(Errno::CONNREFUSED) => Ok(Found::Stale(identity(&stat))),
             Err(Errno::NOENT) => Ok(Found::Nothing),
-            Err(error) => Err(Error::io("asking whether a socket is in use", error)),
+            Err(error) => Err(Error::at_path(
+                "asking whether a socket is in use",
+                self.path,
+                Wish::Ask,
+                error,
+            )),
         }
     }
 
@@ -152,14 +164,35 @@ impl<'a> SocketFile<'a> {
         match unlinkat(&self.directory, &self.name, AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(Error::io("removing a socket's file", error)),
+            Err(error) => Err(Error::at_path(
+                "removing a socket's file",
+                self.path,
+                Wish::Change,
+                error,
+            )),
         }
     }
 
-    /// Changes the mode of the file.
-    pub(crate) fn open_to(&self, mode: Mode) -> Result<(), Error> {
-        rustix::fs::chmodat(&self.directory, &self.name, mode, AtFlags::empty())
-            .map_err(|error| Error::io("opening a socket's file to other users", error))
+    /// Changes the mode of the file, if it is still the one seen. chmod(2) by name would follow a symbolic link that whoever
+    /// owns the directory has put in its place.
+    pub(crate) fn open_to(&self, mode: Mode, seen: Identity) -> Result<(), Error> {
+        let failed = |error| Error::io("opening a socket's file to other users", error);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.directory, &self.name, flags, Mode::empty()).map_err(failed)?;
+        if identity(&fstat(&file).map_err(failed)?) != seen {
+            return Err(failed(Errno::STALE));
+        }
+        match chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode) {
+            // No /proc.
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                let owner = fstat(&self.directory).map_err(failed)?.st_uid;
+                if owner != 0 && owner != geteuid().as_raw() {
+                    return Err(failed(Errno::NOENT));
+                }
+                chmodat(&self.directory, &self.name, mode, AtFlags::empty()).map_err(failed)
+            }
+            other => other.map_err(failed),
+        }
     }
 }
 
@@ -179,6 +212,13 @@ fn identity(stat: &Stat) -> Identity {
     }
 }
 
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// For an error's text.
 pub(crate) fn not_a_socket(path: &Path, found: FileType) -> Error {
     let found = match found {
@@ -192,6 +232,20 @@ pub(crate) fn not_a_socket(path: &Path, found: FileType) -> Error {
         path: path.to_owned(),
         found,
     }
+}
+
+/// Whether some process has the socket at `address`, listening or about to. It is not disturbed, and nothing is changed.
+/// Always false for abstract names.
+///
+/// # Errors
+/// The directory cannot be opened.
+pub fn is_in_use(address: &Address) -> io::Result<bool> {
+    let Some(path) = address.as_path() else {
+        return Ok(false);
+    };
+    address.to_socket()?;
+    let found = SocketFile::unlocked(path)?.look()?;
+    Ok(matches!(found, Found::Live))
 }
 
 /// Removes the socket file that a dead process left at `address`, and says whether there was one.
@@ -208,4 +262,37 @@ pub fn remove_stale(address: &Address) -> io::Result<bool> {
     address.to_socket()?;
     let found = SocketFile::lock(path, Duration::ZERO)?.clear()?;
     Ok(matches!(found, Found::Stale(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
+    use std::{env, fs};
+
+    use super::*;
+
+    /// Whoever owns the directory puts something else in a socket's place before its mode is changed.
+    #[test]
+    fn only_the_socket_itself_is_opened_to_others() {
+        let directory = env::temp_dir().join(format!("memlane-opened-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let [path, precious] = ["socket", "precious"].map(|name| directory.join(name));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        fs::write(&precious, "").unwrap();
+        fs::set_permissions(&precious, fs::Permissions::from_mode(0o600)).unwrap();
+        let _listener = UnixListener::bind(&path).unwrap();
+
+        let file = SocketFile::lock(&path, LOCK_TIMEOUT).unwrap();
+        let seen = file.identity().unwrap().unwrap();
+        file.open_to(Mode::from_raw_mode(0o666), seen).unwrap();
+        assert_eq!(mode(&path), 0o666);
+
+        fs::remove_file(&path).unwrap();
+        symlink(&precious, &path).unwrap();
+        file.open_to(Mode::from_raw_mode(0o666), seen).unwrap_err();
+        assert_eq!(mode(&precious), 0o600);
+        drop(file);
+        fs::remove_dir_all(&directory).unwrap();
+    }
 }
