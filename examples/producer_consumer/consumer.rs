@@ -67,7 +67,7 @@ fn consume<T: Trust>(
     loop {
         let message = match subscriber.recv() {
             Ok(message) => message,
-            Err(RecvError::Disconnected) => break,
+            Err(RecvError::Disconnected { .. }) => break,
             Err(error) => return Err(error.into()),
         };
         let mut stamp = [0; STAMP];

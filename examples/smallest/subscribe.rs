@@ -5,7 +5,7 @@ fn main() -> anyhow::Result<()> {
     loop {
         match subscriber.recv() {
             Ok(message) => println!("{}", String::from_utf8_lossy(&message.to_vec())),
-            Err(memlane::RecvError::Disconnected) => return Ok(()),
+            Err(memlane::RecvError::Disconnected { .. }) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }

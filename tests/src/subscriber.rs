@@ -1,6 +1,6 @@
 use memlane::{
-    Address, Error, Link, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder,
-    SubscriberStats, Trust, Trusted, TryRecvError, WaitPolicy,
+    Address, Error, Link, Message, Reason, RecvError, RecvTimeoutError, Subscriber,
+    SubscriberBuilder, SubscriberStats, Trust, Trusted, TryRecvError, WaitPolicy,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,8 +63,8 @@ pub enum Form {
 pub enum Received {
     /// A message, copied.
     Message,
-    /// The end.
-    Disconnected,
+    /// The end, and why.
+    Disconnected(Reason),
 }
 
 impl Wish {
@@ -162,7 +162,7 @@ fn receive<T: Trust>(
     match form {
         Form::Recv => match subscriber.recv() {
             Ok(message) => take(&message),
-            Err(RecvError::Disconnected) => return Ok(Received::Disconnected),
+            Err(RecvError::Disconnected { reason }) => return Ok(Received::Disconnected(reason)),
             Err(error) => return Err(error),
         },
         Form::TryRecv => {
@@ -174,7 +174,9 @@ fn receive<T: Trust>(
                         break;
                     }
                     Err(TryRecvError::Empty) => std::hint::spin_loop(),
-                    Err(TryRecvError::Disconnected) => return Ok(Received::Disconnected),
+                    Err(TryRecvError::Disconnected { reason }) => {
+                        return Ok(Received::Disconnected(reason));
+                    }
                     Err(TryRecvError::Corrupt(corrupt)) => return Err(corrupt.into()),
                     Err(TryRecvError::Chunk(error)) => return Err(error.into()),
                 }
@@ -186,7 +188,9 @@ fn receive<T: Trust>(
         }
         Form::RecvTimeout => match subscriber.recv_timeout(PATIENCE) {
             Ok(message) => take(&message),
-            Err(RecvTimeoutError::Disconnected) => return Ok(Received::Disconnected),
+            Err(RecvTimeoutError::Disconnected { reason }) => {
+                return Ok(Received::Disconnected(reason));
+            }
             Err(RecvTimeoutError::TimedOut) => panic!("no message for {PATIENCE:?}"),
             Err(RecvTimeoutError::Corrupt(corrupt)) => return Err(corrupt.into()),
             Err(RecvTimeoutError::Chunk(error)) => return Err(error.into()),

@@ -96,3 +96,28 @@ pub enum Refusal {
     Doorbell { why: String },
     Resources { why: String },
 }
+
+/// Later packets, from the publisher.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Notice {
+    Added {
+        id: u32,
+        chunks: u32,
+        chunk_size: u64,
+        memory: Fd,
+    },
+    Removed {
+        id: u32,
+    },
+    Farewell(Farewell),
+}
+
+/// Why a publisher hangs up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Farewell {
+    Closed,
+    Panicked,
+    Evicted { why: String },
+}

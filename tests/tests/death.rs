@@ -116,7 +116,7 @@ fn drain(mut subscriber: AnySubscriber, received: &AtomicU64) -> u64 {
         let form = [Form::Recv, Form::RecvTimeout, Form::TryRecv][expected as usize % 3];
         match subscriber.receive(form, &mut message) {
             Ok(Received::Message) => {}
-            Ok(Received::Disconnected) => return expected,
+            Ok(Received::Disconnected(_)) => return expected,
             Err(error) => panic!("message {expected}: {error}"),
         }
         assert_eq!(message.len(), length(expected, LONGEST));
@@ -290,7 +290,7 @@ fn subscriber(role: &Role) {
     while left > 0 {
         match subscriber.recv(&mut message) {
             Ok(Received::Message) => left -= 1,
-            Ok(Received::Disconnected) => return,
+            Ok(Received::Disconnected(_)) => return,
             Err(error) => panic!("{error}"),
         }
         alive();
@@ -591,7 +591,10 @@ fn a_killed_publisher_whose_link_lives_on() {
                     child.kill();
                     receiving.join().unwrap()
                 });
-                assert!(matches!(asleep, Ok(Received::Disconnected)), "{asleep:?}");
+                assert!(
+                    matches!(asleep, Ok(Received::Disconnected(_))),
+                    "{asleep:?}"
+                );
                 child.kill_and_reap();
                 drop(copies);
                 drop(subscriber);
@@ -691,7 +694,7 @@ fn a_dropped_publisher() {
         }
         for _ in 0..3 {
             let end = subscriber.recv(&mut message);
-            assert!(matches!(end, Ok(Received::Disconnected)), "{end:?}");
+            assert!(matches!(end, Ok(Received::Disconnected(_))), "{end:?}");
         }
         child.hear::<()>();
         assert_eq!(scene.services(), [""; 0]);

@@ -172,7 +172,7 @@ fn subscriber(role: &Role) {
     assert_eq!(max, longest, "the longest message was there");
     for form in [Form::Recv, Form::TryRecv, Form::RecvTimeout, Form::Recv] {
         match subscriber.receive(form, &mut message) {
-            Ok(Received::Disconnected) => {}
+            Ok(Received::Disconnected(_)) => {}
             other => panic!("after the last message: {other:?}"),
         }
     }
@@ -184,7 +184,7 @@ fn subscriber(role: &Role) {
     if let AnySubscriber::Untrusting(subscriber) = &mut subscriber {
         assert!(matches!(
             subscriber.try_recv(),
-            Err(TryRecvError::Disconnected)
+            Err(TryRecvError::Disconnected { .. })
         ));
     }
     role.tell(&stats.messages);

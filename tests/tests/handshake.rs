@@ -100,7 +100,10 @@ fn a_launcher_that_exits() {
     }
     assert_eq!(publisher.subscribers(), 1);
     drop(publisher);
-    assert!(matches!(subscriber.recv(), Err(RecvError::Disconnected)));
+    assert!(matches!(
+        subscriber.recv(),
+        Err(RecvError::Disconnected { .. })
+    ));
 }
 
 /// A subscriber joins and falls asleep while the ring is full of messages to nobody: the publisher's next message

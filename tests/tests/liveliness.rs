@@ -81,7 +81,10 @@ fn a_stopped_publisher_is_silent() {
                 end => break end.map(drop),
             }
         };
-        assert!(matches!(end, Err(RecvError::Disconnected)), "{end:?}");
+        assert!(
+            matches!(end, Err(RecvError::Disconnected { .. })),
+            "{end:?}"
+        );
     }
 }
 

@@ -268,7 +268,7 @@ fn subscriber(role: &Role) {
     loop {
         match subscriber.recv() {
             Ok(message) => message.copy_into(&mut copy),
-            Err(RecvError::Disconnected) => return,
+            Err(RecvError::Disconnected { .. }) => return,
             Err(error) => panic!("{error}"),
         }
         if copy.len() == 1 << 20 {

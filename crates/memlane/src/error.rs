@@ -174,12 +174,45 @@ pub enum SendTimeoutError {
     Wait(io::Error),
 }
 
+/// Why a publisher is gone.
+///
+/// All but [`Died`](Reason::Died) and [`Broken`](Reason::Broken) is its own word, on the link, before it hung up: to be
+/// told to people, not to be relied upon.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Reason {
+    /// It was closed in order ([`Publisher::close`](crate::Publisher::close)), or dropped.
+    #[error("the publisher has closed the lane")]
+    Closed,
+    /// It was dropped by a thread that panicked.
+    #[error("the publisher has panicked")]
+    Panicked,
+    /// It goes on without this subscriber.
+    #[error("the publisher has dropped this subscriber: {}", why.escape_debug())]
+    Evicted {
+        /// Its reason.
+        why: String,
+    },
+    /// It hung up without a word, or its process is gone: killed, aborted, ended by exit(3) or execve(2).
+    #[error("the publisher has died")]
+    Died,
+    /// It was hung up on, since what it said on the link made no sense.
+    #[error("the publisher was hung up on, since what it said made no sense: {why}")]
+    Broken {
+        /// What was expected, and what came.
+        why: String,
+    },
+}
+
 /// No message was received.
 #[derive(Debug, thiserror::Error)]
 pub enum RecvError {
-    /// The publisher is gone, in order or by dying, and everything it had committed has been received.
-    #[error("the publisher is gone, and every message it committed has been received")]
-    Disconnected,
+    /// The publisher is gone, and everything it had committed has been received.
+    #[error("{reason}; what it had committed by then has been received")]
+    Disconnected {
+        /// Why.
+        reason: Reason,
+    },
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
@@ -205,9 +238,12 @@ pub enum TryRecvError {
     /// None yet.
     #[error("no message waits")]
     Empty,
-    /// The publisher is gone, in order or by dying, and everything it had committed has been received.
-    #[error("the publisher is gone, and every message it committed has been received")]
-    Disconnected,
+    /// The publisher is gone, and everything it had committed has been received.
+    #[error("{reason}; what it had committed by then has been received")]
+    Disconnected {
+        /// Why.
+        reason: Reason,
+    },
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
@@ -223,9 +259,12 @@ pub enum RecvTimeoutError {
     /// None came in time.
     #[error("no message came in time")]
     TimedOut,
-    /// The publisher is gone, in order or by dying, and everything it had committed has been received.
-    #[error("the publisher is gone, and every message it committed has been received")]
-    Disconnected,
+    /// The publisher is gone, and everything it had committed has been received.
+    #[error("{reason}; what it had committed by then has been received")]
+    Disconnected {
+        /// Why.
+        reason: Reason,
+    },
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),

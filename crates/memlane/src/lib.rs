@@ -27,7 +27,8 @@
 //! - **Of any length.** What is too long for the ring lies in a pool of the publisher's, written and read in place
 //!   ([`Publisher::reserve`], [`Publisher::loan`]), and can be kept ([`Message::hold`]).
 //! - **Death comes from the kernel.** A killed publisher's committed messages are still delivered, then
-//!   [`RecvError::Disconnected`]. Nobody is declared dead for being slow.
+//!   [`RecvError::Disconnected`], which says whether it closed the lane or died ([`Reason`]). Nobody is declared dead for
+//!   being slow.
 //! - **Nothing is left behind.** The memory has no name and goes with its last holder.
 //! - **Nobody has to be trusted.** A subscriber can write nothing of the publisher's, a publisher nothing of the
 //!   subscriber's; words in shared memory are checked when they are read, and payload is copied out, unless
@@ -66,8 +67,8 @@ pub mod tokio;
 mod watched;
 
 pub use error::{
-    ChunkError, Error, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
-    TrySendError,
+    ChunkError, Error, Reason, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
+    TryRecvError, TrySendError,
 };
 pub use future::{Async, ControlThread, Readiness};
 #[doc(no_inline)]

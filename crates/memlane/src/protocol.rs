@@ -11,7 +11,7 @@ use memlane_region::pool::MAX_SEGMENTS;
 use memlane_transport::{Fd, FdRef, Limits};
 use serde::{Deserialize, Serialize};
 
-use crate::PayloadType;
+use crate::{PayloadType, Reason};
 
 /// Version of everything in this file and of the memory layout.
 pub(crate) const VERSION: u32 = 3;
@@ -127,8 +127,8 @@ pub(crate) enum PublisherDoorbell {
     EventFd(Fd),
 }
 
-/// Later packets, from the publisher: what becomes of its pool. A segment's notice is sent before the first record
-/// that names it.
+/// Later packets, from the publisher: what becomes of its pool, and why it hangs up. A segment's notice is sent before the
+/// first record that names it.
 #[derive(Debug, Serialize)]
 pub(crate) enum NoticeRef<'a> {
     Added {
@@ -139,6 +139,8 @@ pub(crate) enum NoticeRef<'a> {
     },
     /// Nothing will name it any more.
     Removed { id: u32 },
+    /// The last one, before the publisher hangs up.
+    Farewell(&'a Farewell),
 }
 
 /// [`NoticeRef`], received.
@@ -153,6 +155,25 @@ pub(crate) enum Notice {
     Removed {
         id: u32,
     },
+    Farewell(Farewell),
+}
+
+/// Why a publisher hangs up. Nothing depends on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Farewell {
+    Closed,
+    Panicked,
+    Evicted { why: String },
+}
+
+impl From<Farewell> for Reason {
+    fn from(farewell: Farewell) -> Reason {
+        match farewell {
+            Farewell::Closed => Reason::Closed,
+            Farewell::Panicked => Reason::Panicked,
+            Farewell::Evicted { why } => Reason::Evicted { why },
+        }
+    }
 }
 
 /// Why a publisher turned a subscriber away.
@@ -314,5 +335,13 @@ mod tests {
         says("added: segment 0, 4 chunks of 256 KiB", &added);
         says("segment: as below", &AnswerRef::Segment(added));
         says("removed: segment 300", &NoticeRef::Removed { id: 300 });
+
+        let farewell = |what, farewell| says(what, &NoticeRef::Farewell(&farewell));
+        farewell("farewell: closed", Farewell::Closed);
+        farewell("farewell: panicked", Farewell::Panicked);
+        farewell(
+            "farewell: evicted, \"no\"",
+            Farewell::Evicted { why: why() },
+        );
     }
 }

@@ -42,7 +42,7 @@ use crate::{Error, Publisher, Subscriber, Trust};
 ///     match subscriber.try_recv() {
 ///         Ok(message) => println!("{} bytes", message.len()),
 ///         Err(TryRecvError::Empty) => {}
-///         Err(TryRecvError::Disconnected) => break,
+///         Err(TryRecvError::Disconnected { .. }) => break,
 ///         Err(error) => return Err(error.into()),
 ///     }
 /// }

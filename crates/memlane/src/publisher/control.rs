@@ -37,8 +37,8 @@ use crate::{
     doorbells::{self, Bell},
     process_of,
     protocol::{
-        AnswerRef, DoorbellOffer, Greeting, LIMITS, NoticeRef, Opening, PublisherDoorbellRef,
-        Refusal, Rings, VERSION, WelcomeRef,
+        AnswerRef, DoorbellOffer, Farewell, Greeting, LIMITS, NoticeRef, Opening,
+        PublisherDoorbellRef, Refusal, Rings, VERSION, WelcomeRef,
     },
 };
 
@@ -81,8 +81,10 @@ pub(crate) struct Control {
     state: Mutex<State>,
     /// Notified when a subscriber joins or leaves.
     changed: Condvar,
-    /// Subscribers dropped because what they wrote made no sense.
+    /// Subscribers dropped because what they wrote made no sense, or they took no notices.
     evicted: AtomicU64,
+    /// Other subscribers that are no more.
+    left: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -176,6 +178,7 @@ impl Control {
             state: Mutex::default(),
             changed: Condvar::new(),
             evicted: AtomicU64::new(0),
+            left: AtomicU64::new(0),
         }
     }
 
@@ -314,6 +317,10 @@ impl Control {
 
     pub(super) fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Waits until there are `count` subscribers. False if the deadline passed first.
@@ -688,9 +695,11 @@ impl Control {
                 if let (Some(wakes), Some(doorbell)) = (&state.wakes, peer.doorbell()) {
                     wakes.remove(doorbell);
                 }
-                if peer.evicted() {
-                    self.evicted.fetch_add(1, Ordering::Relaxed);
-                }
+                let gone = match peer.evicted() {
+                    true => &self.evicted,
+                    false => &self.left,
+                };
+                gone.fetch_add(1, Ordering::Relaxed);
                 self.changed.notify_all();
             }
         }
@@ -699,12 +708,13 @@ impl Control {
         self.accept(state);
     }
 
-    /// Hangs up on everyone and stops listening.
-    pub(super) fn close(&self) {
+    /// Stops listening, and hangs up on everyone, with a word on why.
+    pub(super) fn close(&self, farewell: &Farewell) {
         let mut state = self.state();
         if let Some(listener) = state.listener.take() {
             let _ = epoll::delete(&*self.epoll, &listener);
         }
+        state.peers().for_each(|peer| peer.farewell(farewell));
         let sources: Vec<u32> = state.links.keys().copied().collect();
         for source in sources {
             self.remove(&mut state, source);

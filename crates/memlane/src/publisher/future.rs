@@ -128,6 +128,20 @@ impl<R: Readiness> Async<Publisher, R> {
         })
     }
 
+    /// Waits until every subscriber has received, and released, all that was sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::drain`].
+    pub async fn drain(&mut self) -> Result<(), Error> {
+        let wanting = Wanting(self);
+        let mut drained = |publisher: &mut Publisher| publisher.now(Need::Drained);
+        match poll_fn(|cx| wanting.0.poll_room(cx, &mut drained)).await {
+            Err(NoRoomInTime::Wait(error)) => Err(Error::os("wait for subscribers")(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits until there are at least `count` subscribers.
     ///
     /// # Errors

@@ -35,6 +35,7 @@ use wakes::Wakes;
 use crate::{
     Error, SendError, SendTimeoutError, TrySendError, after,
     page::ALIVE,
+    protocol::Farewell,
     reactor::Reactor,
     watched::{Watch, polls},
 };
@@ -46,7 +47,8 @@ use crate::{
 /// who are subscribed when it is committed, in order, and is lost to nobody; with no subscribers it goes
 /// nowhere, at once.
 ///
-/// Dropping the publisher closes the service and hangs up. Subscribers still receive what was committed.
+/// Dropping the publisher closes the service and hangs up: [`close`](Publisher::close). Subscribers still receive what was
+/// committed.
 ///
 /// ```
 /// # let link = memlane::Link::pair()?;
@@ -108,8 +110,11 @@ pub struct PublisherStats {
     pub spurious: u64,
     /// Times a sleeping subscriber was rung: one system call each.
     pub rings: u64,
-    /// Subscribers dropped because what they wrote made no sense.
+    /// Subscribers dropped because what they wrote made no sense, or because they have left too many notices of the pool
+    /// unread.
     pub evicted: u64,
+    /// Subscribers that left, or died.
+    pub left: u64,
 }
 
 /// So many loans between two looks for memory that has been quiet.
@@ -377,6 +382,51 @@ impl Publisher {
         self.pool.max_loan()
     }
 
+    /// Waits until every subscriber has received, and released, all that was sent, no longer than `timeout`; whether they
+    /// have. One that leaves or dies is not waited for. A subscriber says what it has released, at the latest, when it looks for
+    /// the next message: one that never does so may be waited for in vain.
+    ///
+    /// Nothing is lost without it: subscribers receive what was committed after the publisher is gone, too. It is for who
+    /// wants to know.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if waiting fails in the kernel (short of memory).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # let link = memlane::Link::pair()?;
+    /// # let mut publisher = memlane::Publisher::builder().unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// # let mut subscriber = memlane::Subscriber::builder().over(link.1)?;
+    /// publisher.send(b"the last frame")?;
+    /// # drop(subscriber.recv()?);
+    /// if !publisher.drain(Duration::from_secs(1))? {
+    ///     eprintln!("somebody is slow, and will read the rest later");
+    /// }
+    /// publisher.close();
+    /// # assert!(matches!(
+    /// #     subscriber.recv(),
+    /// #     Err(memlane::RecvError::Disconnected { reason: memlane::Reason::Closed })
+    /// # ));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn drain(&mut self, timeout: Duration) -> Result<bool, Error> {
+        match self.room(Need::Drained, after(timeout)) {
+            Ok(()) => Ok(true),
+            Err(NoRoomInTime::Wait(error)) => Err(Error::os("wait for subscribers")(error)),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Closes the service, hangs up on all subscribers, and tells them that this was in order: they receive what was
+    /// committed, and then [`Disconnected`](crate::RecvError::Disconnected) with [`Reason::Closed`](crate::Reason::Closed).
+    /// It waits for nobody.
+    ///
+    /// Dropping the publisher does the same; a thread that panics meanwhile says so
+    /// ([`Reason::Panicked`](crate::Reason::Panicked)).
+    pub fn close(self) {}
+
     /// How many subscribers there are. By the next line there may be more, or fewer.
     pub fn subscribers(&self) -> usize {
         self.control.subscribers()
@@ -461,6 +511,7 @@ impl Publisher {
     pub fn stats(&self) -> PublisherStats {
         PublisherStats {
             evicted: self.control.evicted(),
+            left: self.control.left(),
             ..self.stats
         }
     }
@@ -672,6 +723,9 @@ impl Drop for Publisher {
         if let Some((reactor, id)) = &self.reactor {
             reactor.remove(*id);
         }
-        self.control.close();
+        self.control.close(&match std::thread::panicking() {
+            true => Farewell::Panicked,
+            false => Farewell::Closed,
+        });
     }
 }

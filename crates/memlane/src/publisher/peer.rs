@@ -12,12 +12,13 @@ use memlane_region::{
     ring::{self, LEFT},
 };
 use memlane_signaling::{CARRIED, Doorbell, Look, Rung};
-use memlane_transport::Link;
+use memlane_transport::{Error as LinkError, Link};
+use rustix::net::sockopt;
 
 use crate::{
     doorbells::Bell,
     page::{CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED},
-    protocol::NoticeRef,
+    protocol::{Farewell, NoticeRef},
 };
 
 /// One subscriber, as its publisher sees it. Shared by the hot side (cursor, doorbells) and the control side
@@ -108,11 +109,22 @@ impl Peer {
         if self.page.load_word(CURSOR) == LEFT {
             return;
         }
-        self.with_link(|link| {
-            if link.try_send(notice).is_err() {
+        self.with_link(|link| match link.try_send(notice) {
+            Ok(()) => {}
+            Err(error) => {
+                if matches!(error, LinkError::WouldBlock) {
+                    self.evicted.store(true, Ordering::Relaxed);
+                    let why = "it has left too many notices of the pool unread".to_owned();
+                    say(link, &Farewell::Evicted { why });
+                }
                 let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Write);
             }
         });
+    }
+
+    /// Tells it why the link is about to end.
+    pub(super) fn farewell(&self, farewell: &Farewell) {
+        self.with_link(|link| say(link, farewell));
     }
 
     /// Ends the link, which tells the subscriber, and the control side too.
@@ -133,14 +145,29 @@ impl Peer {
     }
 }
 
+/// A last word. It finds room where notices do not any more: one that does not read them is told all the same.
+fn say(link: &Link, farewell: &Farewell) {
+    let notice = NoticeRef::Farewell(farewell);
+    if let Err(LinkError::WouldBlock) = link.try_send(&notice) {
+        // What is set is doubled (socket(7)), and what is asked for is what it is already.
+        let enlarged = sockopt::socket_send_buffer_size(link.as_fd())
+            .and_then(|size| sockopt::set_socket_send_buffer_size(link.as_fd(), size));
+        if enlarged.is_ok() {
+            let _ = link.try_send(&notice);
+        }
+    }
+}
+
 impl ring::Reader for Peer {
     #[inline(always)]
     fn cursor(&self) -> u64 {
         self.page.load_word(CURSOR)
     }
 
-    fn corrupt(&self, _found: u64) {
+    fn corrupt(&self, found: u64) {
         self.evicted.store(true, Ordering::Relaxed);
+        let why = format!("expected a cursor that goes forward up to what was sent, got {found}");
+        self.farewell(&Farewell::Evicted { why });
         self.hang_up();
     }
 }

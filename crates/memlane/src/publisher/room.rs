@@ -38,6 +38,8 @@ pub(super) enum Need {
     Ring(usize),
     /// A free chunk for so many bytes.
     Chunk(usize),
+    /// No message: that every subscriber has released all there were.
+    Drained,
 }
 
 /// Why there is no room.
@@ -69,6 +71,8 @@ fn look(
             Err(NoRoom::Full) => Err(NoRoomInTime::Full),
             Err(NoRoom::TooLarge { max }) => Err(NoRoomInTime::TooLarge { max }),
         },
+        Need::Drained if writer.is_drained() => Ok(()),
+        Need::Drained => Err(NoRoomInTime::Full),
         Need::Chunk(len) => {
             let ready = pool.make_ready(len, writer);
             if pool.has_changes() {
@@ -128,7 +132,7 @@ impl Publisher {
     #[cold]
     fn wait(&mut self, need: Need, deadline: Option<Instant>) -> Result<(), NoRoomInTime> {
         self.ring_for_batch();
-        self.stats.stalls += 1;
+        self.stats.stalls += u64::from(!matches!(need, Need::Drained));
         let mut slept = false;
         loop {
             let Publisher {
@@ -194,7 +198,7 @@ impl Publisher {
                 self.want(wanted);
                 match need {
                     // A loan that is dropped makes no room here; a message's own may be, if it is given up for now.
-                    Need::Ring(_) => self.pool.await_no_loans(),
+                    Need::Ring(_) | Need::Drained => self.pool.await_no_loans(),
                     Need::Chunk(_) => {
                         self.watch_loans().map_err(NoRoomInTime::Wait)?;
                         self.pool.await_loans();
@@ -256,6 +260,7 @@ impl Publisher {
     fn wanted(&self, need: Need) -> u64 {
         match need {
             Need::Ring(len) => self.writer.want(len),
+            Need::Drained => self.writer.want_drained(),
             Need::Chunk(_) => self.pool.want().unwrap_or(A_SLOT),
         }
     }

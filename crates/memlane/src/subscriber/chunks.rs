@@ -1,7 +1,7 @@
 use memlane_region::pool::{Chunk, ChunkRef, Geometry, MAX_SEGMENTS, PoolReader, Unresolved};
 use memlane_transport::{Error as LinkError, Link, dispose};
 
-use crate::{ChunkError, protocol::Notice};
+use crate::{ChunkError, Reason, protocol::Notice};
 
 /// So many notices are taken in one go: more than an honest publisher has to give.
 const MAX_NOTICES: usize = 4 * MAX_SEGMENTS;
@@ -12,6 +12,8 @@ pub(super) struct Chunks {
     reader: PoolReader,
     /// Why a segment is not here, though it was announced.
     refused: Option<String>,
+    /// What the publisher said last, or why nothing more is heard of it.
+    farewell: Option<Reason>,
 }
 
 impl Chunks {
@@ -19,7 +21,18 @@ impl Chunks {
         Chunks {
             reader: PoolReader::new(quota),
             refused: None,
+            farewell: None,
         }
+    }
+
+    /// Why there is no publisher any more, once it is gone, as far as it has said so.
+    pub(super) fn farewell(&mut self, link: &Link) -> Reason {
+        if self.farewell.is_none() {
+            // All that waits: nothing is added to it any more, and what fits a socket is less than this.
+            self.take_notices(link);
+            self.take_notices(link);
+        }
+        self.farewell.clone().unwrap_or(Reason::Died)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -37,7 +50,9 @@ impl Chunks {
         if !self.reader.contains(found.segment) {
             self.take_notices(link);
         }
-        let Chunks { reader, refused } = self;
+        let Chunks {
+            reader, refused, ..
+        } = self;
         reader
             .resolve(found)
             .map_err(|unresolved| why(refused.as_ref(), unresolved))
@@ -53,7 +68,9 @@ impl Chunks {
                 Err(error) if error.is_disconnected() => return,
                 // The link has ended by that.
                 Err(error) => {
-                    self.refused = Some(error.to_string());
+                    let why = error.to_string();
+                    self.refused = Some(why.clone());
+                    self.farewell.get_or_insert(Reason::Broken { why });
                     return;
                 }
             }
@@ -77,6 +94,9 @@ impl Chunks {
             }
             Notice::Removed { id } => {
                 self.reader.remove(id);
+            }
+            Notice::Farewell(farewell) => {
+                self.farewell.get_or_insert(farewell.into());
             }
         }
     }

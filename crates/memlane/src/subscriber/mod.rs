@@ -45,7 +45,7 @@ pub use stream::Messages;
 pub use trust::{Trust, Trusted, Untrusted};
 
 use crate::{
-    ChunkError, Error, RecvError, RecvTimeoutError, TryRecvError, after,
+    ChunkError, Error, Reason, RecvError, RecvTimeoutError, TryRecvError, after,
     page::ALIVE,
     watched::{Watch, polls},
 };
@@ -56,7 +56,7 @@ use crate::{
 /// publisher wait once the ring is full; one that is dropped, or dies, holds nothing up.
 ///
 /// When the publisher is gone, in order or by dying, what it had committed is still received, and then comes
-/// [`RecvError::Disconnected`].
+/// [`RecvError::Disconnected`], with the [`Reason`].
 #[derive(Debug)]
 pub struct Subscriber<T: Trust = Untrusted> {
     ring: RingReader<Remote, Page>,
@@ -134,7 +134,7 @@ const DYING: Timespec = Timespec {
 };
 
 enum NoMessage {
-    Disconnected,
+    Disconnected(Reason),
     Corrupt(Corrupt),
     Chunk(ChunkError),
     TimedOut,
@@ -307,7 +307,7 @@ impl<T: Trust> Subscriber<T> {
     fn rest(&mut self) -> Result<Record, NoMessage> {
         match self.ring.poll_record() {
             Ok(Some(found)) => Ok(found),
-            Ok(None) => Err(NoMessage::Disconnected),
+            Ok(None) => Err(NoMessage::Disconnected(self.chunks.farewell(&self.link))),
             Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
         }
     }
@@ -521,7 +521,7 @@ fn watch(doorbell: &Doorbell, link: &Link, process: Option<&OwnedFd>) -> io::Res
 impl NoMessage {
     fn forever(self) -> RecvError {
         match self {
-            NoMessage::Disconnected => RecvError::Disconnected,
+            NoMessage::Disconnected(reason) => RecvError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => RecvError::Corrupt(corrupt),
             NoMessage::Chunk(error) => RecvError::Chunk(error),
             NoMessage::Silent(silence) => RecvError::Silent { silence },
@@ -532,7 +532,7 @@ impl NoMessage {
 
     fn at_once(self) -> TryRecvError {
         match self {
-            NoMessage::Disconnected => TryRecvError::Disconnected,
+            NoMessage::Disconnected(reason) => TryRecvError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => TryRecvError::Corrupt(corrupt),
             NoMessage::Chunk(error) => TryRecvError::Chunk(error),
             // Nothing waits here: the kernel could not say whether the publisher lives, and is asked again.
@@ -542,7 +542,7 @@ impl NoMessage {
 
     fn in_time(self) -> RecvTimeoutError {
         match self {
-            NoMessage::Disconnected => RecvTimeoutError::Disconnected,
+            NoMessage::Disconnected(reason) => RecvTimeoutError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => RecvTimeoutError::Corrupt(corrupt),
             NoMessage::Chunk(error) => RecvTimeoutError::Chunk(error),
             NoMessage::Silent(silence) => RecvTimeoutError::Silent { silence },

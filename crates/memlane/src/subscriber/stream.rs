@@ -99,7 +99,7 @@ where
         };
         this.over = true;
         Poll::Ready(match error {
-            RecvError::Disconnected => None,
+            RecvError::Disconnected { .. } => None,
             error => Some(Err(error)),
         })
     }

@@ -210,6 +210,19 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         fits.max(eighth) | layout::WAITING
     }
 
+    /// Whether every reader has released every record. Looks at their cursors.
+    #[cold]
+    pub fn is_drained(&mut self) -> bool {
+        self.refresh(0);
+        self.limit == self.position + self.capacity
+    }
+
+    /// The word to show to readers before sleeping until the ring [is drained](RingWriter::is_drained), as
+    /// [`want`](RingWriter::want) is for room.
+    pub fn want_drained(&self) -> u64 {
+        self.position | layout::WAITING
+    }
+
     /// The barrier between a commit and the look at whatever a reader says about itself: its presence in the
     /// roster ([`sync`](RingWriter::sync)) or its armed flag.
     ///
