@@ -21,7 +21,7 @@ pub mod wire;
 
 pub use census::Census;
 pub use message::{check, fill, length, number};
-pub use process::{Child, Part, Role, play, play_after};
+pub use process::{Child, Part, Role, Start, play, play_after};
 pub use scene::{Dice, Scene, ready_to_sleep, unbound};
 pub use stream::{Steady, Stream, steady};
 pub use subscriber::{AnySubscriber, Form, Policy, Received, Wish};

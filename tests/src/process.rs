@@ -4,6 +4,7 @@ use std::{
         fd::OwnedFd,
         unix::process::{CommandExt, ExitStatusExt},
     },
+    path::PathBuf,
     process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -27,11 +28,45 @@ pub struct Child {
     link: Link,
 }
 
+/// How a process is started, if not like this one.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// A command that executes what follows its arguments, such as unshare(1).
+    pub through: Vec<String>,
+    /// As a user, and group, of this number. Takes root.
+    pub user: Option<u32>,
+    /// `$MEMLANE_DIR`, in place of a runtime directory.
+    pub directory: Option<PathBuf>,
+}
+
 impl Scene {
     /// Starts a process in one of the roles that this file plays. `what` is the first thing it hears.
     pub fn spawn(&self, role: &'static str, what: &impl Serialize) -> Child {
+        self.spawn_like(&Start::default(), role, what)
+    }
+
+    /// The same, started in another way.
+    pub fn spawn_like(&self, start: &Start, role: &'static str, what: &impl Serialize) -> Child {
         let (link, theirs) = Link::pair().expect("a pair");
-        let process = Command::new(env::current_exe().expect("this executable"))
+        let this = env::current_exe().expect("this executable");
+        let mut command = match start.through.split_first() {
+            None => Command::new(this),
+            Some((first, others)) => {
+                let mut command = Command::new(first);
+                command.args(others).arg(this);
+                command
+            }
+        };
+        match &start.directory {
+            None => command.env("XDG_RUNTIME_DIR", self.directory()),
+            Some(path) => command
+                .env("MEMLANE_DIR", path)
+                .env_remove("XDG_RUNTIME_DIR"),
+        };
+        if let Some(user) = start.user {
+            command.uid(user).gid(user);
+        }
+        let process = command
             .args([
                 "other_process",
                 "--exact",
@@ -39,7 +74,6 @@ impl Scene {
                 "--test-threads=1",
             ])
             .env(ROLE, role)
-            .env("XDG_RUNTIME_DIR", self.directory())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             // Of its own, or a child that a test has stopped is continued when the shell of the tests exits

@@ -95,6 +95,7 @@ pub enum Refusal {
     Page { why: String },
     Doorbell { why: String },
     Resources { why: String },
+    Access { why: String },
 }
 
 /// Later packets, from the publisher.

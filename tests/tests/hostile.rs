@@ -922,13 +922,12 @@ fn welcomes_that_make_no_sense() {
                 }
                 RefusesTheVersion => {
                     let text = format!(
-                        "the publisher speaks version 9 of the protocol, this subscriber version {VERSION}"
+                        "the publisher speaks version 9 of the protocol, this subscriber version {VERSION}: \
+                         update the subscriber"
                     );
                     error.to_string() == text
                 }
-                HangsUp | HangsUpUnread => {
-                    matches!(error, Error::Link(LinkError::Disconnected))
-                }
+                HangsUp | HangsUpUnread => matches!(error, Error::HungUp),
                 Garbage => matches!(error, Error::Link(LinkError::NotMemlane { .. })),
                 Surplus => matches!(error, Error::Link(_)),
                 Silent | TalksTwice => unreachable!(),

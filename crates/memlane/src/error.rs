@@ -15,7 +15,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// The directory for the sockets of services is not fit for that.
-    #[error("the runtime directory {path} cannot hold service sockets: {why}")]
+    #[error("the directory {path} cannot hold service sockets: {why}")]
     RuntimeDirectory {
         /// The directory.
         path: String,
@@ -30,7 +30,8 @@ pub enum Error {
     Region(#[from] memlane_region::Error),
     /// Publisher and subscriber are of different versions.
     #[error(
-        "the publisher speaks version {publisher} of the protocol, this subscriber version {subscriber}"
+        "the publisher speaks version {publisher} of the protocol, this subscriber version {subscriber}: update the {}",
+        if publisher < subscriber { "publisher" } else { "subscriber" }
     )]
     Version {
         /// The publisher's.
@@ -38,6 +39,12 @@ pub enum Error {
         /// This process's.
         subscriber: u32,
     },
+    /// The publisher hung up before it had welcomed this subscriber.
+    #[error(
+        "the publisher hung up before it had welcomed this subscriber: it has ended, or many others came at once; try again, or \
+         see whether it runs"
+    )]
+    HungUp,
     /// The publisher turned this subscriber away.
     #[error("the publisher refused this subscriber: {why}")]
     Refused {
@@ -46,7 +53,9 @@ pub enum Error {
     },
     /// The publisher did not answer in time ([`SubscriberBuilder::timeout`](crate::SubscriberBuilder::timeout)): it is
     /// stopped, or nobody drives it.
-    #[error("the publisher did not answer within {waited:?}")]
+    #[error(
+        "the publisher did not answer within {waited:?}: it is stopped, or, if a loop of its own is to drive it, does not"
+    )]
     NoAnswer {
         /// How long was waited for it.
         waited: std::time::Duration,

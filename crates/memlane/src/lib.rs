@@ -80,7 +80,7 @@ pub use memlane_signaling::{Backing, WaitPolicy};
 #[doc(no_inline)]
 pub use memlane_transport as transport;
 pub use memlane_transport::{Access, Address, Link, Peer};
-pub use names::address_of;
+pub use names::{Directory, Service, address_of, services};
 pub use payload::{
     AsPublisher, AsSubscriber, Encoded, Payload, PayloadError, PayloadType, Plain, PlainMessage,
     PlainReservation, Slice, SliceMessage, SliceReservation, Typed,
@@ -121,7 +121,8 @@ const _: () = {
     can_be_sent::<Subscriber<Trusted>>();
 };
 
-/// The examples of README.md, compiled.
+/// The examples of README.md and of docs, compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../../../docs/services.md")]
 struct Readme;

@@ -191,6 +191,9 @@ pub(crate) enum Refusal {
     Resources {
         why: String,
     },
+    Access {
+        why: String,
+    },
     /// It expects something else than what is carried.
     Payload {
         carries: String,
@@ -210,6 +213,9 @@ impl fmt::Display for Refusal {
             Refusal::Page { why } => write!(f, "control page: {why}"),
             Refusal::Doorbell { why } => write!(f, "doorbell: {why}"),
             Refusal::Resources { why } => write!(f, "it is short of resources: {why}"),
+            Refusal::Access { why } => {
+                write!(f, "its access rule does not admit this process: {why}")
+            }
         }
     }
 }
@@ -325,6 +331,8 @@ mod tests {
                 expects: why(),
             },
         );
+
+        refused("refused: access, \"no\"", Refusal::Access { why: why() });
 
         let added = NoticeRef::Added {
             id: 0,

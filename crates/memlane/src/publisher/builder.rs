@@ -6,7 +6,7 @@ use memlane_region::{
     ring::{RingWriter, max_payload},
 };
 use memlane_signaling::{Pacer, WaitPolicy};
-use memlane_transport::{Access, Address, Listener};
+use memlane_transport::{Access, Address, Error as LinkError, Listener, who_listens};
 use rustix::event::epoll::{self, CreateFlags};
 
 use super::{
@@ -123,8 +123,8 @@ impl PublisherBuilder {
         self
     }
 
-    /// Who may subscribe to a bound service. Default: [`Access::SameUser`]. Others can only get to addresses of
-    /// one's own choice ([`bind_to`](PublisherBuilder::bind_to)): the runtime directory is closed to them.
+    /// Who may subscribe to a bound service. Default: [`Access::SameUser`]. Others can only get to a directory of one's own
+    /// choice (`$MEMLANE_DIR`, or [`Directory::at`](crate::Directory::at)): the runtime directory is closed to them.
     pub fn access(mut self, access: Access) -> PublisherBuilder {
         self.access = access;
         self
@@ -172,7 +172,7 @@ impl PublisherBuilder {
         self
     }
 
-    /// Binds a service of this user's: see [`address_of`] for where its socket is.
+    /// Binds a service by name: see [`Directory::current`](crate::Directory::current) for where its socket is.
     ///
     /// # Errors
     ///
@@ -190,7 +190,14 @@ impl PublisherBuilder {
         let access = self.access.clone();
         // Made first: who connects finds everything ready.
         let publisher = self.unbound()?;
-        let listener = Listener::bind_with(address, access)?;
+        let listener = Listener::bind_with(address, access).map_err(|error| match error {
+            // So that the error can say who it is.
+            LinkError::AddressInUse { address, .. } => LinkError::AddressInUse {
+                holder: who_listens(&address),
+                address,
+            },
+            error => error,
+        })?;
         publisher
             .control
             .listen(listener)

@@ -85,6 +85,8 @@ pub(crate) struct Control {
     evicted: AtomicU64,
     /// Other subscribers that are no more.
     left: AtomicU64,
+    /// Clients that have not become subscribers.
+    refused: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -179,6 +181,7 @@ impl Control {
             changed: Condvar::new(),
             evicted: AtomicU64::new(0),
             left: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -319,6 +322,10 @@ impl Control {
         self.evicted.load(Ordering::Relaxed)
     }
 
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     pub(super) fn left(&self) -> u64 {
         self.left.load(Ordering::Relaxed)
     }
@@ -427,7 +434,7 @@ impl Control {
                 let _ = epoll::modify(&*self.epoll, &listener, self.token(LISTENER), flags);
                 break;
             }
-            match listener.try_accept() {
+            match listener.try_accept_or(|link, error| self.turn_away(link, error)) {
                 // Whatever went wrong afterwards, that one link is closed and the next has its turn.
                 Ok(link) => {
                     if let Ok(process) = process_of(&link) {
@@ -443,6 +450,14 @@ impl Control {
             }
         }
         state.listener = Some(listener);
+    }
+
+    /// Tells a client that the access rule does not admit why it is hung up on.
+    fn turn_away(&self, link: &Link, error: &LinkError) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let why = format!("as it sees it, {error} (PublisherBuilder::access admits others)");
+        let _ = link.try_send(&Opening { version: VERSION });
+        let _ = link.try_send(&AnswerRef::Refused(Refusal::Access { why }));
     }
 
     /// Waits for the greeting of a new link.
@@ -503,7 +518,11 @@ impl Control {
                 Ok(opening) if opening.version == VERSION => greeter.opened = true,
                 Err(LinkError::WouldBlock) => return,
                 // Of another version, which it can tell from ours, or no subscriber at all.
-                _ => return self.remove(state, source),
+                other => {
+                    let refused = u64::from(other.is_ok());
+                    self.refused.fetch_add(refused, Ordering::Relaxed);
+                    return self.remove(state, source);
+                }
             }
         }
         let greeting = match greeter.link.try_recv::<Greeting>() {
@@ -524,6 +543,7 @@ impl Control {
     fn admit(&self, state: &mut State, greeting: Greeting, greeter: Greeter) {
         let Greeter { link, process, .. } = greeter;
         let refuse = |link: &Link, refusal| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             let _ = link.try_send(&AnswerRef::Refused(refusal));
         };
         let short = |error: std::io::Error| Refusal::Resources {

@@ -115,6 +115,9 @@ pub struct PublisherStats {
     pub evicted: u64,
     /// Subscribers that left, or died.
     pub left: u64,
+    /// Clients that did not become subscribers: not admitted ([`PublisherBuilder::access`]), one too many, or of another
+    /// version. Each was told why.
+    pub refused: u64,
 }
 
 /// So many loans between two looks for memory that has been quiet.
@@ -512,6 +515,7 @@ impl Publisher {
         PublisherStats {
             evicted: self.control.evicted(),
             left: self.control.left(),
+            refused: self.control.refused(),
             ..self.stats
         }
     }

@@ -84,7 +84,7 @@ impl<T: Trust> Handshake<T> {
     /// Hears one packet; the welcome is the last. If none comes in time, that is a link's [`LinkError::TimedOut`].
     pub(super) fn hear(&mut self, timeout: Duration) -> Result<Option<Welcome>, Error> {
         if !self.opened {
-            let Opening { version } = self.link.recv_timeout(timeout)?;
+            let Opening { version } = self.link.recv_timeout(timeout).map_err(unheard)?;
             if version != VERSION {
                 return Err(Error::Version {
                     publisher: version,
@@ -94,7 +94,7 @@ impl<T: Trust> Handshake<T> {
             self.opened = true;
             return Ok(None);
         }
-        match self.link.recv_timeout::<Answer>(timeout)? {
+        match self.link.recv_timeout::<Answer>(timeout).map_err(unheard)? {
             Answer::Welcome(welcome) => return Ok(Some(welcome)),
             Answer::Segment(notice) if self.segments < MAX_SEGMENTS => self.chunks.take(notice),
             Answer::Segment(_) => {
@@ -159,6 +159,13 @@ impl<T: Trust> Handshake<T> {
             watched: None,
             trust: PhantomData,
         })
+    }
+}
+
+fn unheard(error: LinkError) -> Error {
+    match error {
+        LinkError::Disconnected => Error::HungUp,
+        error => Error::Link(error),
     }
 }
 
