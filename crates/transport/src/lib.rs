@@ -35,6 +35,8 @@
 //! | [`activation`] | sockets passed by a service manager |
 //! | [`broker`] | introductions, for processes that cannot open sockets |
 //! | [`hand_over`] | a process that is replaced while its service goes on |
+//! | [`mod@spawn`] | children with a link to their parent |
+//! | `sandbox` (feature `sandbox`) | what a child may do |
 //! | `tokio` (feature `tokio`) | links, listeners and receipts that `.await` |
 #![deny(unsafe_code)]
 
@@ -61,8 +63,11 @@ mod obstacle;
 mod peer;
 mod process;
 mod receipt;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
 mod socket;
 mod socket_file;
+pub mod spawn;
 #[allow(unsafe_code)]
 mod sys;
 #[cfg(feature = "tokio")]
@@ -86,6 +91,7 @@ pub use process::{Obstacle, Refusal, same_description, same_description_in, take
 pub use receipt::Receipt;
 pub use socket::{SocketKind, refuse_descriptors};
 pub use socket_file::{is_in_use, remove_stale};
+pub use spawn::{Child, Command, Process, SpawnError, parent, parent_link};
 pub use typed::{EventFd, Kind, MemoryFd, StreamFd, Typed, WrongKind, kinds};
 
 /// Descriptors that a packet may carry: SCM_MAX_FD (unix(7)). A message may have more.

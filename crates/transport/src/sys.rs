@@ -4,12 +4,16 @@
 //! * sendmsg(2): takes descriptor numbers, because the message that owns the descriptors has been encoded by then.
 //! * [`identity`]: what the kernel tells of a socket's peer.
 //! * [`process`]: pidfd information, and comparing open file descriptions.
+//! * [`spawn`]: children before they are a program, and what they inherit.
 
 pub(crate) mod activation;
 pub(crate) mod identity;
 pub(crate) mod process;
 #[cfg(feature = "tokio")]
 pub(crate) mod reactor;
+#[cfg(feature = "sandbox")]
+pub(crate) mod sandbox;
+pub(crate) mod spawn;
 
 use std::cell::RefCell;
 use std::io;
