@@ -61,7 +61,7 @@ fn measure<T: Terms>(session: &mut Session) -> Result<Metrics> {
     let wait = match benchmark {
         Benchmark::Latency | Benchmark::Throughput | Benchmark::Fanout => WaitPolicy::Poll,
         Benchmark::Blocking | Benchmark::Setup | Benchmark::Footprint => WaitPolicy::Block,
-        _ => bail!("{benchmark} is about regions"),
+        _ => bail!("{benchmark} is measured elsewhere"),
     };
     let bind = |name: &str| Outgoing::bind::<T>(name, wait);
     let connect = |name: &str| Incoming::<T>::connect(name, wait);
@@ -106,7 +106,7 @@ fn measure<T: Terms>(session: &mut Session) -> Result<Metrics> {
             outgoing.send(Payloads::new(Payloads::MIN_LEN).advance())?;
             Ok(outgoing)
         }),
-        _ => bail!("{benchmark} is about regions"),
+        _ => bail!("{benchmark} is measured elsewhere"),
     }
 }
 
@@ -135,12 +135,13 @@ pub(crate) struct Outgoing(pub(crate) Publisher);
 
 impl Outgoing {
     fn bind<T: Terms>(name: &str, wait: WaitPolicy) -> Result<Self> {
-        Ok(Self(
-            T::publisher()
-                .wait(wait)
-                .ring_bytes(Task::RING_BYTES)
-                .bind(name)?,
-        ))
+        Self::with(T::publisher(), name, wait)
+    }
+
+    /// With further options.
+    pub(crate) fn with(options: PublisherBuilder, name: &str, wait: WaitPolicy) -> Result<Self> {
+        let options = options.wait(wait).ring_bytes(Task::RING_BYTES);
+        Ok(Self(options.bind(name)?))
     }
 }
 
@@ -158,8 +159,17 @@ pub(crate) struct Incoming<T: Trust> {
 
 impl<T: Terms> Incoming<T> {
     fn connect(name: &str, wait: WaitPolicy) -> Result<Self> {
+        Self::with(T::subscriber(), name, wait)
+    }
+
+    /// With further options.
+    pub(crate) fn with(
+        options: SubscriberBuilder<T>,
+        name: &str,
+        wait: WaitPolicy,
+    ) -> Result<Self> {
         Ok(Self {
-            subscriber: T::subscriber().wait(wait).connect(name)?,
+            subscriber: options.wait(wait).connect(name)?,
             spin: Spin::Hard,
         })
     }

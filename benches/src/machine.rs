@@ -40,6 +40,24 @@ pub fn monotonic_ns() -> f64 {
     now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
 }
 
+/// Nanoseconds on the same clock, as they are: for messages that carry the time at which they were sent.
+#[inline]
+pub fn clock() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// What one look at [`clock`] costs, in nanoseconds.
+pub fn clock_cost_ns() -> f64 {
+    cost_ns(clock)
+}
+
+/// Nanoseconds that a core has spent for this process, all its threads and the kernel's work for them included.
+pub fn processor_ns() -> f64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    used.tv_sec as f64 * 1e9 + used.tv_nsec as f64
+}
+
 /// How often the main thread of this process has gone to sleep by itself.
 ///
 /// # Errors
@@ -59,10 +77,14 @@ pub fn sleeps() -> Result<u64> {
 
 /// What one `Instant::now()` costs, in nanoseconds.
 pub fn timer_cost_ns() -> f64 {
+    cost_ns(Instant::now)
+}
+
+fn cost_ns<T>(mut call: impl FnMut() -> T) -> f64 {
     const CALLS: u32 = 200_000;
     let start = Instant::now();
     for _ in 0..CALLS {
-        black_box(Instant::now());
+        black_box(call());
     }
     start.elapsed().as_nanos() as f64 / f64::from(CALLS)
 }

@@ -154,6 +154,22 @@ impl Inbox {
     #[inline]
     pub fn receive(&mut self, receiver: &mut impl Receiver) -> Result<&[u8]> {
         let len = receiver.recv(&mut self.buffer)?;
+        self.check(len)
+    }
+
+    /// Where the next message is to be put, to be [checked](Self::check) then.
+    #[inline]
+    pub fn buffer(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// The message of `len` bytes that has been put into the buffer.
+    ///
+    /// # Errors
+    ///
+    /// Fails if it is not the one [`Payloads`] made in this place.
+    #[inline]
+    pub fn check(&mut self, len: usize) -> Result<&[u8]> {
         // Nothing below looks at the middle of the message; the copy must happen nevertheless.
         let message = black_box(self.buffer.as_slice());
         let (number, rest) = message

@@ -43,20 +43,27 @@ impl Plan {
 
     fn groups_of(&self, benchmark: Benchmark) -> Vec<Group> {
         use Benchmark::{
-            Access, Blocking, Fanout, Footprint, Fresh, FreshSent, HandOver, Latency, Pooled,
-            PooledPages, Setup, Throughput, Touch,
+            Access, Blocking, Cost, CostFollowed, Fanout, Footprint, Fresh, FreshSent, HandOver,
+            Latency, Paced, Pooled, PooledPages, Setup, Throughput, Tokio, Touch,
         };
         use Contender::{
-            Bare, CacheLine, Eventfd, EventfdEpoll, ExchangeLanes, ExchangeLink, Frozen,
-            FrozenCopy, FrozenPrefault, IpcChannel, Live, LiveCopy, LiveHuge, LivePrefault, Loan,
-            LoanTrusting, Memfd, MemfdAllocated, MemfdPopulated, Memlane, MemlaneTrusting, Plain,
-            PlainCopy, PlainRing, PlainSlots, Ring64, Slots, SlotsAsleep, Stream, StreamEpoll,
-            TunedRing,
+            AsyncFd, AsyncFdOnce, Bare, CacheLine, Eventfd, EventfdEpoll, EventfdRing,
+            ExchangeLanes, ExchangeLink, Frozen, FrozenCopy, FrozenPrefault, IpcChannel, Live,
+            LiveCopy, LiveHuge, LivePrefault, Loan, LoanTrusting, Memfd, MemfdAllocated,
+            MemfdPopulated, Memlane, MemlaneAdaptive, MemlaneAdaptiveSocket, MemlaneBatch16,
+            MemlaneBatch64, MemlaneBlock, MemlaneBlockSocket, MemlaneMembarrier, MemlanePoll,
+            MemlaneTrusting, Plain, PlainCopy, PlainRing, PlainSlots, Ring64, Slots, SlotsAsleep,
+            Stream, StreamEpoll, TunedRing, UnixStream,
         };
 
         let (first, second) = self.cores;
         let apart = first != second;
-        if !apart && matches!(benchmark, Latency | Throughput | Fanout | Access | Touch) {
+        if !apart
+            && matches!(
+                benchmark,
+                Latency | Throughput | Fanout | Access | Touch | Paced | CostFollowed
+            )
+        {
             return vec![];
         }
         let contenders: &[Contender] = match benchmark {
@@ -100,6 +107,24 @@ impl Plan {
                 Slots,
                 SlotsAsleep,
             ],
+            Paced => &[
+                PlainRing,
+                MemlanePoll,
+                MemlaneAdaptive,
+                MemlaneAdaptiveSocket,
+                MemlaneBlock,
+                MemlaneBlockSocket,
+                EventfdRing,
+            ],
+            Cost | CostFollowed => &[
+                PlainRing,
+                MemlanePoll,
+                MemlaneAdaptive,
+                MemlaneBatch16,
+                MemlaneBatch64,
+                MemlaneMembarrier,
+            ],
+            Tokio => &[AsyncFd, AsyncFdOnce, MemlaneTrusting, UnixStream, Memlane],
         };
         let group = |label: String, size: usize, iterations: u64, cores: Vec<usize>| {
             let iterations = if self.quick {
@@ -112,6 +137,7 @@ impl Plan {
                 contender,
                 size: if contender == Ring64 { 64 } else { size },
                 iterations,
+                gap: 0,
                 cores: cores.clone(),
             };
             let takes_part = |contender: &&Contender| {
@@ -205,6 +231,38 @@ impl Plan {
                     .retain(|task| !matches!(task.contender, Slots | ExchangeLanes));
                 two_cores.into_iter().chain([one_core]).collect()
             }
+            // Between half a second and two seconds each.
+            Paced => [
+                (1_000, 500_000),
+                (5_000, 200_000),
+                (10_000, 100_000),
+                (30_000, 40_000),
+                (100_000, 15_000),
+                (1_000_000, 1500),
+                (10_000_000, 200),
+            ]
+            .into_iter()
+            .map(|(gap, iterations)| {
+                let mut group = group(time(gap), 16, iterations, vec![first, second]);
+                for task in &mut group.tasks {
+                    task.gap = gap;
+                }
+                group
+            })
+            .collect(),
+            Cost => {
+                let one_core = group("one core".into(), 8, 8_000_000, vec![first, first]);
+                let two_cores =
+                    apart.then(|| group("two cores".into(), 8, 8_000_000, vec![first, second]));
+                two_cores.into_iter().chain([one_core]).collect()
+            }
+            CostFollowed => sized(&[(8, 8_000_000)]),
+            Tokio => {
+                let one_core = group("one core".into(), 8, 20_000, vec![first, first]);
+                let two_cores =
+                    apart.then(|| group("two cores".into(), 8, 5_000, vec![first, second]));
+                two_cores.into_iter().chain([one_core]).collect()
+            }
         }
     }
 }
@@ -219,6 +277,14 @@ fn bytes(size: usize) -> String {
     }
 }
 
+fn time(nanoseconds: u64) -> String {
+    match nanoseconds {
+        1_000_000.. => format!("{} ms", nanoseconds / 1_000_000),
+        1_000.. => format!("{} us", nanoseconds / 1_000),
+        _ => format!("{nanoseconds} ns"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,7 +292,12 @@ mod tests {
     #[test]
     fn one_core_leaves_out_what_polls() {
         let plan = Plan {
-            benchmarks: vec![Benchmark::Latency, Benchmark::Blocking],
+            benchmarks: vec![
+                Benchmark::Latency,
+                Benchmark::Blocking,
+                Benchmark::Paced,
+                Benchmark::CostFollowed,
+            ],
             cores: (1, 1),
             quick: true,
             only: vec![],

@@ -18,6 +18,7 @@ pub(crate) enum Unit {
     Kibibytes,
     Count,
     Fraction,
+    Percent,
 }
 
 impl Unit {
@@ -32,6 +33,7 @@ impl Unit {
             Self::Kibibytes => format!("{:.0}", value / 1024.0),
             Self::Count => format!("{value:.0}"),
             Self::Fraction => format!("{value:.2}"),
+            Self::Percent => format!("{:.2} %", value * 100.0),
         }
     }
 }
@@ -39,7 +41,7 @@ impl Unit {
 /// A column with a number as it was measured.
 type Column = (&'static str, &'static str, Unit);
 
-/// A column with a ratio: its heading, the metric, and what a contender is compared with.
+/// A column with a ratio or a difference: its heading, the metric, and what a contender is compared with.
 type Ratio = (
     &'static str,
     &'static str,
@@ -52,6 +54,8 @@ struct Layout {
     key: &'static str,
     columns: &'static [Column],
     ratios: &'static [Ratio],
+    /// Times beyond those of what a contender is compared with.
+    differences: &'static [Ratio],
     best: Best,
 }
 
@@ -94,6 +98,7 @@ fn layout(benchmark: Benchmark) -> Layout {
             key: "region",
             columns: TURNS,
             ratios: FRESH_RATIOS,
+            differences: &[],
             best: Best::Greatest,
         },
         Benchmark::FreshSent => Layout {
@@ -101,6 +106,7 @@ fn layout(benchmark: Benchmark) -> Layout {
             key: "region",
             columns: TURNS,
             ratios: FRESH_RATIOS,
+            differences: &[],
             best: Best::Greatest,
         },
         Benchmark::Pooled => Layout {
@@ -108,6 +114,7 @@ fn layout(benchmark: Benchmark) -> Layout {
             key: "region",
             columns: TURNS,
             ratios: POOLED_RATIOS,
+            differences: &[],
             best: Best::Greatest,
         },
         Benchmark::PooledPages => Layout {
@@ -115,6 +122,7 @@ fn layout(benchmark: Benchmark) -> Layout {
             key: "region",
             columns: TURNS,
             ratios: POOLED_RATIOS,
+            differences: &[],
             best: Best::Greatest,
         },
         Benchmark::Access => Layout {
@@ -133,6 +141,7 @@ fn layout(benchmark: Benchmark) -> Layout {
                 ("write / plain", "write.bytes", same_loop_over_plain),
                 ("read / plain", "read.bytes", same_loop_over_plain),
             ],
+            differences: &[],
             best: Best::Greatest,
         },
         Benchmark::Touch => Layout {
@@ -144,6 +153,7 @@ fn layout(benchmark: Benchmark) -> Layout {
                 ("mean / ring-64", "mean", |_| &[Contender::Ring64]),
                 ("p50 / plain", "p50", |_| &[Contender::PlainSlots]),
             ],
+            differences: &[],
             best: Best::Least,
         },
         Benchmark::HandOver => Layout {
@@ -157,6 +167,7 @@ fn layout(benchmark: Benchmark) -> Layout {
                 ("mean / ipc-channel", "rate", |_| &[Contender::IpcChannel]),
                 ("p50 / memfd", "rate.p50", |_| &[Contender::Memfd]),
             ],
+            differences: &[],
             best: Best::Greatest,
         },
         Benchmark::Latency => Layout {
@@ -169,6 +180,7 @@ fn layout(benchmark: Benchmark) -> Layout {
                 ("p50 / plain", "p50", |_| &[Contender::PlainRing]),
                 ("mean / plain", "mean", |_| &[Contender::PlainRing]),
             ],
+            differences: &[],
             best: Best::Least,
         },
         Benchmark::Throughput => Layout {
@@ -176,6 +188,7 @@ fn layout(benchmark: Benchmark) -> Layout {
             key: "message",
             columns: RATES,
             ratios: RATE_RATIOS,
+            differences: &[],
             best: Best::Greatest,
         },
         Benchmark::Blocking => Layout {
@@ -192,6 +205,54 @@ fn layout(benchmark: Benchmark) -> Layout {
                 ("p99.9 / epoll", "p99.9", epoll_of_its_kind),
                 ("mean / epoll", "mean", epoll_of_its_kind),
             ],
+            differences: &[],
+            best: Best::Least,
+        },
+        Benchmark::Paced => Layout {
+            title: "Paced: a message each so often, latency from one clock to the same. Ratios: less is better; targets 1.3x of polling up to 10 us, 1.1x of blocking and 1 % of a core at 10 ms.",
+            key: "every",
+            columns: &[
+                ("p50", "p50", Unit::Time),
+                ("p99", "p99", Unit::Time),
+                ("reader's core", "processor", Unit::Percent),
+                ("sleeps a message", "sleeps", Unit::Fraction),
+                ("really every", "gap", Unit::Time),
+                ("clock", "clock", Unit::Time),
+            ],
+            ratios: &[
+                ("p50 / poll", "p50", |_| &[Contender::MemlanePoll]),
+                ("p99 / poll", "p99", |_| &[Contender::MemlanePoll]),
+                ("p50 / block", "p50", blocking_the_same_way),
+                ("p99 / block", "p99", blocking_the_same_way),
+                ("p50 / plain", "p50", |_| &[Contender::PlainRing]),
+                ("p50 / eventfd", "p50", |_| &[Contender::EventfdRing]),
+            ],
+            differences: &[],
+            best: Best::Least,
+        },
+        Benchmark::Cost => Layout {
+            title: "What a message of 8 B costs its sender, a burst of 4096 at a time, while the reader is awake but not reading. Target: 1 ns over poll in batches or with membarrier, one fence otherwise.",
+            key: "on",
+            ..COST
+        },
+        Benchmark::CostFollowed => Layout {
+            title: "The same while the reader takes each message as soon as it is there.",
+            key: "message",
+            ..COST
+        },
+        Benchmark::Tokio => Layout {
+            title: "Latency, one way, 8 B, two tasks that sleep while they wait: half of a round trip. Ratios: less is better; target 1.3x.",
+            key: "on",
+            columns: ONE_WAY_ASLEEP,
+            ratios: &[
+                ("p50 / async-fd", "p50", |_| &[Contender::AsyncFd]),
+                ("mean / async-fd", "mean", |_| &[Contender::AsyncFd]),
+                ("p50 / once", "p50", |_| &[Contender::AsyncFdOnce]),
+                ("mean / once", "mean", |_| &[Contender::AsyncFdOnce]),
+                ("p50 / stream", "p50", |_| &[Contender::UnixStream]),
+                ("mean / stream", "mean", |_| &[Contender::UnixStream]),
+            ],
+            differences: &[],
             best: Best::Least,
         },
         Benchmark::Setup => Layout {
@@ -199,6 +260,7 @@ fn layout(benchmark: Benchmark) -> Layout {
             key: "message",
             columns: &[("p50", "p50", Unit::Time), ("p99", "p99", Unit::Time)],
             ratios: &[("p50 / bare", "p50", |_| &[Contender::Bare])],
+            differences: &[],
             best: Best::Least,
         },
         Benchmark::Fanout => Layout {
@@ -206,6 +268,7 @@ fn layout(benchmark: Benchmark) -> Layout {
             key: "fan-out",
             columns: RATES,
             ratios: RATE_RATIOS,
+            differences: &[],
             best: Best::Greatest,
         },
         Benchmark::Footprint => Layout {
@@ -224,10 +287,31 @@ fn layout(benchmark: Benchmark) -> Layout {
                 ("private", "writer.private", Unit::Kibibytes),
             ],
             ratios: &[],
+            differences: &[],
             best: Best::Least,
         },
     }
 }
+
+const COST: Layout = Layout {
+    title: "",
+    key: "",
+    columns: &[
+        ("p50", "p50", Unit::Time),
+        ("p99", "p99", Unit::Time),
+        ("mean", "mean", Unit::Time),
+        ("fences", "fences", Unit::Count),
+        ("rings", "rings", Unit::Count),
+        ("reader slept", "reader.sleeps", Unit::Count),
+    ],
+    ratios: &[],
+    differences: &[
+        ("p50 over poll", "p50", |_| &[Contender::MemlanePoll]),
+        ("mean over poll", "mean", |_| &[Contender::MemlanePoll]),
+        ("p50 over plain", "p50", |_| &[Contender::PlainRing]),
+    ],
+    best: Best::Least,
+};
 
 const FRESH_RATIOS: &[Ratio] = &[
     ("p50 / memfd", "rate.p50", |_| &[Contender::Memfd]),
@@ -270,6 +354,16 @@ fn epoll_of_its_kind(contender: Contender) -> &'static [Contender] {
     }
 }
 
+/// The reader that never spins, woken through the same kernel object.
+fn blocking_the_same_way(contender: Contender) -> &'static [Contender] {
+    match contender {
+        Contender::MemlaneAdaptiveSocket | Contender::MemlaneBlockSocket => {
+            &[Contender::MemlaneBlockSocket]
+        }
+        _ => &[Contender::MemlaneBlock],
+    }
+}
+
 /// A table for each benchmark, and what has to be known about how far the cores were.
 ///
 /// # Errors
@@ -304,7 +398,8 @@ fn table(results: &Results, groups: std::ops::Range<usize>, layout: &Layout) -> 
         .columns
         .iter()
         .map(|column| column.0)
-        .chain(layout.ratios.iter().map(|ratio| ratio.0));
+        .chain(layout.ratios.iter().map(|ratio| ratio.0))
+        .chain(layout.differences.iter().map(|difference| difference.0));
     table.set_header(
         [layout.key, "contender"]
             .into_iter()
@@ -326,6 +421,11 @@ fn table(results: &Results, groups: std::ops::Range<usize>, layout: &Layout) -> 
                 let ratio =
                     results.ratio(group, index, against(task.contender), metric, layout.best);
                 cell(ratio, |ratio| format!("{ratio:.2}x"))
+            }));
+            row.extend(layout.differences.iter().map(|&(_, metric, against)| {
+                let difference =
+                    results.difference(group, index, against(task.contender), metric, layout.best);
+                cell(difference, |difference| format!("{difference:+.2} ns"))
             }));
             row.push(format!(
                 "{}/{}",

@@ -156,6 +156,34 @@ impl Results {
         metric: &str,
         best: Best,
     ) -> Option<Summary> {
+        self.compare(group, task, references, metric, best, |value, reference| {
+            value / reference
+        })
+    }
+
+    /// The median of the differences of `metric`, each to the best of `references` in the same round.
+    pub fn difference(
+        &self,
+        group: usize,
+        task: usize,
+        references: &[Contender],
+        metric: &str,
+        best: Best,
+    ) -> Option<Summary> {
+        self.compare(group, task, references, metric, best, |value, reference| {
+            value - reference
+        })
+    }
+
+    fn compare(
+        &self,
+        group: usize,
+        task: usize,
+        references: &[Contender],
+        metric: &str,
+        best: Best,
+        how: impl Fn(f64, f64) -> f64,
+    ) -> Option<Summary> {
         let tasks = &self.groups[group].tasks;
         let references: Vec<usize> = (0..tasks.len())
             .filter(|&index| references.contains(&tasks[index].contender))
@@ -165,16 +193,16 @@ impl Results {
         }
         let all: Vec<usize> = references.iter().copied().chain([task]).collect();
         let (rounds, off) = self.usual_rounds(group, &all);
-        let ratios = rounds.iter().map(|&round| {
+        let compared = rounds.iter().map(|&round| {
             let value = |task: usize| self.sample(round, group, task).get(metric);
             let of_references = references
                 .iter()
                 .map(|&reference| value(reference))
                 .collect::<Option<Vec<_>>>()?;
-            Some(value(task)? / best.of(of_references)?)
+            Some(how(value(task)?, best.of(of_references)?))
         });
         Some(Summary {
-            value: median(ratios.collect::<Option<_>>()?)?,
+            value: median(compared.collect::<Option<_>>()?)?,
             off,
         })
     }
@@ -257,6 +285,14 @@ mod tests {
             ratio,
             Some(Summary {
                 value: 1.25,
+                off: false
+            })
+        );
+        let difference = results.difference(0, 1, &[Contender::CacheLine], "p50", Best::Least);
+        assert_eq!(
+            difference,
+            Some(Summary {
+                value: 4.0,
                 off: false
             })
         );

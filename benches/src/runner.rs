@@ -18,7 +18,7 @@ use crate::control::{Control, Report};
 use crate::measure::stream;
 use crate::metrics::Metrics;
 use crate::task::{Benchmark, Task};
-use crate::{references, regions, shared, worker};
+use crate::{references, regions, shared, waiting, worker};
 
 /// A worker and the line to it. Dropping it ends it.
 #[derive(Debug)]
@@ -133,6 +133,8 @@ fn run_together(task: &Task, patience: Duration) -> Result<Metrics> {
 fn provision(task: &Task) -> Result<Vec<Vec<OwnedFd>>> {
     if Benchmark::REGIONS.contains(&task.benchmark) {
         regions::provision(task)
+    } else if waiting::is_about(task.benchmark) {
+        waiting::provision(task)
     } else {
         references::provision(task)
     }
@@ -177,7 +179,11 @@ fn combine(task: &Task, workers: &[Worker]) -> Result<Metrics> {
         | Benchmark::Pooled
         | Benchmark::PooledPages
         | Benchmark::Touch
-        | Benchmark::HandOver => all[0].clone(),
+        | Benchmark::HandOver
+        | Benchmark::Tokio => all[0].clone(),
+        Benchmark::Paced => all[1].clone(),
+        // The reader tells how it has slept.
+        Benchmark::Cost | Benchmark::CostFollowed => all[0].clone().merge("reader", &all[1]),
         Benchmark::Access => regions::access::combine(&all[0], &all[1])?,
         Benchmark::Throughput | Benchmark::Fanout => {
             stream::combine(task.iterations, task.size, &all[1..])?

@@ -33,6 +33,14 @@ pub enum Benchmark {
     Touch,
     /// A region that both know is handed over and handed back.
     HandOver,
+    /// One process sends a message now and then, the other waits for it in one way or another.
+    Paced,
+    /// What a message costs its sender, whose reader is awake, but does something else meanwhile.
+    Cost,
+    /// The same with a reader that takes each message as soon as it is there.
+    CostFollowed,
+    /// Ping-pong between two tasks that sleep while they wait, each in a tokio runtime of one thread.
+    Tokio,
 }
 
 impl Benchmark {
@@ -55,6 +63,15 @@ impl Benchmark {
         Self::Access,
         Self::Touch,
         Self::HandOver,
+    ];
+
+    /// Those about waiting and waking.
+    pub const WAITING: &[Self] = &[
+        Self::Blocking,
+        Self::Paced,
+        Self::Cost,
+        Self::CostFollowed,
+        Self::Tokio,
     ];
 }
 
@@ -124,12 +141,52 @@ pub enum Contender {
     ExchangeLanes,
     /// The crate ipc-channel: one `IpcSharedMemory`, sent again and again.
     IpcChannel,
+    /// The plain ring and an eventfd: written after each message, read while there is none.
+    EventfdRing,
+    /// memlane between processes that trust each other, its reader spinning.
+    MemlanePoll,
+    /// The same, its reader spinning or sleeping as it pays, woken through an eventfd. Of the sender's cost: a fence with
+    /// each message.
+    MemlaneAdaptive,
+    /// The same, its reader asleep while it waits.
+    MemlaneBlock,
+    /// memlane between processes that do not trust each other, its reader spinning or sleeping as it pays, woken through
+    /// a socket: as it is by default.
+    MemlaneAdaptiveSocket,
+    /// The same, its reader asleep while it waits.
+    MemlaneBlockSocket,
+    /// As `memlane-adaptive`, sent in batches of 16.
+    #[value(name = "memlane-batch-16")]
+    MemlaneBatch16,
+    /// As `memlane-adaptive`, sent in batches of 64.
+    #[value(name = "memlane-batch-64")]
+    MemlaneBatch64,
+    /// As `memlane-adaptive`, but the reader carries the barrier, by membarrier(2), which spares the sender all fences.
+    MemlaneMembarrier,
+    /// tokio's `AsyncFd` on an eventfd, as its documentation has it: read until that would block.
+    AsyncFd,
+    /// The same by someone who knows that an eventfd read once is empty, which saves the second read.
+    AsyncFdOnce,
+    /// tokio's `UnixStream`.
+    UnixStream,
 }
 
 impl Contender {
     /// Whether this is memlane rather than something to compare it with.
     pub fn is_candidate(self) -> bool {
-        matches!(self, Self::Memlane | Self::MemlaneTrusting)
+        matches!(
+            self,
+            Self::Memlane
+                | Self::MemlaneTrusting
+                | Self::MemlanePoll
+                | Self::MemlaneAdaptive
+                | Self::MemlaneBlock
+                | Self::MemlaneAdaptiveSocket
+                | Self::MemlaneBlockSocket
+                | Self::MemlaneBatch16
+                | Self::MemlaneBatch64
+                | Self::MemlaneMembarrier
+        )
     }
 
     /// Whether this is fresh memory by hand.
@@ -156,6 +213,9 @@ pub struct Task {
     /// Messages, round trips or connections.
     #[arg(long)]
     pub iterations: u64,
+    /// Nanoseconds from one message to the next, if that is what is measured.
+    #[arg(long, default_value_t = 0)]
+    pub gap: u64,
     /// The core of each process; the first one takes the time.
     #[arg(long, value_delimiter = ',')]
     pub cores: Vec<usize>,
@@ -185,6 +245,7 @@ impl Task {
             ("--contender", self.contender.to_string()),
             ("--size", self.size.to_string()),
             ("--iterations", self.iterations.to_string()),
+            ("--gap", self.gap.to_string()),
             ("--cores", cores.join(",")),
         ]
         .into_iter()
@@ -244,6 +305,7 @@ mod tests {
             contender: Contender::EventfdEpoll,
             size: 48,
             iterations: 7,
+            gap: 5,
             cores: vec![0, 1, 1],
         };
         let args = std::iter::once("probe".to_owned()).chain(task.to_args());

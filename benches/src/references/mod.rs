@@ -3,6 +3,7 @@
 
 pub mod cache_line;
 pub mod eventfd;
+pub mod eventfd_ring;
 pub mod setup;
 pub mod socketpair;
 pub mod spsc;
@@ -60,7 +61,7 @@ pub fn provision(task: &Task) -> Result<Vec<Vec<OwnedFd>>> {
 }
 
 /// For the initiator `there` and `back`, for the responder the same the other way round.
-fn crossed(there: OwnedFd, back: Option<OwnedFd>) -> Result<Vec<Vec<OwnedFd>>> {
+pub(crate) fn crossed(there: OwnedFd, back: Option<OwnedFd>) -> Result<Vec<Vec<OwnedFd>>> {
     let clone = |fd: &OwnedFd| fd.try_clone().context("dup");
     let mut responder = back
         .as_ref()
