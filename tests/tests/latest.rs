@@ -221,7 +221,7 @@ fn start_sleeper(
     child.tell(descriptor);
     let peer = Peer::accept(child.hear());
     let joined = writer.roster().join(peer.clone()).expect("a place");
-    child.tell(&joined.start);
+    child.tell(&joined.sequence);
     (child, peer, joined.id)
 }
 

@@ -12,6 +12,11 @@ pub(crate) const WANTED: usize = 0;
 /// of life. A cache line of its own: what is beside it is loaded all the time.
 pub(crate) const ALIVE: usize = 128;
 
+/// In the first page of the publisher's region: how far it is, for lossy readers
+/// ([`RingWriter::with_laps`](memlane_region::ring::RingWriter::with_laps)), [`LAP_WORDS`](memlane_region::ring::LAP_WORDS)
+/// bytes in one cache line. The publisher stores, lossy subscribers load.
+pub(crate) const LAPS: usize = 256;
+
 /// In a subscriber's control page: its cursor. The subscriber stores, the publisher loads.
 pub(crate) const CURSOR: usize = 0;
 
@@ -35,6 +40,7 @@ const _: () = assert!(HOLDS + 8 * memlane_region::pool::HOLD_SLOTS <= 4096);
 documented!(
     WANTED,
     ALIVE,
+    LAPS,
     CURSOR,
     HOLDS_USED,
     SUBSCRIBER_ARMED,

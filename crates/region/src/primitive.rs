@@ -2,15 +2,21 @@
 //! locks and fences from here.
 
 #[cfg(not(memlane_loom))]
-pub(crate) use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering, fence},
+pub(crate) use std::{
+    hint::spin_loop,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering, fence},
+    },
 };
 
 #[cfg(memlane_loom)]
-pub(crate) use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering, fence},
+pub(crate) use loom::{
+    hint::spin_loop,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering, fence},
+    },
 };
 
 /// Locks, whatever a panicking holder did: what these locks protect is valid between any two statements.

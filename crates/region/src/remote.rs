@@ -103,6 +103,11 @@ impl Words for Remote {
     }
 
     #[inline(always)]
+    fn load_control(&self, offset: usize) -> u64 {
+        self.load_word(offset)
+    }
+
+    #[inline(always)]
     fn prefetch(&self, position: u64) {
         self.mapping.prefetch(position);
     }

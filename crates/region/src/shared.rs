@@ -160,6 +160,11 @@ impl Words for Shared {
     fn read(&self, position: u64, offset: usize, dst: &mut [u8]) {
         self.mapping.read(position, offset, dst);
     }
+
+    #[inline(always)]
+    fn load_control(&self, offset: usize) -> u64 {
+        self.word(offset).load(Ordering::Relaxed)
+    }
 }
 
 impl WordsMut for Shared {
@@ -180,5 +185,10 @@ impl WordsMut for Shared {
     #[inline(always)]
     fn write(&mut self, position: u64, offset: usize, src: &[u8]) {
         copy_in(self.bytes_mut(position, offset, src.len()), src);
+    }
+
+    #[inline(always)]
+    fn store_control(&mut self, offset: usize, value: u64) {
+        self.word(offset).store(value, Ordering::Release);
     }
 }

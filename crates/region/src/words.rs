@@ -21,6 +21,13 @@ pub trait Words {
     /// If `offset + dst.len()` is more than the capacity.
     fn read(&self, position: u64, offset: usize, dst: &mut [u8]);
 
+    /// Loads the control word at byte `offset` of the header before the ring, `Relaxed`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no word.
+    fn load_control(&self, offset: usize) -> u64;
+
     /// Has the cache line at `position` fetched, without waiting for it. A hint: nothing happens where it cannot.
     #[inline(always)]
     fn prefetch(&self, position: u64) {
@@ -42,33 +49,53 @@ pub trait WordsMut: Words {
     ///
     /// If `offset + src.len()` is more than the capacity.
     fn write(&mut self, position: u64, offset: usize, src: &[u8]);
+
+    /// Stores the control word at byte `offset` of the header before the ring, `Release`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no word.
+    fn store_control(&mut self, offset: usize, value: u64);
 }
 
 /// [`Words`] on the heap, for models and tests: every access is an atomic that loom or Miri sees.
 #[derive(Debug)]
 pub struct HeapWords {
+    header: std::sync::Arc<[AtomicU64]>,
     words: std::sync::Arc<[AtomicU64]>,
 }
 
 impl HeapWords {
-    /// `capacity` bytes of zeroes.
+    /// `capacity` bytes of zeroes, without a header.
     ///
     /// # Panics
     ///
     /// If `capacity` is not a power of two of at least 8.
     pub fn new(capacity: usize) -> HeapWords {
+        HeapWords::with_header(0, capacity)
+    }
+
+    /// `capacity` bytes of zeroes, and before them `header` bytes (a multiple of 8) of control words.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is not a power of two of at least 8.
+    pub fn with_header(header: usize, capacity: usize) -> HeapWords {
         assert!(
             capacity.is_power_of_two() && capacity >= 8,
             "capacity {capacity} is not a power of two >= 8"
         );
+        let zeroes = |len: usize| (0..len / 8).map(|_| AtomicU64::new(0)).collect();
         HeapWords {
-            words: (0..capacity / 8).map(|_| AtomicU64::new(0)).collect(),
+            header: zeroes(header),
+            words: zeroes(capacity),
         }
     }
 
     /// Another handle on the same words, as a second mapping would be.
     pub fn map(&self) -> HeapWords {
         HeapWords {
+            header: self.header.clone(),
             words: self.words.clone(),
         }
     }
@@ -100,6 +127,10 @@ impl Words for HeapWords {
             rest = tail;
         }
     }
+
+    fn load_control(&self, offset: usize) -> u64 {
+        self.header[offset / 8].load(Ordering::Relaxed)
+    }
 }
 
 impl WordsMut for HeapWords {
@@ -118,5 +149,9 @@ impl WordsMut for HeapWords {
             word[..chunk.len()].copy_from_slice(chunk);
             self.store(position + (offset + 8 * i) as u64, u64::from_ne_bytes(word));
         }
+    }
+
+    fn store_control(&mut self, offset: usize, value: u64) {
+        self.header[offset / 8].store(value, Ordering::Release);
     }
 }

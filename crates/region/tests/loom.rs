@@ -111,6 +111,10 @@ impl Words for Memory {
         self.cells(position + offset as u64, dst.len())
             .for_each(|cell| cell.with(|_| ()));
     }
+
+    fn load_control(&self, offset: usize) -> u64 {
+        self.words.load_control(offset)
+    }
 }
 
 impl WordsMut for Memory {
@@ -130,6 +134,10 @@ impl WordsMut for Memory {
     fn write(&mut self, position: u64, offset: usize, src: &[u8]) {
         self.written(position + offset as u64, src.len());
         self.words.write(position, offset, src);
+    }
+
+    fn store_control(&mut self, offset: usize, value: u64) {
+        self.words.store_control(offset, value);
     }
 }
 

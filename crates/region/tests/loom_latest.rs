@@ -66,6 +66,10 @@ impl Words for Memory {
     fn read(&self, position: u64, offset: usize, dst: &mut [u8]) {
         self.words.read(position, offset, dst);
     }
+
+    fn load_control(&self, offset: usize) -> u64 {
+        self.words.load_control(offset)
+    }
 }
 
 impl WordsMut for Memory {
@@ -85,6 +89,10 @@ impl WordsMut for Memory {
 
     fn write(&mut self, position: u64, offset: usize, src: &[u8]) {
         self.words.write(position, offset, src);
+    }
+
+    fn store_control(&mut self, offset: usize, value: u64) {
+        self.words.store_control(offset, value);
     }
 }
 
@@ -225,7 +233,7 @@ fn wait_for_changes(looks_again: bool) {
         let roster = writer.roster().clone();
         let waiting = thread::spawn(move || {
             let sleeper = Sleeper::new();
-            let start = roster.join(sleeper.clone()).unwrap().start;
+            let start = roster.join(sleeper.clone()).unwrap().sequence;
             // Of four slots, no fewer than these updates have to be visible.
             assert!(read(&mut reader).is_none_or(|found| found >= start));
             let mut sleeps = 0;

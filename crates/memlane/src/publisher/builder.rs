@@ -13,7 +13,7 @@ use super::{
     Publisher, PublisherStats,
     control::{Control, Terms},
 };
-use crate::{Error, Payload, PayloadType, Typed, names::address_of, reactor::Reactor};
+use crate::{Error, Payload, PayloadType, Typed, names::address_of, page::LAPS, reactor::Reactor};
 
 /// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
 /// eighth.
@@ -232,7 +232,7 @@ impl PublisherBuilder {
         })?;
         let options = self.memory.with_suffix("-ring").prefault(true);
         let (memory, ring) = Shared::create(options, page_size(), bytes)?;
-        let writer = RingWriter::new(memory);
+        let writer = RingWriter::with_laps(memory, LAPS);
         let roster = writer.roster().clone();
         let terms = Terms {
             ring,

@@ -124,7 +124,7 @@ impl<M: WordsMut, W: Watcher> LatestWriter<M, W> {
         }
     }
 
-    /// Where readers that sleep join and leave. The start that [`Roster::join`] answers is the sequence number
+    /// Where readers that sleep join and leave. The [`sequence`](Joined::sequence) that [`Roster::join`] answers is that
     /// of an update which the reader can see already.
     pub fn roster(&self) -> &Arc<Roster<W>> {
         &self.roster
@@ -194,7 +194,7 @@ impl<M: WordsMut, W: Watcher> LatestWriter<M, W> {
         self.memory.store(at + LENGTH, len as u64);
         self.memory.store_release(at, layout::written(sequence));
         self.sequence = sequence;
-        self.roster.set_position(sequence);
+        self.roster.set_progress(8 * sequence, sequence);
         self.tell();
         sequence
     }

@@ -1,4 +1,4 @@
-//! A lane's record buffer: one writer, many readers, lossless.
+//! A lane's record buffer: one writer, many readers, each lossless or lossy.
 //!
 //! Records follow one another in the writer's region; positions count bytes since the ring began and never
 //! wrap (they are masked where memory is touched). Each begins with a header word, and the commit is in it:
@@ -23,7 +23,7 @@
 //!
 //! # Back-pressure
 //!
-//! The ring is lossless. A reader keeps its position to itself and exports it, as the bytes released since it
+//! A [`RingReader`] loses nothing. It keeps its position to itself and exports it, as the bytes released since it
 //! joined, to the cursor in its own control page: every eighth of the ring, whenever it finds the ring
 //! empty, and when that gives a waiting writer what it waits for. The writer caches the slowest cursor plus
 //! the capacity as its limit, and looks again only when a record does not fit below it.
@@ -32,13 +32,34 @@
 //! ([`RingWriter::want`]): the position that the slowest reader must get to. Each reader that passes it
 //! wakes the writer once; readers ahead of it never do.
 //!
+//! # Readers that hold nobody up
+//!
+//! A [`LossyReader`] has no cursor: the writer overwrites what it has not read, and it is told how many messages that
+//! were. It takes nothing for a message that is none, by three rules:
+//!
+//! - The writer exports a *bound*, beyond which no byte was ever written, before it writes one there. It moves it an
+//!   eighth of the ring at a time, by way of the same limit that keeps it off what lossless readers have not released: so
+//!   a message costs what it does without lossy readers.
+//! - A reader copies a record out, and looks at the bound then. If that is more than a lap ahead, the copy is nothing.
+//! - It does so, too, before it believes that there is nothing, that it may sleep, or that the ring is corrupt: a header
+//!   of a later lap, or a payload where a header was, may say anything.
+//!
+//! With each bound comes an *anchor*, where the writer was at the time and how many records it had written: there an
+//! overtaken reader goes on, and knows how many it has missed. Two anchors take turns, so that a writer which is stopped
+//! or killed at any moment leaves one that is whole. These words ([`LAP_WORDS`]) are kept up from the first record on,
+//! whoever reads: so a reader may join while the writer is idle, and one that was removed without knowing it sees no torn
+//! message either.
+//!
+//! A chunk that such a reader finds named may be used again at any time: it is
+//! [announced](crate::pool::Chunk::announce) first.
+//!
 //! # Joining
 //!
 //! A reader joins at the next record, while the writer runs at full speed or sits idle, and the writer does
 //! nothing for it. [`Roster::join`] publishes the reader, fences, and takes the position that the writer
 //! stores at every commit as the start. The writer fences before it looks at the roster: so either it sees
 //! the reader there, or the start is not before the position at which it looked, and its limit holds for the
-//! new reader too.
+//! new reader too. With the start comes the number of records before it, which is stored beside the position.
 //!
 //! # Orderings
 //!
@@ -47,18 +68,27 @@
 //! | header, `Release` (writer) | header, `Relaxed`, then `fence(Acquire)` (reader) | the payload, and the zero of the next header |
 //! | cursor, `Release` (reader) | cursor, `Relaxed`, then `fence(Acquire)` (writer) | the reader is done with the bytes before it |
 //! | position, `Release` (writer) | position, `Acquire` (join) | headers before the start need not be looked at |
+//! | sequence, `Release` (writer) | sequence, `Acquire` (join) | the position before it: a start whose sequence it is not is seen to have changed |
+//! | bound, then `fence(Release)`, then bytes (writer) | bytes, then `fence(Acquire)`, then bound (lossy reader) | whoever has any of the bytes has the bound |
+//! | bound, `Release` (writer) | bound, then `fence(Acquire)`, then the anchors' number (lossy reader) | there is an anchor that belongs to it |
+//! | the anchors' number, `Release` (writer) | the number, then `fence(Acquire)` (lossy reader) | the anchor, and the 0 where it says that the next record begins |
+//! | the number, then the fence above, then the other anchor (writer) | an anchor, then `fence(Acquire)`, then the number (lossy reader) | an anchor that is being stored is seen not to be the newest but one |
 //! | what the writer wants / cursor around `SeqCst` fences | the other of the two | either the writer sees the cursor, or the reader sees that it must wake it |
 //! | epoch / position around `SeqCst` fences | the other of the two | either the writer sees the reader, or the reader's start is late enough |
 //!
 //! Loads from a peer's memory are `Relaxed` and followed by a fence because that memory is mapped read-only,
 //! where nothing stronger is defined.
 
+mod laps;
 mod layout;
+mod lossy;
 mod reader;
 mod roster;
 mod writer;
 
+pub use laps::LAP_WORDS;
 pub use layout::{Corrupt, end, max_payload};
+pub use lossy::{LossyError, LossyReader, Polled, Taken};
 pub use reader::{CursorPage, Record, RingReader};
 pub use roster::{Joined, LEFT, Reader, Roster};
 pub use writer::{NoRoom, RingWriter};

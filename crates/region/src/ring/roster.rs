@@ -5,14 +5,15 @@ use std::{
 
 use crossbeam_utils::CachePadded;
 
-use crate::primitive::{AtomicU64, Mutex, Ordering, asymmetric, fence_heavy, lock};
+use crate::primitive::{AtomicU64, Mutex, Ordering, asymmetric, fence_heavy, lock, spin_loop};
 
-/// The cursor of a reader that reads no more, and may still hold chunks: it holds nobody up.
+/// The cursor of a reader that holds nobody up: one that reads no more and may still hold chunks, or a lossy one.
 pub const LEFT: u64 = u64::MAX;
 
 /// A reader as the ring's writer sees it.
 pub trait Reader {
-    /// Loads the cursor that the reader exported: bytes released since it joined, or [`LEFT`]. `Relaxed`.
+    /// Loads the cursor that the reader exported: bytes released since it joined, or [`LEFT`]. `Relaxed`. Of a
+    /// [`LossyReader`](super::LossyReader) it is always [`LEFT`], whatever its page says.
     fn cursor(&self) -> u64;
 
     /// Called once when the cursor made no sense (it went back, or beyond what was written). The writer has
@@ -27,6 +28,8 @@ pub struct Joined<R> {
     pub id: u64,
     /// The position of the first record it gets.
     pub start: u64,
+    /// How many records there were before that.
+    pub sequence: u64,
     /// The reader itself.
     pub reader: Arc<R>,
 }
@@ -36,6 +39,7 @@ impl<R> Clone for Joined<R> {
         Joined {
             id: self.id,
             start: self.start,
+            sequence: self.sequence,
             reader: self.reader.clone(),
         }
     }
@@ -44,14 +48,25 @@ impl<R> Clone for Joined<R> {
 /// Who reads a ring. Shared between its writer and whoever accepts readers, in one process.
 #[derive(Debug)]
 pub struct Roster<R> {
-    /// The writer's position, stored at each commit, loaded by `join`.
-    position: CachePadded<AtomicU64>,
+    /// Where the writer is, stored at each commit, loaded by `join`.
+    progress: CachePadded<Progress>,
     /// Changes with `joined`; the writer compares it with what it saw last.
     epoch: CachePadded<AtomicU64>,
     state: Mutex<State<R>>,
     /// Private to this process, and only a choice between two correct fences: not modelled.
     asymmetric: AtomicBool,
 }
+
+#[derive(Debug)]
+struct Progress {
+    /// How many records there are. Stored before `position`, so that it may be one ahead.
+    sequence: AtomicU64,
+    /// Where the next record begins, and in the low bits, those of its sequence.
+    position: AtomicU64,
+}
+
+/// Bits of a position that are always 0.
+const LOW: u64 = 7;
 
 #[derive(Debug)]
 struct State<R> {
@@ -62,7 +77,10 @@ struct State<R> {
 impl<R> Roster<R> {
     pub(crate) fn new() -> Roster<R> {
         Roster {
-            position: CachePadded::new(AtomicU64::new(0)),
+            progress: CachePadded::new(Progress {
+                sequence: AtomicU64::new(0),
+                position: AtomicU64::new(0),
+            }),
             epoch: CachePadded::new(AtomicU64::new(0)),
             state: Mutex::new(State {
                 next_id: 0,
@@ -92,10 +110,34 @@ impl<R> Roster<R> {
                 .store(false, std::sync::atomic::Ordering::Relaxed);
             return Err(error);
         }
-        let start = self.position.load(Ordering::Acquire);
-        let joined = Joined { id, start, reader };
+        let (start, sequence) = self.progress();
+        let joined = Joined {
+            id,
+            start,
+            sequence,
+            reader,
+        };
         state.joined.push(joined.clone());
         Ok(joined)
+    }
+
+    /// A position that the writer has now, or had when this was called, and its sequence. It looks again whenever the writer
+    /// commits meanwhile: that ends at the latest when the writer notices the new epoch, within a lap.
+    fn progress(&self) -> (u64, u64) {
+        let Progress { sequence, position } = &*self.progress;
+        let mut found = position.load(Ordering::Acquire);
+        loop {
+            // Pairs with the Release store of a later sequence: the position that was stored before it is seen below.
+            let ahead = sequence.load(Ordering::Acquire);
+            match position.load(Ordering::Acquire) {
+                again if again == found => {
+                    // So it is ahead by one at most.
+                    return (found & !LOW, ahead - (ahead.wrapping_sub(found) & LOW));
+                }
+                again => found = again,
+            }
+            spin_loop();
+        }
     }
 
     /// Removes a reader: from the writer's next look on, it holds nothing up. False if it was not there.
@@ -132,9 +174,13 @@ impl<R> Roster<R> {
         self.epoch.load(Ordering::Relaxed)
     }
 
+    /// Says that there are `sequence` records now, and that the next one begins at `position`, a multiple of 8.
     #[inline(always)]
-    pub(crate) fn set_position(&self, position: u64) {
-        self.position.store(position, Ordering::Release);
+    pub(crate) fn set_progress(&self, position: u64, sequence: u64) {
+        self.progress.sequence.store(sequence, Ordering::Release);
+        self.progress
+            .position
+            .store(position | sequence & LOW, Ordering::Release);
     }
 
     /// The readers now, and the epoch they belong to.

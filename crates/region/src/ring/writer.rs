@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::{
+    laps::{Anchor, LAP_WORDS, Laps},
     layout::{self, HEADER, KIND_CHUNK, KIND_INLINE},
     roster::{Joined, LEFT, Reader, Roster},
 };
@@ -33,9 +34,14 @@ pub struct RingWriter<M, R> {
     capacity: u64,
     max_payload: usize,
     position: u64,
-    /// Bytes before this position may be written: the slowest reader's cursor plus the capacity, when last
-    /// looked at.
+    /// Records before that position.
+    sequence: u64,
+    /// Bytes before this position may be written at once: the lesser of `room` and the bound that lossy readers have
+    /// been told.
     limit: u64,
+    /// The slowest reader's cursor plus the capacity, when last looked at.
+    room: u64,
+    laps: Laps,
     roster: Arc<Roster<R>>,
     /// Of the roster, as `readers` are.
     epoch: u64,
@@ -54,12 +60,30 @@ struct Seen<R> {
 }
 
 impl<M: WordsMut, R: Reader> RingWriter<M, R> {
-    /// A writer over zeroed memory, without readers.
+    /// A writer over zeroed memory, without readers, none of which may be lossy.
     ///
     /// # Panics
     ///
     /// If the capacity is below 128 bytes.
     pub fn new(memory: M) -> RingWriter<M, R> {
+        RingWriter::over(memory, Laps::none())
+    }
+
+    /// A writer over zeroed memory, without readers, that tells lossy ones how far it is, in the [`LAP_WORDS`] bytes
+    /// from byte `laps` of the memory's header on. They cost a few stores about eight times a lap; each message costs what
+    /// it does without.
+    ///
+    /// # Panics
+    ///
+    /// If the capacity is below 128 bytes, or the header has no such words.
+    pub fn with_laps(memory: M, laps: usize) -> RingWriter<M, R> {
+        for word in (0..LAP_WORDS).step_by(8) {
+            memory.load_control(laps + word);
+        }
+        RingWriter::over(memory, Laps::new(laps))
+    }
+
+    fn over(memory: M, laps: Laps) -> RingWriter<M, R> {
         let capacity = memory.capacity();
         assert!(
             capacity >= layout::MIN_CAPACITY,
@@ -71,7 +95,10 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             capacity,
             max_payload: layout::max_payload(capacity),
             position: 0,
-            limit: capacity,
+            sequence: 0,
+            limit: capacity.min(laps.bound()),
+            room: capacity,
+            laps,
             asymmetric: roster.asymmetric(),
             roster,
             epoch: 0,
@@ -95,6 +122,11 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.position
     }
 
+    /// How many records were committed.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// The longest payload this ring takes, in bytes.
     pub fn max_payload(&self) -> usize {
         self.max_payload
@@ -114,7 +146,8 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
                 max: self.max_payload,
             });
         }
-        if layout::furthest_end(self.position, len) + HEADER <= self.limit || self.refresh(len) {
+        let needed = layout::furthest_end(self.position, len) + HEADER;
+        if needed <= self.limit || self.make_room(needed) {
             Ok(())
         } else {
             Err(NoRoom::Full)
@@ -159,7 +192,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             });
         }
         let end = layout::end(self.position, len);
-        if end + HEADER > self.limit && !self.refresh(len) {
+        if end + HEADER > self.limit && !self.make_room(end + HEADER) {
             return Err(NoRoom::Full);
         }
         self.write(0, payload);
@@ -193,7 +226,8 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         let header = layout::header(kind, end - self.position, len);
         self.memory.store_release(self.position, header);
         self.position = end;
-        self.roster.set_position(end);
+        self.sequence += 1;
+        self.roster.set_progress(end, self.sequence);
     }
 
     /// The word to show to readers before sleeping until `len` bytes fit, not 0. A reader wakes the writer when
@@ -273,10 +307,27 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             .collect();
     }
 
-    /// Looks at every reader's cursor and moves the limit. True if `len` bytes fit now.
+    /// Moves the limit to `needed` or beyond. False if a reader is in the way.
     #[cold]
     #[inline(never)]
-    fn refresh(&mut self, len: usize) -> bool {
+    fn make_room(&mut self, needed: u64) -> bool {
+        if needed > self.room {
+            self.refresh();
+        }
+        let fits = needed <= self.room;
+        if fits && needed > self.laps.bound() {
+            let here = Anchor {
+                position: self.position,
+                sequence: self.sequence,
+            };
+            self.laps.export(&mut self.memory, here, needed);
+        }
+        self.limit = self.room.min(self.laps.bound());
+        fits
+    }
+
+    /// Looks at every reader's cursor for more room.
+    fn refresh(&mut self) {
         // Pairs with the fence in `Roster::join`, and, for a writer that has stored what it waits for, with the
         // one in `RingReader::export`.
         fence(Ordering::SeqCst);
@@ -302,8 +353,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         }
         // Pairs with the readers' Release stores of their cursors: they are done with what lies before.
         fence(Ordering::Acquire);
-        self.limit = slowest + self.capacity;
-        layout::furthest_end(self.position, len) + HEADER <= self.limit
+        self.room = slowest + self.capacity;
     }
 }
 

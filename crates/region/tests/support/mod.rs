@@ -14,7 +14,7 @@ use std::{
 
 use memlane_region::{
     HeapWords, Remote, Shared, Words, WordsMut, page_size,
-    ring::{CursorPage, Reader, RingReader, RingWriter},
+    ring::{CursorPage, LAP_WORDS, LEFT, Reader, RingReader, RingWriter},
 };
 
 /// What [`Reader::corrupt`] was told.
@@ -79,6 +79,8 @@ impl Reader for HeapPage {
 
 /// Byte of the writer's header where it says that it waits for room.
 const WANTED: usize = 0;
+/// Byte of the writer's header from which on it tells lossy readers how far it is.
+pub(crate) const LAPS: usize = 64;
 /// Byte of a control page where its cursor is.
 const CURSOR: usize = 64;
 
@@ -132,6 +134,29 @@ impl Reader for Peer {
     }
 }
 
+/// A reader of either kind, as the writer has it.
+#[derive(Debug)]
+pub(crate) enum Known<P> {
+    Lossless(Arc<P>),
+    Lossy,
+}
+
+impl<P: Reader> Reader for Known<P> {
+    fn cursor(&self) -> u64 {
+        match self {
+            Known::Lossless(peer) => peer.cursor(),
+            Known::Lossy => LEFT,
+        }
+    }
+
+    fn corrupt(&self, found: u64) {
+        match self {
+            Known::Lossless(peer) => peer.corrupt(found),
+            Known::Lossy => panic!("a lossy reader has no cursor, but was dropped for {found}"),
+        }
+    }
+}
+
 /// Where a ring lies in a test.
 pub(crate) trait Place {
     type Mine: WordsMut;
@@ -168,7 +193,7 @@ pub(crate) struct Heap {
 impl Heap {
     pub(crate) fn new(capacity: usize) -> Heap {
         Heap {
-            words: HeapWords::new(capacity),
+            words: HeapWords::with_header(LAPS + LAP_WORDS, capacity),
             wanted: Arc::default(),
         }
     }

@@ -8,6 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -57,6 +58,13 @@ impl Other {
         let status = child.wait().unwrap();
         assert!(status.success(), "the other process: {status}");
     }
+
+    /// Kills it, wherever it is.
+    pub(crate) fn kill(self) {
+        let Other { mut child, link: _ } = self;
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
 
 /// The role of this process, if it is another one, and its end of the socket.
@@ -81,6 +89,12 @@ impl Link {
         }
         let flags = SendFlags::NOSIGNAL;
         rustix::net::sendmsg(&self.0, &[IoSlice::new(what)], &mut control, flags).unwrap();
+    }
+
+    /// Whether the other end has said something, or is gone.
+    pub(crate) fn has_word(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
     }
 
     /// What the other end says, and the descriptor that came with it; nothing once it is gone.
