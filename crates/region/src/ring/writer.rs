@@ -247,8 +247,8 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     /// Whether every reader has released every record. Looks at their cursors.
     #[cold]
     pub fn is_drained(&mut self) -> bool {
-        self.refresh(0);
-        self.limit == self.position + self.capacity
+        self.refresh();
+        self.room == self.position + self.capacity
     }
 
     /// The word to show to readers before sleeping until the ring [is drained](RingWriter::is_drained), as
