@@ -78,7 +78,7 @@ pub unsafe extern "C" fn memlane_receive(
             message.len() as isize
         }
         Err(TryRecvError::Empty) => MEMLANE_EMPTY,
-        Err(TryRecvError::Disconnected) => MEMLANE_GONE,
+        Err(TryRecvError::Disconnected { .. }) => MEMLANE_GONE,
         Err(error) => {
             eprintln!("memlane: {error}");
             MEMLANE_FAILED
