@@ -27,7 +27,7 @@ pub const MEMLANE_FAILED: isize = -3;
 ///
 /// # Safety
 /// `service` is a string that ends with a zero.
-// SAFETY: nothing else in a program has this name.
+// Nothing else in a program has this name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memlane_connect(service: *const c_char) -> *mut MemlaneSubscriber {
     // SAFETY: the caller says that it is a string.
@@ -45,7 +45,7 @@ pub unsafe extern "C" fn memlane_connect(service: *const c_char) -> *mut Memlane
 ///
 /// # Safety
 /// `subscriber` comes from `memlane_connect`, and has not been closed.
-// SAFETY: nothing else in a program has this name.
+// Nothing else in a program has this name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memlane_fd(subscriber: *const MemlaneSubscriber) -> c_int {
     // SAFETY: the caller says that it is one.
@@ -58,7 +58,7 @@ pub unsafe extern "C" fn memlane_fd(subscriber: *const MemlaneSubscriber) -> c_i
 ///
 /// # Safety
 /// `subscriber` is as for `memlane_fd` and used by no other thread meanwhile; `buffer` has `size` bytes, all of them initialised.
-// SAFETY: nothing else in a program has this name.
+// Nothing else in a program has this name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memlane_receive(
     subscriber: *mut MemlaneSubscriber,
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn memlane_receive(
 ///
 /// # Safety
 /// `subscriber` is as for `memlane_fd`, and not used any more.
-// SAFETY: nothing else in a program has this name.
+// Nothing else in a program has this name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memlane_close(subscriber: *mut MemlaneSubscriber) {
     // SAFETY: it was made by `Box::into_raw`, and the caller gives it back.
