@@ -115,7 +115,7 @@ impl Counter {
                 Err(anyhow::anyhow!("another message than {expected:?}"))
             }
             Err(TryRecvError::Empty) => return PostAction::Continue,
-            Err(TryRecvError::Disconnected) => Ok(()),
+            Err(TryRecvError::Disconnected { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         };
         self.result = result;

@@ -98,7 +98,7 @@ fn subscribe() -> anyhow::Result<()> {
             match subscriber.try_recv() {
                 Ok(received) => ensure!(received.to_vec() == message(number), "message {number}"),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => break 'turns,
+                Err(TryRecvError::Disconnected { .. }) => break 'turns,
                 Err(error) => return Err(error.into()),
             }
             number += 1;

@@ -80,7 +80,7 @@ fn replier<K: Tasks>(role: &Role) {
             }
         }
         match there.recv().await {
-            Err(RecvError::Disconnected) => {}
+            Err(RecvError::Disconnected { .. }) => {}
             other => panic!("{other:?}"),
         }
     });
@@ -135,7 +135,7 @@ fn ping_pong<K: Tasks>(role: &'static str) {
         drop(there);
         child.finish();
         match back.recv().await {
-            Err(RecvError::Disconnected) => {}
+            Err(RecvError::Disconnected { .. }) => {}
             other => panic!("{other:?}"),
         };
     });
@@ -261,7 +261,10 @@ fn the_end_is_not_missed<K: Tasks>() {
                 assert_eq!(subscriber.recv().await.unwrap().to_vec(), [number]);
             }
             let end = subscriber.recv().await.map(drop);
-            assert!(matches!(end, Err(RecvError::Disconnected)), "{end:?}");
+            assert!(
+                matches!(end, Err(RecvError::Disconnected { .. })),
+                "{end:?}"
+            );
             alive();
         }
     });
@@ -355,7 +358,7 @@ fn what_a_sink_keeps() {
         assert_eq!(kept.as_deref(), Some(&b"kept"[..]));
         drop(publisher);
         let end = subscriber.recv().await.map(drop);
-        assert!(matches!(end, Err(RecvError::Disconnected)));
+        assert!(matches!(end, Err(RecvError::Disconnected { .. })));
     });
 }
 

@@ -471,6 +471,7 @@ fn join(link: &Link) -> (Shared, Welcome) {
         page: page.into(),
         doorbell: Offer::default(),
         trusts: false,
+        expects: None,
     };
     let opening = Opening { version: VERSION };
     link.send(&opening).expect("room");
@@ -610,6 +611,7 @@ fn by_hand() -> (Link, Subscriber) {
             start: 0,
             rings: Rings::Socket,
             doorbell: Bell::None,
+            registered: false,
         }))
         .unwrap();
         subscribing.join().unwrap()

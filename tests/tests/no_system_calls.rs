@@ -371,7 +371,7 @@ fn but_one_to_wake_a_sleeper() {
             // It had committed the message, and the kernel tells of its end.
             let received = received.join().unwrap();
             assert!(
-                matches!(received, (Received::Message, Received::Disconnected)),
+                matches!(received, (Received::Message, Received::Disconnected(_))),
                 "{received:?}"
             );
         });

@@ -76,7 +76,10 @@ fn values_arrive() {
     assert_eq!(subscriber.recv().unwrap(), Point { x: 3.0, ..point });
     drop(publisher);
     let end = subscriber.recv().unwrap_err();
-    assert!(matches!(end, PayloadError::Lane(RecvError::Disconnected)));
+    assert!(matches!(
+        end,
+        PayloadError::Lane(RecvError::Disconnected { .. })
+    ));
 }
 
 #[test]

@@ -472,6 +472,7 @@ fn old_and_new() {
                         page: page.into(),
                         doorbell: Offer::default(),
                         trusts: false,
+                        expects: None,
                     })
                 };
                 let theirs: Opening = link.recv_timeout(PATIENCE).unwrap();

@@ -170,7 +170,7 @@ impl Lane {
                     self.received += 1;
                 }
                 Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => return self.ended = true,
+                Err(TryRecvError::Disconnected { .. }) => return self.ended = true,
                 Err(error) => panic!("{error}"),
             }
         }
@@ -493,7 +493,7 @@ fn who_is_there_and_who_is_not() {
             }
         }
         assert!(
-            matches!(ended, Some(Err(TryRecvError::Disconnected))),
+            matches!(ended, Some(Err(TryRecvError::Disconnected { .. }))),
             "{end:?}: {ended:?}"
         );
         match end {

@@ -156,7 +156,7 @@ fn watcher(role: &Role) {
             match subscriber.try_recv() {
                 Ok(came) => came.copy_into(&mut message),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => break 'turns,
+                Err(TryRecvError::Disconnected { .. }) => break 'turns,
                 Err(error) => panic!("message {next}: {error}"),
             }
             assert_eq!(message.len(), length(next, LONGEST));
@@ -287,7 +287,7 @@ fn a_last_message_does_not_hide_the_end() {
         loop {
             match subscriber.try_recv().map(drop) {
                 Err(TryRecvError::Empty) => turns.wait(&subscriber),
-                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Disconnected { .. }) => break,
                 other => panic!("{other:?}"),
             }
         }
@@ -326,7 +326,7 @@ fn a_killed_publisher_is_an_event() {
             turns.wait(&subscriber);
             match subscriber.try_recv().map(drop) {
                 Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Disconnected { .. }) => break,
                 other => panic!("{other:?}"),
             }
         }
