@@ -126,3 +126,8 @@ const _: () = {
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/services.md")]
 struct Readme;
+
+/// The examples of docs/waiting.md, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/waiting.md")]
+struct Waiting;

@@ -99,10 +99,11 @@ use crate::remaining;
 ///
 /// # Lanes
 ///
-/// A lane's end that is watched sleeps in the set, not by itself, and does not spin before. A loop that wants the latency of
-/// spinning looks at its lanes (`try_recv`) for some microseconds before each wait, with a [`Pacer`](crate::Pacer): while
-/// that finds something no wait is needed; and when it has not, the wait finds what came in between, because the descriptor
-/// of a lane's end is readable from then on (it has been armed by the `try_recv` that found nothing).
+/// A lane's end that is watched sleeps in the set, not by itself, and does not spin before. A loop that wants something of the
+/// latency of spinning looks at its lanes (`try_recv`: a system call each time that it finds nothing) for some microseconds
+/// before each wait, with a [`Pacer`](crate::Pacer). While that finds something no wait is needed; and when it has not, the
+/// wait finds what came in between, because the descriptor of a lane's end is readable from the next message on, once a
+/// `try_recv` has found nothing. docs/waiting.md has such a loop.
 ///
 /// # Signals
 ///
