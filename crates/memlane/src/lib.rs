@@ -79,7 +79,14 @@ pub use memlane_signaling as signaling;
 pub use memlane_signaling::{Backing, WaitPolicy};
 #[doc(no_inline)]
 pub use memlane_transport as transport;
-pub use memlane_transport::{Access, Address, Link, Peer};
+#[cfg(feature = "sandbox")]
+#[doc(no_inline)]
+pub use memlane_transport::sandbox;
+#[doc(no_inline)]
+pub use memlane_transport::spawn;
+pub use memlane_transport::{
+    Access, Address, Child, Command, Link, Peer, Process, SpawnError, parent, parent_link,
+};
 pub use names::{Directory, Service, address_of, services};
 pub use payload::{
     AsPublisher, AsSubscriber, Encoded, Payload, PayloadError, PayloadType, Plain, PlainMessage,
@@ -106,6 +113,22 @@ fn process_of(link: &Link) -> std::io::Result<Option<std::os::fd::OwnedFd>> {
         return Ok(None);
     }
     Ok(peer.into_pidfd())
+}
+
+/// A pidfd of the user's own, who says that its process has the other end of a link.
+fn pidfd_of(process: impl std::os::fd::AsFd) -> Result<std::os::fd::OwnedFd, Error> {
+    use rustix::{
+        io::Errno,
+        process::{WaitId, WaitIdOptions, waitid},
+    };
+    let process = process.as_fd();
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match waitid(WaitId::PidFd(process), options) {
+        // ECHILD: of a process that is no child, or has been waited for.
+        Ok(_) | Err(Errno::CHILD) => process.try_clone_to_owned(),
+        Err(error) => Err(error.into()),
+    }
+    .map_err(Error::os("watch the process: expected its pidfd"))
 }
 
 /// A deadline. One so far away that no clock can tell it is none.

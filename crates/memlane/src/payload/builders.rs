@@ -1,5 +1,7 @@
 //! Typed lanes, made.
 
+use std::os::fd::AsFd;
+
 use super::{Payload, PayloadType, Typed};
 use crate::{
     Address, Error, Link, Publisher, PublisherBuilder, Subscriber, SubscriberBuilder, Trust,
@@ -100,5 +102,18 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
     /// As [`connect`](Typed::connect).
     pub fn over(self, link: Link) -> Result<Typed<Subscriber<T>, P>, Error> {
         self.try_map(|builder| builder.over(link))
+    }
+
+    /// Subscribes over a link whose other end a known process has: see [`SubscriberBuilder::over_process`].
+    ///
+    /// # Errors
+    ///
+    /// As [`over_process`](SubscriberBuilder::over_process).
+    pub fn over_process(
+        self,
+        link: Link,
+        process: impl AsFd,
+    ) -> Result<Typed<Subscriber<T>, P>, Error> {
+        self.try_map(|builder| builder.over_process(link, process))
     }
 }

@@ -158,7 +158,7 @@ enum Connection {
 #[derive(Debug)]
 struct Greeter {
     link: Link,
-    /// The process that connected; none for a link that was made elsewhere, whose maker is not its user.
+    /// The process that connected; of a link that was made elsewhere, whose maker is not its user, the one that was given.
     process: Option<OwnedFd>,
     since: Instant,
     /// Its version has come, and is ours.
@@ -207,9 +207,9 @@ impl Control {
         Ok(())
     }
 
-    /// Takes a link that somebody else made; its other end is a subscriber's.
-    pub(super) fn attach(&self, link: Link) -> rustix::io::Result<()> {
-        let greeted = self.greet(&mut self.state(), link, None);
+    /// Takes a link that somebody else made; its other end is a subscriber's, in that process if one is given.
+    pub(super) fn attach(&self, link: Link, process: Option<OwnedFd>) -> rustix::io::Result<()> {
+        let greeted = self.greet(&mut self.state(), link, process);
         self.wake_waiting();
         greeted
     }

@@ -35,6 +35,7 @@ use wakes::Wakes;
 use crate::{
     Error, SendError, SendTimeoutError, TrySendError, after,
     page::ALIVE,
+    pidfd_of,
     protocol::Farewell,
     reactor::Reactor,
     watched::{Watch, polls},
@@ -466,8 +467,30 @@ impl Publisher {
     ///
     /// [`Error::Os`] if it cannot be watched; it is closed then.
     pub fn attach(&self, link: Link) -> Result<(), Error> {
+        self.attach_with(link, None)
+    }
+
+    /// [`attach`](Publisher::attach), for a link whose other end a known process has: its subscriber is gone when that
+    /// process has ended, too, whoever else holds the link then (its own children, say). The pidfd is duplicated: it
+    /// may be a child's ([`Process`](crate::Process)), or a [`Peer`](crate::Peer)'s.
+    ///
+    /// ```no_run
+    /// # let publisher = memlane::Publisher::builder().unbound()?;
+    /// let child = memlane::Command::new("viewer").spawn()?;
+    /// publisher.attach_process(child.link, &child.process)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if it is no pidfd, or cannot be watched; the link is closed then.
+    pub fn attach_process(&self, link: Link, process: impl AsFd) -> Result<(), Error> {
+        self.attach_with(link, Some(pidfd_of(process)?))
+    }
+
+    fn attach_with(&self, link: Link, process: Option<OwnedFd>) -> Result<(), Error> {
         self.control
-            .attach(link)
+            .attach(link, process)
             .map_err(io::Error::from)
             .map_err(Error::os("watch the link"))
     }

@@ -1,4 +1,8 @@
-use std::{marker::PhantomData, time::Duration};
+use std::{
+    marker::PhantomData,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use memlane_signaling::WaitPolicy;
 use memlane_transport::{Access, Address, Link};
@@ -9,7 +13,8 @@ use super::{
     trust::{Trusted, Untrusted},
 };
 use crate::{
-    Error, Payload, PayloadType, Typed, after, names::address_of, process_of, protocol::LIMITS,
+    Error, Payload, PayloadType, Typed, after, names::address_of, pidfd_of, process_of,
+    protocol::LIMITS,
 };
 
 /// Options of a [`Subscriber`].
@@ -200,11 +205,35 @@ impl<T: Trust> SubscriberBuilder<T> {
     ///
     /// As [`connect`](SubscriberBuilder::connect).
     pub fn over(self, link: Link) -> Result<Subscriber<T>, Error> {
+        self.over_with(link, None)
+    }
+
+    /// [`over`](SubscriberBuilder::over), for a link whose other end a known process has: the publisher is gone when that
+    /// process has ended, too, whoever else holds the link then (its own children, say). The pidfd is duplicated: it
+    /// may be a child's ([`Process`](crate::Process)), or a [`Peer`](crate::Peer)'s.
+    ///
+    /// ```no_run
+    /// use memlane::{Command, Subscriber};
+    ///
+    /// let child = Command::new("camera").spawn()?;
+    /// let mut frames = Subscriber::builder().over_process(child.link, &child.process)?;
+    /// println!("{} bytes", frames.recv()?.len());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](SubscriberBuilder::connect); [`Error::Os`] if it is no pidfd.
+    pub fn over_process(self, link: Link, process: impl AsFd) -> Result<Subscriber<T>, Error> {
+        self.over_with(link, Some(pidfd_of(process)?))
+    }
+
+    fn over_with(self, link: Link, process: Option<OwnedFd>) -> Result<Subscriber<T>, Error> {
         let link = link.with_limits(LIMITS);
         let deadline = after(self.timeout);
         let prepared = Prepared::new(&self)?;
         prepared.send(&link, deadline)?;
-        Handshake::new(self, prepared, link, None).complete(deadline)
+        Handshake::new(self, prepared, link, process).complete(deadline)
     }
 
     /// Begins to subscribe to a service of this user's, without waiting: for loops and tasks.
