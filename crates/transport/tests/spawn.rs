@@ -234,6 +234,7 @@ fn a_variable_meant_for_another_process_is_seen_through() {
     // The number is there, and another socket.
     let mut occupied = there.into_fd();
     occupied = rustix::io::fcntl_dupfd_cloexec(&occupied, 40).unwrap();
+    rustix::io::fcntl_setfd(&occupied, rustix::io::FdFlags::empty()).unwrap();
     cookies.push((occupied.as_raw_fd(), other));
     for (number, cookie) in cookies {
         let status = std::process::Command::new(env::current_exe().unwrap())
