@@ -84,6 +84,7 @@ pub(crate) fn run(session: &mut Session) -> Result<Metrics> {
     if moves_barrier {
         give_barrier(&mut outgoing.0)?;
     }
+    let rings = outgoing.0.stats().rings;
     let (metrics, outgoing) = if batch == 1 {
         let mut one_by_one = OneByOne(outgoing);
         (send(session, turns, &mut one_by_one)?, one_by_one.0)
@@ -92,7 +93,7 @@ pub(crate) fn run(session: &mut Session) -> Result<Metrics> {
         (send(session, turns, &mut batches)?, batches.outgoing)
     };
     Ok(metrics
-        .with("rings", outgoing.0.stats().rings as f64)
+        .with("rings", (outgoing.0.stats().rings - rings) as f64)
         .with("fences", u8::from(outgoing.0.fences()).into()))
 }
 
