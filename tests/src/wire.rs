@@ -30,10 +30,21 @@ pub struct Opening {
     pub version: u32,
 }
 
+/// That a packet is a greeting.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Hello(u32);
+
+impl Default for Hello {
+    fn default() -> Hello {
+        Hello(3)
+    }
+}
+
 /// Second packet, from the subscriber.
 #[derive(Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Greeting {
+    pub hello: Hello,
     pub page: Fd,
     pub doorbell: Offer,
     pub trusts: bool,

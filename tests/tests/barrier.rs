@@ -347,6 +347,7 @@ fn whoever_lies_about_it_hurts_nobody_else() {
             memlane_signaling::Doorbell::new(memlane_signaling::Backing::Socket).unwrap();
         link.send(&Opening { version: VERSION }).unwrap();
         link.send(&Greeting {
+            hello: Default::default(),
             page: Fd::from(fd),
             doorbell: Offer {
                 socket: Some(Fd::from(end)),

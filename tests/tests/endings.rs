@@ -468,6 +468,7 @@ fn draining_in_a_task() {
 fn join(link: &Link) -> (Shared, Welcome) {
     let (mine, page) = Shared::create("by-hand", page_size(), 0).expect("a page");
     let greeting = Greeting {
+        hello: Default::default(),
         page: page.into(),
         doorbell: Offer::default(),
         trusts: false,

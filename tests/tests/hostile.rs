@@ -204,6 +204,7 @@ fn open(link: &Link, version: u32) -> Opening {
 
 fn greet(link: &Link, page: Fd, doorbell: Offer, trusts: bool) -> Result<(), Outcome> {
     let greeting = Greeting {
+        hello: Default::default(),
         page,
         doorbell,
         trusts,
@@ -368,6 +369,7 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
             struct More(Greeting, Vec<Fd>);
             let more = More(
                 Greeting {
+                    hello: Default::default(),
                     page: page().1,
                     doorbell: none,
                     trusts: false,

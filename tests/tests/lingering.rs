@@ -72,6 +72,7 @@ fn from_a_subscriber() {
     let (bell, end) = UnixStream::pair().expect("a pair");
     ours.send(&Opening { version: VERSION }).expect("room");
     ours.send(&Greeting {
+        hello: Default::default(),
         page: descriptor.into(),
         doorbell: Offer {
             socket: Some(OwnedFd::from(end).into()),

@@ -469,6 +469,7 @@ fn old_and_new() {
                 } else {
                     let (_, page) = Shared::create("by-hand", page_size(), 0).unwrap();
                     link.send(&Greeting {
+                        hello: Default::default(),
                         page: page.into(),
                         doorbell: Offer::default(),
                         trusts: false,

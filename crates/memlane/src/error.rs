@@ -51,6 +51,12 @@ pub enum Error {
         /// Its reason.
         why: String,
     },
+    /// There is no receiver to send to, or not for this sender.
+    #[error("there is no receiver to send to: {why}")]
+    NoReceiver {
+        /// What is there, or what stands in the way.
+        why: String,
+    },
     /// The publisher did not answer in time ([`SubscriberBuilder::timeout`](crate::SubscriberBuilder::timeout)): it is
     /// stopped, or nobody drives it.
     #[error(
@@ -93,6 +99,9 @@ impl Error {
 /// The message was not sent, and never can be.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
+    /// The receiver is gone; what had been sent it may not have received. Only from a [`Sender`](crate::Sender).
+    #[error("the receiver is gone")]
+    Disconnected,
     /// Longer than any message of this publisher
     /// ([`PublisherBuilder::max_message`](crate::PublisherBuilder::max_message)).
     #[error("a message of {len} bytes is too large: this publisher sends at most {max}")]
@@ -123,6 +132,9 @@ pub enum SendError {
 /// The message was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum TrySendError {
+    /// The receiver is gone; what had been sent it may not have received. Only from a [`Sender`](crate::Sender).
+    #[error("the receiver is gone")]
+    Disconnected,
     /// The slowest subscriber has not released enough yet.
     #[error("there is no room: the slowest subscriber has not released enough")]
     Full,
@@ -153,6 +165,9 @@ pub enum TrySendError {
 /// The message was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum SendTimeoutError {
+    /// The receiver is gone; what had been sent it may not have received. Only from a [`Sender`](crate::Sender).
+    #[error("the receiver is gone")]
+    Disconnected,
     /// The slowest subscriber did not release enough in time.
     #[error("there was no room until the time ran out")]
     TimedOut,

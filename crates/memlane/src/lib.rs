@@ -61,6 +61,7 @@ mod payload;
 mod protocol;
 mod publisher;
 mod reactor;
+mod receiver;
 mod subscriber;
 #[cfg(feature = "tokio")]
 pub mod tokio;
@@ -89,12 +90,13 @@ pub use memlane_transport::{
 };
 pub use names::{Directory, Service, address_of, services};
 pub use payload::{
-    AsPublisher, AsSubscriber, Encoded, Payload, PayloadError, PayloadType, Plain, PlainMessage,
-    PlainReservation, Slice, SliceMessage, SliceReservation, Typed,
+    AsPublisher, Encoded, Payload, PayloadError, PayloadType, Plain, PlainMessage,
+    PlainReservation, Receives, Slice, SliceMessage, SliceReservation, Typed,
 };
 #[cfg(feature = "stream")]
 pub use publisher::Sending;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
+pub use receiver::{Receiver, ReceiverStats};
 #[cfg(feature = "stream")]
 pub use subscriber::Messages;
 pub use subscriber::{
@@ -102,6 +104,9 @@ pub use subscriber::{
     Untrusted,
 };
 pub use watched::{End, Watched};
+
+/// The sending end of a queue: a [`Publisher`] that has connected to a [`Receiver`] ([`Publisher::connect`]).
+pub type Sender = Publisher;
 
 /// A pidfd of the process that connected a link, or accepted it, to learn of its death even where something else
 /// holds a copy of the link. None if the kernel has no such thing, or if it is this process.

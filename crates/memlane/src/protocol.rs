@@ -4,6 +4,8 @@
 //! subscriber's next packet is a greeting, with its control page and its doorbell; the publisher welcomes it, with
 //! the ring and a doorbell of its own, or refuses it. After that the link carries notices of the publisher's pool, and is
 //! there to hang up.
+//!
+//! With a queue it is the publisher that connects, and says so; the receiver greets it as any subscriber would.
 
 use std::fmt;
 
@@ -30,7 +32,7 @@ pub(crate) struct Opening {
     pub(crate) version: u32,
 }
 
-/// Second packet, from the subscriber.
+/// What a reader brings along.
 #[derive(Debug, Serialize)]
 pub(crate) struct GreetingRef<'a> {
     /// Its control page, one page.
@@ -65,13 +67,17 @@ pub(crate) struct DoorbellOffer {
     pub(crate) eventfd: Option<Fd>,
 }
 
-/// Second packet, from the publisher.
+/// What follows the openings, until a lane is made.
 #[derive(Debug, Serialize)]
-pub(crate) enum AnswerRef<'a> {
+pub(crate) enum PacketRef<'a> {
     Welcome(WelcomeRef<'a>),
     Refused(Refusal),
     /// Before a welcome, of each segment that there is: a subscriber can receive as soon as it has joined.
     Segment(NoticeRef<'a>),
+    /// From a reader to its publisher, whichever of the two has connected.
+    Greeting(GreetingRef<'a>),
+    /// From a publisher that has connected: it offers its lane to a receiver, which greets it.
+    Offer,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,12 +108,14 @@ pub(crate) enum PublisherDoorbellRef<'a> {
     EventFd(FdRef<'a>),
 }
 
-/// [`AnswerRef`], received.
+/// [`PacketRef`], received.
 #[derive(Debug, Deserialize)]
-pub(crate) enum Answer {
+pub(crate) enum Packet {
     Welcome(Welcome),
     Refused(Refusal),
     Segment(Notice),
+    Greeting(Greeting),
+    Offer,
 }
 
 #[derive(Debug, Deserialize)]
@@ -199,6 +207,10 @@ pub(crate) enum Refusal {
         carries: String,
         expects: String,
     },
+    /// The other side is no counterpart of it.
+    Pattern {
+        why: String,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -210,6 +222,7 @@ impl fmt::Display for Refusal {
             Refusal::Payload { carries, expects } => {
                 write!(f, "it carries {carries}; this subscriber expects {expects}")
             }
+            Refusal::Pattern { why } => f.write_str(why),
             Refusal::Page { why } => write!(f, "control page: {why}"),
             Refusal::Doorbell { why } => write!(f, "doorbell: {why}"),
             Refusal::Resources { why } => write!(f, "it is short of resources: {why}"),
@@ -263,7 +276,7 @@ mod tests {
                 trusts,
                 expects,
             };
-            says(what, &greeting);
+            says(what, &PacketRef::Greeting(greeting));
         };
         let what = "greeting: page, no doorbell, no trust, anything";
         greeting(what, false, false, false, None);
@@ -281,7 +294,7 @@ mod tests {
                 doorbell,
                 registered,
             };
-            says(what, &AnswerRef::Welcome(welcome));
+            says(what, &PacketRef::Welcome(welcome));
         };
         welcome(
             "welcome: 1 MiB, start 0, socket rung, no doorbell",
@@ -308,7 +321,7 @@ mod tests {
             true,
         );
 
-        let refused = |what, refusal| says(what, &AnswerRef::Refused(refusal));
+        let refused = |what, refusal| says(what, &PacketRef::Refused(refusal));
         let why = || "no".to_owned();
         let full = Refusal::Full { subscribers: 64 };
         refused("refused: full, 64 subscribers", full);
@@ -334,6 +347,10 @@ mod tests {
 
         refused("refused: access, \"no\"", Refusal::Access { why: why() });
 
+        let pattern = Refusal::Pattern { why: why() };
+        refused("refused: pattern, \"no\"", pattern);
+        says("offer", &PacketRef::Offer);
+
         let added = NoticeRef::Added {
             id: 0,
             chunks: 4,
@@ -341,7 +358,7 @@ mod tests {
             memory: one(),
         };
         says("added: segment 0, 4 chunks of 256 KiB", &added);
-        says("segment: as below", &AnswerRef::Segment(added));
+        says("segment: as below", &PacketRef::Segment(added));
         says("removed: segment 300", &NoticeRef::Removed { id: 300 });
 
         let farewell = |what, farewell| says(what, &NoticeRef::Farewell(&farewell));

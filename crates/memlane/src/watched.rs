@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Error, Publisher, Subscriber, Trust};
+use crate::{Error, Publisher, Receiver, Subscriber, Trust};
 
 /// An end of a lane that a loop waits for: epoll, poll(2), mio, GLib, a runtime.
 ///
@@ -105,11 +105,12 @@ impl<E: End> AsRawFd for Watched<E> {
     }
 }
 
-/// A [`Publisher`] or a [`Subscriber`].
+/// A [`Publisher`], a [`Subscriber`] or a [`Receiver`].
 pub trait End: Watch {}
 
 impl End for Publisher {}
 impl<T: Trust> End for Subscriber<T> {}
+impl<T: Trust> End for Receiver<T> {}
 
 /// What an end does for its watcher.
 pub trait Watch {

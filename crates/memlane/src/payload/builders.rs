@@ -4,7 +4,8 @@ use std::os::fd::AsFd;
 
 use super::{Payload, PayloadType, Typed};
 use crate::{
-    Address, Error, Link, Publisher, PublisherBuilder, Subscriber, SubscriberBuilder, Trust,
+    Address, Error, Link, Publisher, PublisherBuilder, Receiver, Subscriber, SubscriberBuilder,
+    Trust,
 };
 
 impl<P: Payload> Typed<PublisherBuilder, P> {
@@ -44,6 +45,33 @@ impl<P: Payload> Typed<PublisherBuilder, P> {
     /// As there.
     pub fn bind_to(self, address: &Address) -> Result<Typed<Publisher, P>, Error> {
         self.try_map(|builder| builder.bind_to(address))
+    }
+
+    /// Connects to a queue of this user's ([`PublisherBuilder::connect`]).
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Error::NoReceiver`] says what each side carries, if that differs.
+    pub fn connect(self, service: &str) -> Result<Typed<Publisher, P>, Error> {
+        self.try_map(|builder| builder.connect(service))
+    }
+
+    /// Connects to a queue at an address of the user's choice ([`PublisherBuilder::connect_to`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Typed::connect).
+    pub fn connect_to(self, address: &Address) -> Result<Typed<Publisher, P>, Error> {
+        self.try_map(|builder| builder.connect_to(address))
+    }
+
+    /// Sends over a link that was made elsewhere ([`PublisherBuilder::over`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Typed::connect).
+    pub fn over(self, link: Link) -> Result<Typed<Publisher, P>, Error> {
+        self.try_map(|builder| builder.over(link))
     }
 
     /// Makes a publisher without an address ([`PublisherBuilder::unbound`]).
@@ -115,5 +143,32 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
         process: impl AsFd,
     ) -> Result<Typed<Subscriber<T>, P>, Error> {
         self.try_map(|builder| builder.over_process(link, process))
+    }
+
+    /// Binds a queue of this user's ([`SubscriberBuilder::bind`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn bind(self, service: &str) -> Result<Typed<Receiver<T>, P>, Error> {
+        self.try_map(|builder| builder.bind(service))
+    }
+
+    /// Binds a queue at an address of the user's choice ([`SubscriberBuilder::bind_to`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn bind_to(self, address: &Address) -> Result<Typed<Receiver<T>, P>, Error> {
+        self.try_map(|builder| builder.bind_to(address))
+    }
+
+    /// Makes a queue without an address ([`SubscriberBuilder::unbound`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn unbound(self) -> Result<Typed<Receiver<T>, P>, Error> {
+        self.try_map(SubscriberBuilder::unbound)
     }
 }

@@ -6,12 +6,11 @@ use memlane_transport::codec::{self, EncodeError};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    AsPublisher, AsSubscriber, Payload, PayloadError, PayloadType, Typed, description::Encoding,
-    sealed,
+    AsPublisher, Payload, PayloadError, PayloadType, Receives, Typed, description::Encoding, sealed,
 };
 use crate::{
-    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
-    SendTimeoutError, Subscriber, Trust, TryRecvError, TrySendError,
+    Async, Message, Publisher, Readiness, Receiver, RecvError, RecvTimeoutError, Reservation,
+    SendError, SendTimeoutError, Subscriber, Trust, TryRecvError, TrySendError,
 };
 
 /// A payload of values of any serde type, one a message, encoded straight into the lane and decoded within limits
@@ -86,14 +85,14 @@ fn put<T: Serialize, E: std::error::Error>(
     }
 }
 
-impl<E: AsSubscriber, T: DeserializeOwned> Typed<E, Encoded<T>> {
+impl<E: Receives, T: DeserializeOwned> Typed<E, Encoded<T>> {
     /// Receives and decodes the next value; waits for it as long as there is a publisher.
     ///
     /// # Errors
     ///
     /// Those of [`Subscriber::recv`], and [`PayloadError::Decode`].
     pub fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
-        let (subscriber, copy) = self.subscriber_and_copy();
+        let (subscriber, copy) = self.end_and_copy();
         value(subscriber.recv(), copy)
     }
 
@@ -103,7 +102,7 @@ impl<E: AsSubscriber, T: DeserializeOwned> Typed<E, Encoded<T>> {
     ///
     /// Those of [`Subscriber::try_recv`], and [`PayloadError::Decode`].
     pub fn try_recv(&mut self) -> Result<T, PayloadError<TryRecvError>> {
-        let (subscriber, copy) = self.subscriber_and_copy();
+        let (subscriber, copy) = self.end_and_copy();
         value(subscriber.try_recv(), copy)
     }
 
@@ -113,7 +112,7 @@ impl<E: AsSubscriber, T: DeserializeOwned> Typed<E, Encoded<T>> {
     ///
     /// Those of [`Subscriber::recv_timeout`], and [`PayloadError::Decode`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<T, PayloadError<RecvTimeoutError>> {
-        let (subscriber, copy) = self.subscriber_and_copy();
+        let (subscriber, copy) = self.end_and_copy();
         value(subscriber.recv_timeout(timeout), copy)
     }
 }
@@ -139,6 +138,18 @@ impl<R: Readiness, Tr: Trust, T: DeserializeOwned> Typed<Async<Subscriber<Tr>, R
     /// # Errors
     ///
     /// Those of [`Subscriber::recv`], and [`PayloadError::Decode`].
+    pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
+        let (subscriber, copy) = self.end_and_copy();
+        value(subscriber.recv().await, copy)
+    }
+}
+
+impl<R: Readiness, Tr: Trust, T: DeserializeOwned> Typed<Async<Receiver<Tr>, R>, Encoded<T>> {
+    /// Receives and decodes the next value; waits for it, and for senders.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Receiver::recv`], and [`PayloadError::Decode`].
     pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
         let (subscriber, copy) = self.end_and_copy();
         value(subscriber.recv().await, copy)

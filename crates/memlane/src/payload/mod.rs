@@ -13,7 +13,7 @@ pub use encoded::Encoded;
 pub use error::PayloadError;
 pub use plain::{Plain, PlainMessage, PlainReservation};
 pub use slice::{Slice, SliceMessage, SliceReservation};
-pub use typed::{AsPublisher, AsSubscriber, Typed};
+pub use typed::{AsPublisher, Receives, Typed};
 
 /// What a typed lane carries: [`Plain`], [`Slice`] or [`Encoded`].
 ///

@@ -11,12 +11,11 @@ use memlane_region::TypedBytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
-    AsPublisher, AsSubscriber, Payload, PayloadError, PayloadType, Typed, description::Encoding,
-    sealed,
+    AsPublisher, Payload, PayloadError, PayloadType, Receives, Typed, description::Encoding, sealed,
 };
 use crate::{
-    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
-    SendTimeoutError, Subscriber, Trust, Trusted, TryRecvError, TrySendError,
+    Async, Message, Publisher, Readiness, Receiver, RecvError, RecvTimeoutError, Reservation,
+    SendError, SendTimeoutError, Subscriber, Trust, Trusted, TryRecvError, TrySendError,
 };
 
 /// A payload of plain values, one a message, as they are in memory: no encoding, no decoding.
@@ -113,7 +112,7 @@ impl<E: AsPublisher, T: FromBytes + IntoBytes + Immutable + KnownLayout> Typed<E
     }
 }
 
-impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
+impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     /// Receives the next value, a copy; waits for it as long as there is a publisher.
     ///
     /// # Errors
@@ -121,7 +120,7 @@ impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
     #[inline]
     pub fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
-        value(&self.subscriber().recv().map_err(PayloadError::Lane)?)
+        value(&self.end_mut().recv().map_err(PayloadError::Lane)?)
     }
 
     /// Receives the next value, a copy, if there is one.
@@ -131,7 +130,7 @@ impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     /// Those of [`Subscriber::try_recv`], and [`PayloadError::Length`].
     #[inline]
     pub fn try_recv(&mut self) -> Result<T, PayloadError<TryRecvError>> {
-        value(&self.subscriber().try_recv().map_err(PayloadError::Lane)?)
+        value(&self.end_mut().try_recv().map_err(PayloadError::Lane)?)
     }
 
     /// Receives the next value, a copy; waits for it no longer than `timeout`.
@@ -140,12 +139,12 @@ impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     ///
     /// Those of [`Subscriber::recv_timeout`], and [`PayloadError::Length`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<T, PayloadError<RecvTimeoutError>> {
-        let message = self.subscriber().recv_timeout(timeout);
+        let message = self.end_mut().recv_timeout(timeout);
         value(&message.map_err(PayloadError::Lane)?)
     }
 }
 
-impl<E: AsSubscriber<Trust = Trusted>, T: FromBytes + Immutable + KnownLayout> Typed<E, Plain<T>> {
+impl<E: Receives<Trust = Trusted>, T: FromBytes + Immutable + KnownLayout> Typed<E, Plain<T>> {
     /// Receives the next value, in place; waits for it as long as there is a publisher.
     ///
     /// Types with an alignment of more than 8 bytes do not compile here.
@@ -156,7 +155,7 @@ impl<E: AsSubscriber<Trust = Trusted>, T: FromBytes + Immutable + KnownLayout> T
     #[inline]
     pub fn recv_ref(&mut self) -> Result<PlainMessage<'_, T>, PayloadError<RecvError>> {
         const { is_aligned::<T>() };
-        let message = self.subscriber().recv().map_err(PayloadError::Lane)?;
+        let message = self.end_mut().recv().map_err(PayloadError::Lane)?;
         check::<T, _>(message.len())?;
         Ok(PlainMessage {
             message,
@@ -182,6 +181,18 @@ impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Subscriber<T
     /// # Errors
     ///
     /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
+    pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
+        let message = self.get_mut().recv().await;
+        value(&message.map_err(PayloadError::Lane)?)
+    }
+}
+
+impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Receiver<Tr>, R>, Plain<T>> {
+    /// Receives the next value, a copy; waits for it, and for senders.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Receiver::recv`], and [`PayloadError::Length`].
     pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
         let message = self.get_mut().recv().await;
         value(&message.map_err(PayloadError::Lane)?)

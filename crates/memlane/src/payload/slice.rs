@@ -11,12 +11,11 @@ use memlane_region::TypedBytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
-    AsPublisher, AsSubscriber, Payload, PayloadError, PayloadType, Typed, description::Encoding,
-    sealed,
+    AsPublisher, Payload, PayloadError, PayloadType, Receives, Typed, description::Encoding, sealed,
 };
 use crate::{
-    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
-    SendTimeoutError, Subscriber, Trust, Trusted, TryRecvError, TrySendError,
+    Async, Message, Publisher, Readiness, Receiver, RecvError, RecvTimeoutError, Reservation,
+    SendError, SendTimeoutError, Subscriber, Trust, Trusted, TryRecvError, TrySendError,
 };
 
 /// A payload of slices of plain values ([`Plain`](super::Plain)), of any length, one slice a message.
@@ -118,7 +117,7 @@ impl<E: AsPublisher, T: FromBytes + IntoBytes + Immutable + KnownLayout> Typed<E
     }
 }
 
-impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Slice<T>> {
+impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Slice<T>> {
     /// Receives the next slice; waits for it as long as there is a publisher.
     ///
     /// # Errors
@@ -126,7 +125,7 @@ impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Slice<T>> {
     /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
     #[inline]
     pub fn recv(&mut self) -> Result<SliceMessage<'_, T, E::Trust>, PayloadError<RecvError>> {
-        SliceMessage::new(self.subscriber().recv().map_err(PayloadError::Lane)?)
+        SliceMessage::new(self.end_mut().recv().map_err(PayloadError::Lane)?)
     }
 
     /// Receives the next slice if there is one.
@@ -138,7 +137,7 @@ impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Slice<T>> {
     pub fn try_recv(
         &mut self,
     ) -> Result<SliceMessage<'_, T, E::Trust>, PayloadError<TryRecvError>> {
-        SliceMessage::new(self.subscriber().try_recv().map_err(PayloadError::Lane)?)
+        SliceMessage::new(self.end_mut().try_recv().map_err(PayloadError::Lane)?)
     }
 
     /// Receives the next slice; waits for it no longer than `timeout`.
@@ -150,7 +149,7 @@ impl<E: AsSubscriber, T: FromBytes + IntoBytes> Typed<E, Slice<T>> {
         &mut self,
         timeout: Duration,
     ) -> Result<SliceMessage<'_, T, E::Trust>, PayloadError<RecvTimeoutError>> {
-        let message = self.subscriber().recv_timeout(timeout);
+        let message = self.end_mut().recv_timeout(timeout);
         SliceMessage::new(message.map_err(PayloadError::Lane)?)
     }
 }
@@ -172,6 +171,18 @@ impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Subscriber<T
     /// # Errors
     ///
     /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
+    pub async fn recv(&mut self) -> Result<SliceMessage<'_, T, Tr>, PayloadError<RecvError>> {
+        let message = self.get_mut().recv().await;
+        SliceMessage::new(message.map_err(PayloadError::Lane)?)
+    }
+}
+
+impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Receiver<Tr>, R>, Slice<T>> {
+    /// Receives the next slice; waits for it, and for senders.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Receiver::recv`], and [`PayloadError::Length`].
     pub async fn recv(&mut self) -> Result<SliceMessage<'_, T, Tr>, PayloadError<RecvError>> {
         let message = self.get_mut().recv().await;
         SliceMessage::new(message.map_err(PayloadError::Lane)?)

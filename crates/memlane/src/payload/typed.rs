@@ -1,6 +1,9 @@
-use std::{fmt, marker::PhantomData};
+use std::{fmt, marker::PhantomData, time::Duration};
 
-use crate::{Publisher, Subscriber, Trust, Watched};
+use crate::{
+    End, Message, Publisher, Receiver, RecvError, RecvTimeoutError, Subscriber, Trust,
+    TryRecvError, Watched,
+};
 
 /// An end of a lane that carries values of one kind: [`Plain`](super::Plain), [`Slice`](super::Slice) or
 /// [`Encoded`](super::Encoded).
@@ -108,6 +111,12 @@ impl<E, P> Typed<E, P> {
         })
     }
 
+    #[inline(always)]
+    pub(super) fn end_mut(&mut self) -> &mut E {
+        &mut self.end
+    }
+
+    #[inline(always)]
     pub(super) fn end_and_copy(&mut self) -> (&mut E, &mut Vec<u8>) {
         (&mut self.end, &mut self.copy)
     }
@@ -117,18 +126,6 @@ impl<E: AsPublisher, P> Typed<E, P> {
     #[inline(always)]
     pub(super) fn publisher(&mut self) -> &mut Publisher {
         self.end.as_publisher()
-    }
-}
-
-impl<E: AsSubscriber, P> Typed<E, P> {
-    #[inline(always)]
-    pub(super) fn subscriber(&mut self) -> &mut Subscriber<E::Trust> {
-        self.end.as_subscriber()
-    }
-
-    #[inline(always)]
-    pub(super) fn subscriber_and_copy(&mut self) -> (&mut Subscriber<E::Trust>, &mut Vec<u8>) {
-        (self.end.as_subscriber(), &mut self.copy)
     }
 }
 
@@ -158,29 +155,81 @@ impl AsPublisher for Watched<Publisher> {
     }
 }
 
-/// A [`Subscriber`], or one in a loop.
-pub trait AsSubscriber {
+/// A [`Subscriber`] or a [`Receiver`], or one in a loop.
+pub trait Receives {
     /// Whether its publisher is trusted.
     type Trust: Trust;
 
-    /// The subscriber in it.
-    fn as_subscriber(&mut self) -> &mut Subscriber<Self::Trust>;
+    /// Receives the next message; waits for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Subscriber::recv`] or [`Receiver::recv`].
+    fn recv(&mut self) -> Result<Message<'_, Self::Trust>, RecvError>;
+
+    /// Receives the next message if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Subscriber::try_recv`] or [`Receiver::try_recv`].
+    fn try_recv(&mut self) -> Result<Message<'_, Self::Trust>, TryRecvError>;
+
+    /// Receives the next message; waits for it no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Subscriber::recv_timeout`] or [`Receiver::recv_timeout`].
+    fn recv_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<Message<'_, Self::Trust>, RecvTimeoutError>;
 }
 
-impl<T: Trust> AsSubscriber for Subscriber<T> {
-    type Trust = T;
+macro_rules! receives {
+    ($end:ident) => {
+        impl<T: Trust> Receives for $end<T> {
+            type Trust = T;
+
+            #[inline(always)]
+            fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
+                $end::recv(self)
+            }
+
+            #[inline(always)]
+            fn try_recv(&mut self) -> Result<Message<'_, T>, TryRecvError> {
+                $end::try_recv(self)
+            }
+
+            fn recv_timeout(
+                &mut self,
+                timeout: Duration,
+            ) -> Result<Message<'_, T>, RecvTimeoutError> {
+                $end::recv_timeout(self, timeout)
+            }
+        }
+    };
+}
+
+receives!(Subscriber);
+receives!(Receiver);
+
+impl<E: End + Receives> Receives for Watched<E> {
+    type Trust = E::Trust;
 
     #[inline(always)]
-    fn as_subscriber(&mut self) -> &mut Subscriber<T> {
-        self
+    fn recv(&mut self) -> Result<Message<'_, E::Trust>, RecvError> {
+        E::recv(self)
     }
-}
-
-impl<T: Trust> AsSubscriber for Watched<Subscriber<T>> {
-    type Trust = T;
 
     #[inline(always)]
-    fn as_subscriber(&mut self) -> &mut Subscriber<T> {
-        self
+    fn try_recv(&mut self) -> Result<Message<'_, E::Trust>, TryRecvError> {
+        E::try_recv(self)
+    }
+
+    fn recv_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<Message<'_, E::Trust>, RecvTimeoutError> {
+        E::recv_timeout(self, timeout)
     }
 }

@@ -1,4 +1,8 @@
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use memlane_region::{
     Options, Shared, page_size,
@@ -6,14 +10,17 @@ use memlane_region::{
     ring::{RingWriter, max_payload},
 };
 use memlane_signaling::{Pacer, WaitPolicy};
-use memlane_transport::{Access, Address, Error as LinkError, Listener, who_listens};
+use memlane_transport::{Access, Address, Error as LinkError, Link, Listener, who_listens};
 use rustix::event::epoll::{self, CreateFlags};
 
 use super::{
     Publisher, PublisherStats,
     control::{Control, Terms},
 };
-use crate::{Error, Payload, PayloadType, Typed, names::address_of, page::LAPS, reactor::Reactor};
+use crate::{
+    Error, Payload, PayloadType, Typed, after, names::address_of, page::LAPS, process_of,
+    reactor::Reactor,
+};
 
 /// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
 /// eighth.
@@ -34,6 +41,7 @@ pub struct PublisherBuilder {
     driven: bool,
     carries: PayloadType,
     membarrier: bool,
+    timeout: Duration,
 }
 
 impl Default for PublisherBuilder {
@@ -51,6 +59,7 @@ impl Default for PublisherBuilder {
             driven: false,
             carries: PayloadType::bytes(),
             membarrier: false,
+            timeout: Duration::from_secs(5),
         }
     }
 }
@@ -205,6 +214,64 @@ impl PublisherBuilder {
         Ok(publisher)
     }
 
+    /// For how long [`connect`](PublisherBuilder::connect) waits for the receiver's answer. Default: 5 s.
+    pub fn timeout(mut self, timeout: Duration) -> PublisherBuilder {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Connects to a queue of this user's ([`Receiver`](crate::Receiver)): a [`Sender`](crate::Sender). Its
+    /// [`access`](PublisherBuilder::access) says whose it may be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: nobody receives there, or it may not be this user, or it carries something else, or resources are short.
+    pub fn connect(self, service: &str) -> Result<Publisher, Error> {
+        self.connect_to(&address_of(service)?)
+    }
+
+    /// Connects to a queue at an address of the user's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](PublisherBuilder::connect).
+    pub fn connect_to(self, address: &Address) -> Result<Publisher, Error> {
+        let deadline = after(self.timeout);
+        let link = Link::connect_with(address, self.access.clone())?;
+        let process = process_of(&link).map_err(Error::os("watch the receiver's process"))?;
+        self.offer(link, process, deadline)
+    }
+
+    /// Sends over a link that was made elsewhere (inherited, or [`Link::pair`]), whose other end a receiver has or gets
+    /// ([`Receiver::attach`](crate::Receiver::attach)). The link is the sender's from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](PublisherBuilder::connect).
+    pub fn over(self, link: Link) -> Result<Publisher, Error> {
+        let deadline = after(self.timeout);
+        self.offer(link, None, deadline)
+    }
+
+    fn offer(
+        mut self,
+        link: Link,
+        process: Option<OwnedFd>,
+        deadline: Option<Instant>,
+    ) -> Result<Publisher, Error> {
+        let waited = self.timeout;
+        self.max_subscribers = 1;
+        let mut publisher = self.unbound()?;
+        publisher.to_receiver = true;
+        let offered = publisher.control.offer(link, process);
+        offered.map_err(|errno| Error::os("watch the link")(errno.into()))?;
+        match publisher.wait_for_offer(deadline) {
+            Ok(Some(outcome)) => outcome.map(|()| publisher),
+            Ok(None) => Err(Error::NoAnswer { waited }),
+            Err(error) => Err(Error::os("wait for the receiver")(error)),
+        }
+    }
+
     /// Makes a publisher without an address: subscribers come over links given to it
     /// ([`Publisher::attach`]).
     ///
@@ -254,9 +321,11 @@ impl PublisherBuilder {
             (control, Some((reactor, id)))
         };
         Ok(Publisher {
-            inline: max_payload(bytes as u64)
+            inline_end: 1 + max_payload(bytes as u64)
                 .min(INLINE.max(bytes / 8))
                 .min(max_message),
+            to_receiver: false,
+            ended: false,
             trim_at: super::TRIM_EVERY,
             writer,
             pool,

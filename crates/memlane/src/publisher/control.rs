@@ -33,11 +33,11 @@ use super::{
     wakes::{Wake, Wakes},
 };
 use crate::{
-    PayloadType,
+    Error, PayloadType,
     doorbells::{self, Bell},
     process_of,
     protocol::{
-        AnswerRef, DoorbellOffer, Farewell, Greeting, LIMITS, NoticeRef, Opening,
+        DoorbellOffer, Farewell, Greeting, LIMITS, NoticeRef, Opening, Packet, PacketRef,
         PublisherDoorbellRef, Refusal, Rings, VERSION, WelcomeRef,
     },
 };
@@ -100,6 +100,8 @@ struct State {
     wakes: Option<Arc<Wakes>>,
     /// The task that waits for subscribers.
     waiting: Option<Waker>,
+    /// Why the link on which this publisher has offered its lane has come to nothing.
+    failed: Option<Error>,
 }
 
 /// A segment that every subscriber has been told of.
@@ -163,6 +165,8 @@ struct Greeter {
     since: Instant,
     /// Its version has come, and is ours.
     opened: bool,
+    /// This side has connected, and offered its lane.
+    offered: bool,
 }
 
 impl Control {
@@ -209,9 +213,45 @@ impl Control {
 
     /// Takes a link that somebody else made; its other end is a subscriber's, in that process if one is given.
     pub(super) fn attach(&self, link: Link, process: Option<OwnedFd>) -> rustix::io::Result<()> {
-        let greeted = self.greet(&mut self.state(), link, process);
+        let greeted = self.greet(&mut self.state(), link, process, false);
         self.wake_waiting();
         greeted
+    }
+
+    /// Offers the lane to the receiver at the other end of a link, which this side has made.
+    pub(super) fn offer(&self, link: Link, process: Option<OwnedFd>) -> rustix::io::Result<()> {
+        self.greet(&mut self.state(), link, process, true)
+    }
+
+    /// What has come of an offer; `None` as long as nothing has.
+    pub(super) fn offer_outcome(&self) -> Option<Result<(), Error>> {
+        Control::outcome(&mut self.state(), &self.roster)
+    }
+
+    fn outcome(state: &mut State, roster: &Roster<Peer>) -> Option<Result<(), Error>> {
+        if !roster.is_empty() {
+            Some(Ok(()))
+        } else if let Some(error) = state.failed.take() {
+            Some(Err(error))
+        } else {
+            state.links.is_empty().then_some(Err(Error::HungUp))
+        }
+    }
+
+    /// Waits for what comes of an offer. `None` if the deadline passed first.
+    pub(super) fn wait_for_offer(&self, deadline: Option<Instant>) -> Option<Result<(), Error>> {
+        let mut state = self.state();
+        loop {
+            if let Some(outcome) = Control::outcome(&mut state, &self.roster) {
+                return Some(outcome);
+            }
+            let left = match deadline {
+                None => Duration::MAX,
+                Some(deadline) => deadline.checked_duration_since(Instant::now())?,
+            };
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Tells every subscriber of a segment, before the first message in it is sent. What is loaned and dropped is no
@@ -438,7 +478,7 @@ impl Control {
                 // Whatever went wrong afterwards, that one link is closed and the next has its turn.
                 Ok(link) => {
                     if let Ok(process) = process_of(&link) {
-                        let _ = self.greet(state, link, process);
+                        let _ = self.greet(state, link, process, false);
                     }
                 }
                 Err(LinkError::WouldBlock) => break,
@@ -457,15 +497,16 @@ impl Control {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let why = format!("as it sees it, {error} (PublisherBuilder::access admits others)");
         let _ = link.try_send(&Opening { version: VERSION });
-        let _ = link.try_send(&AnswerRef::Refused(Refusal::Access { why }));
+        let _ = link.try_send(&PacketRef::Refused(Refusal::Access { why }));
     }
 
-    /// Waits for the greeting of a new link.
+    /// Waits for the greeting of a new link; on one that this side has made, it offers its lane first.
     fn greet(
         &self,
         state: &mut State,
         link: Link,
         process: Option<OwnedFd>,
+        offered: bool,
     ) -> rustix::io::Result<()> {
         self.prune(state);
         let link = link.with_limits(LIMITS);
@@ -474,11 +515,15 @@ impl Control {
         let opening = Opening { version: VERSION };
         // One that cannot be told the version will not be told anything: the link ends, and that is noticed.
         let _ = link.try_send(&opening);
+        if offered {
+            let _ = link.try_send(&PacketRef::Offer);
+        }
         let greeter = Greeter {
             link,
             process,
             since: Instant::now(),
             opened: false,
+            offered,
         };
         state
             .links
@@ -521,14 +566,36 @@ impl Control {
                 other => {
                     let refused = u64::from(other.is_ok());
                     self.refused.fetch_add(refused, Ordering::Relaxed);
+                    if let (Ok(Opening { version }), true) = (other, greeter.offered) {
+                        state.failed = Some(Error::Version {
+                            publisher: VERSION,
+                            subscriber: version,
+                        });
+                    }
                     return self.remove(state, source);
                 }
             }
         }
-        let greeting = match greeter.link.try_recv::<Greeting>() {
+        let greeting = match greeter.link.try_recv::<Packet>() {
             Err(LinkError::WouldBlock) => return,
-            Err(_) => return self.remove(state, source),
-            Ok(greeting) => greeting,
+            Ok(Packet::Greeting(greeting)) => greeting,
+            Ok(Packet::Offer) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                let why =
+                    "a publisher is there, which sends: subscribe to it (Subscriber::connect)"
+                        .to_owned();
+                let refusal = Refusal::Pattern { why };
+                let _ = greeter.link.try_send(&PacketRef::Refused(refusal));
+                return self.remove(state, source);
+            }
+            Ok(Packet::Refused(refusal)) => {
+                if greeter.offered {
+                    let why = refusal.to_string();
+                    state.failed = Some(Error::NoReceiver { why });
+                }
+                return self.remove(state, source);
+            }
+            _ => return self.remove(state, source),
         };
         let Some(Connection::Greeting(greeter)) = state.links.remove(&source) else {
             return;
@@ -536,15 +603,29 @@ impl Control {
         // Deleted first, since a refused link is closed. Events of it that are on their way name a source that
         // is no more.
         let _ = epoll::delete(&*self.epoll, &greeter.link);
-        self.admit(state, greeting, *greeter);
+        let offered = greeter.offered;
+        match self.admit(state, greeting, *greeter) {
+            Err(refusal) if offered => {
+                let why = format!("this publisher refused its greeting: {refusal}");
+                state.failed = Some(Error::NoReceiver { why });
+                self.changed.notify_all();
+            }
+            _ => {}
+        }
     }
 
     /// Makes a greeted link a subscriber, or tells it why not.
-    fn admit(&self, state: &mut State, greeting: Greeting, greeter: Greeter) {
+    fn admit(
+        &self,
+        state: &mut State,
+        greeting: Greeting,
+        greeter: Greeter,
+    ) -> Result<(), Refusal> {
         let Greeter { link, process, .. } = greeter;
-        let refuse = |link: &Link, refusal| {
+        let refuse = |link: &Link, refusal: Refusal| {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            let _ = link.try_send(&AnswerRef::Refused(refusal));
+            let _ = link.try_send(&PacketRef::Refused(refusal.clone()));
+            Err(refusal)
         };
         let short = |error: std::io::Error| Refusal::Resources {
             why: error.to_string(),
@@ -593,7 +674,7 @@ impl Control {
         };
         // Before it joins: a message in one of them may be sent the moment after, by a thread that does not wait for this.
         let told = state.segments.iter().all(|segment| {
-            let notice = AnswerRef::Segment(segment.notice());
+            let notice = PacketRef::Segment(segment.notice());
             peer.with_link(|link| link.try_send(&notice).is_ok()) == Some(true)
         });
         let joined = match woken {
@@ -601,9 +682,10 @@ impl Control {
             Ok(()) => Err(std::io::ErrorKind::WouldBlock.into()),
             Err(error) => Err(error),
         };
+        let mut refused = Ok(());
         let answered = match &joined {
             Ok(joined) => peer.with_link(|link| {
-                link.try_send(&AnswerRef::Welcome(WelcomeRef {
+                link.try_send(&PacketRef::Welcome(WelcomeRef {
                     ring: FdRef::new(&self.terms.ring),
                     capacity: self.terms.capacity,
                     start: joined.start,
@@ -623,7 +705,7 @@ impl Control {
             }),
             Err(error) => peer.with_link(|link| {
                 let why = error.to_string();
-                refuse(link, Refusal::Resources { why });
+                refused = refuse(link, Refusal::Resources { why });
                 false
             }),
         };
@@ -636,6 +718,7 @@ impl Control {
         } else {
             self.remove(state, source);
         }
+        refused
     }
 
     /// Whether what is carried is what a subscriber expects.
@@ -704,6 +787,9 @@ impl Control {
         match &connection {
             Connection::Greeting(greeter) => {
                 let _ = epoll::delete(&*self.epoll, &greeter.link);
+                if greeter.offered {
+                    self.changed.notify_all();
+                }
             }
             Connection::Joined { id, peer, process } => {
                 peer.with_link(|link| epoll::delete(&*self.epoll, link));

@@ -67,10 +67,13 @@ use crate::{
 pub struct Publisher {
     writer: RingWriter<Shared, Peer>,
     pool: Pool,
-    /// The longest message that is written into the ring.
-    inline: usize,
+    /// Messages shorter than this are written into the ring.
+    inline_end: usize,
     /// Loans until the pool is looked through for what has been quiet.
     trim_at: u32,
+    /// It has connected to a receiver, and whether that has gone.
+    to_receiver: bool,
+    ended: bool,
     /// Whether any subscriber may be asleep, so that commits must look.
     sleepers: bool,
     /// Whether any of those leaves the barrier to this side, so that there must be a full fence before that look.
@@ -134,6 +137,16 @@ impl Publisher {
         Publisher::builder().bind(service)
     }
 
+    /// Connects to a queue of this user's ([`Receiver`](crate::Receiver)), with the options of [`PublisherBuilder`]: a
+    /// [`Sender`](crate::Sender).
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: nobody receives there, or it may not be this user, or resources are short.
+    pub fn connect(service: &str) -> Result<Publisher, Error> {
+        Publisher::builder().connect(service)
+    }
+
     /// Options, all with defaults.
     pub fn builder() -> PublisherBuilder {
         PublisherBuilder::default()
@@ -150,7 +163,7 @@ impl Publisher {
     #[inline]
     pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
         let len = message.len();
-        if len <= self.inline && self.writer.append(message).is_ok() {
+        if len < self.inline_end && self.writer.append(message).is_ok() {
             self.committed();
             return Ok(());
         }
@@ -166,7 +179,7 @@ impl Publisher {
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<(), TrySendError> {
         let len = message.len();
-        if len <= self.inline && self.writer.append(message).is_ok() {
+        if len < self.inline_end && self.writer.append(message).is_ok() {
             self.committed();
             return Ok(());
         }
@@ -197,7 +210,7 @@ impl Publisher {
     /// [`SendError`].
     #[inline]
     pub fn reserve(&mut self, len: usize) -> Result<Reservation<'_>, SendError> {
-        if len <= self.inline && self.writer.reserve(len).is_ok() {
+        if len < self.inline_end && self.writer.reserve(len).is_ok() {
             return Ok(Reservation::in_ring(self, len));
         }
         self.place(len, |publisher, need| publisher.room(need, None))
@@ -295,6 +308,9 @@ impl Publisher {
     #[inline]
     pub fn send_loan(&mut self, loan: Loan) -> Result<(), SendError> {
         let len = loan.len();
+        if self.ended {
+            return Err(SendError::Disconnected);
+        }
         match self.put_chunk(loan) {
             Ok(()) => Ok(()),
             Err(loan) => {
@@ -318,6 +334,9 @@ impl Publisher {
     /// If it is another publisher's.
     #[inline]
     pub fn try_send_loan(&mut self, loan: Loan) -> Result<(), Loan> {
+        if self.ended {
+            return Err(loan);
+        }
         match self.put_chunk(loan) {
             Err(loan) if self.watched && self.now(Need::Ring(ChunkRef::LEN)).is_ok() => {
                 self.put_chunk(loan)
@@ -563,7 +582,7 @@ impl Publisher {
         loan: &mut Option<Loan>,
         room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
     ) -> Result<(), NoRoomInTime> {
-        if len <= self.inline {
+        if len < self.inline_end {
             return room(self, Need::Ring(len));
         }
         if loan.is_none() {
@@ -695,6 +714,10 @@ impl Publisher {
 
     #[cold]
     fn roster_changed(&mut self) {
+        if self.to_receiver && self.writer.readers().next().is_none() {
+            self.ended = true;
+            self.inline_end = 0;
+        }
         self.sleepers = self.writer.readers().any(|joined| joined.reader.sleeps());
         self.count_fences();
         // The fence before may have been the cheap one.

@@ -53,6 +53,8 @@ pub(super) enum NoRoomInTime {
         bytes: usize,
     },
     TimedOut,
+    /// The receiver is gone.
+    Disconnected,
     Memory(memlane_region::Error),
     Wait(io::Error),
 }
@@ -95,6 +97,9 @@ impl Publisher {
     /// Room, if there is any now.
     #[inline]
     pub(super) fn look(&mut self, need: Need) -> Result<(), NoRoomInTime> {
+        if self.ended && !matches!(need, Need::Drained) {
+            return Err(NoRoomInTime::Disconnected);
+        }
         look(&mut self.writer, &mut self.pool, &self.control, need)
     }
 
@@ -275,6 +280,27 @@ impl Publisher {
         self.control.take_wakes(&wakes, timeout)
     }
 
+    /// Waits for what comes of an offer; none if that takes too long.
+    pub(super) fn wait_for_offer(
+        &self,
+        deadline: Option<Instant>,
+    ) -> io::Result<Option<Result<(), Error>>> {
+        if self.reactor.is_some() {
+            return Ok(self.control.wait_for_offer(deadline));
+        }
+        loop {
+            self.control.drive()?;
+            if let Some(outcome) = self.control.offer_outcome() {
+                return Ok(Some(outcome));
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(None);
+            }
+            let mut sources = [PollFd::new(self.control.epoll(), PollFlags::IN)];
+            poll_until(&mut sources, deadline)?;
+        }
+    }
+
     /// Whether there can ever be so many subscribers.
     pub(super) fn check_count(&self, count: usize) -> Result<(), Error> {
         let max = self.control.max_subscribers();
@@ -310,6 +336,7 @@ impl NoRoomInTime {
     pub(super) fn forever(self, len: usize) -> SendError {
         match self {
             NoRoomInTime::TooLarge { max } => SendError::TooLarge { len, max },
+            NoRoomInTime::Disconnected => SendError::Disconnected,
             NoRoomInTime::Loaned { bytes } => SendError::Loaned { len, bytes },
             NoRoomInTime::Memory(error) => SendError::Memory(error),
             NoRoomInTime::Wait(error) => SendError::Wait(error),
@@ -320,6 +347,7 @@ impl NoRoomInTime {
     pub(super) fn at_once(self, len: usize) -> TrySendError {
         match self {
             NoRoomInTime::TooLarge { max } => TrySendError::TooLarge { len, max },
+            NoRoomInTime::Disconnected => TrySendError::Disconnected,
             NoRoomInTime::Loaned { bytes } => TrySendError::Loaned { len, bytes },
             NoRoomInTime::Memory(error) => TrySendError::Memory(error),
             // Nothing waits here.
@@ -332,6 +360,7 @@ impl NoRoomInTime {
     pub(super) fn in_time(self, len: usize) -> SendTimeoutError {
         match self {
             NoRoomInTime::TooLarge { max } => SendTimeoutError::TooLarge { len, max },
+            NoRoomInTime::Disconnected => SendTimeoutError::Disconnected,
             NoRoomInTime::Loaned { bytes } => SendTimeoutError::Loaned { len, bytes },
             NoRoomInTime::Memory(error) => SendTimeoutError::Memory(error),
             NoRoomInTime::Wait(error) => SendTimeoutError::Wait(error),

@@ -20,8 +20,8 @@ use crate::{
 /// Options of a [`Subscriber`].
 #[derive(Debug)]
 pub struct SubscriberBuilder<T: Trust = Untrusted> {
-    pub(super) wait: WaitPolicy,
-    pub(super) access: Access,
+    pub(crate) wait: WaitPolicy,
+    pub(crate) access: Access,
     pub(super) timeout: Duration,
     pub(super) liveliness: Option<Duration>,
     pub(super) max_ring_bytes: usize,
@@ -252,6 +252,15 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// As [`begin`](SubscriberBuilder::begin).
     pub fn begin_at(self, address: &Address) -> Result<Connecting<T>, Error> {
         Connecting::to(self, address)
+    }
+
+    /// Begins to receive over a link that was accepted from a process which sends.
+    pub(crate) fn begin_accepted(
+        self,
+        link: Link,
+        process: Option<OwnedFd>,
+    ) -> Result<Connecting<T>, Error> {
+        Connecting::accepted(self, link, process)
     }
 
     /// Begins to subscribe over a link that was made elsewhere, as [`over`](SubscriberBuilder::over) does, without waiting.

@@ -52,6 +52,8 @@ use crate::{Async, ControlThread, Error, Readiness, after, process_of, protocol:
 pub struct Connecting<T: Trust = Untrusted> {
     builder: SubscriberBuilder<T>,
     address: Option<Address>,
+    /// The link was accepted, from this process.
+    accepted: Option<Option<OwnedFd>>,
     deadline: Option<Instant>,
     step: Step<T>,
     /// When what no descriptor tells of is tried again, and how long after that.
@@ -108,6 +110,19 @@ impl<T: Trust> Connecting<T> {
         Ok(connecting)
     }
 
+    /// Over a link that was accepted: the process is the publisher's, which has connected.
+    pub(super) fn accepted(
+        builder: SubscriberBuilder<T>,
+        link: Link,
+        process: Option<OwnedFd>,
+    ) -> Result<Connecting<T>, Error> {
+        let mut connecting = Connecting::new(builder, Step::Over)?;
+        connecting.accepted = Some(process);
+        connecting.meet(link)?;
+        connecting.begin()?;
+        Ok(connecting)
+    }
+
     fn new(builder: SubscriberBuilder<T>, step: Step<T>) -> Result<Connecting<T>, Error> {
         let deadline = after(builder.timeout);
         let made = || -> io::Result<_> {
@@ -121,6 +136,7 @@ impl<T: Trust> Connecting<T> {
         Ok(Connecting {
             builder,
             address: None,
+            accepted: None,
             deadline,
             step,
             again: None,
@@ -286,15 +302,20 @@ impl<T: Trust> Connecting<T> {
         };
         let Greeting { link, prepared, .. } = *greeting;
         // Of a link that was made elsewhere, the kernel only says who made it.
-        let process = match &self.address {
-            Some(_) => process_of(&link).map_err(Error::os("watch the publisher's process"))?,
-            None => None,
+        let awaits_offer = self.accepted.is_some();
+        let process = match (self.accepted.take(), &self.address) {
+            (Some(process), _) => process,
+            (None, Some(_)) => {
+                process_of(&link).map_err(Error::os("watch the publisher's process"))?
+            }
+            (None, None) => None,
         };
         let flags = EventFlags::IN | EventFlags::RDHUP;
         epoll::add(&*self.epoll, &link, EventData::new_u64(1), flags)
             .map_err(|errno| Error::os("watch a link")(errno.into()))?;
         let builder = self.builder.clone();
         let handshake = Handshake::new(builder, prepared, link, process);
+        let handshake = handshake.awaiting_offer(awaits_offer);
         self.step = Step::Hear(Box::new(handshake));
         Ok(Ok(()))
     }

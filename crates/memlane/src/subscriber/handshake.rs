@@ -21,7 +21,8 @@ use crate::{
     doorbells::{self, Bell},
     page::ALIVE,
     protocol::{
-        Answer, DoorbellOfferRef, GreetingRef, Opening, PublisherDoorbell, Rings, VERSION, Welcome,
+        DoorbellOfferRef, GreetingRef, Opening, Packet, PacketRef, PublisherDoorbell, Refusal,
+        Rings, VERSION, Welcome,
     },
 };
 
@@ -30,6 +31,10 @@ const LAST_START: u64 = 1 << 62;
 
 #[cfg(test)]
 documented!(LAST_START);
+
+/// What a subscriber is told that meets another reader.
+const RECEIVES: &str =
+    "a receiver is there, which receives: connect a sender to it (Sender::connect)";
 
 /// A subscriber that has sent its greeting, and hears the publisher's answer.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub(super) struct Handshake<T: Trust> {
     process: Option<OwnedFd>,
     /// The publisher's version has come, and is ours.
     opened: bool,
+    /// The publisher has connected, and is still to say that it is one.
+    awaits_offer: bool,
     chunks: Chunks,
     segments: usize,
 }
@@ -58,8 +65,15 @@ impl<T: Trust> Handshake<T> {
             link,
             process,
             opened: false,
+            awaits_offer: false,
             segments: 0,
         }
+    }
+
+    /// The publisher is the one that has connected.
+    pub(super) fn awaiting_offer(mut self, awaits_offer: bool) -> Handshake<T> {
+        self.awaits_offer = awaits_offer;
+        self
     }
 
     pub(super) fn link(&self) -> &Link {
@@ -94,16 +108,38 @@ impl<T: Trust> Handshake<T> {
             self.opened = true;
             return Ok(None);
         }
-        match self.link.recv_timeout::<Answer>(timeout).map_err(unheard)? {
-            Answer::Welcome(welcome) => return Ok(Some(welcome)),
-            Answer::Segment(notice) if self.segments < MAX_SEGMENTS => self.chunks.take(notice),
-            Answer::Segment(_) => {
+        match self.link.recv_timeout(timeout).map_err(unheard)? {
+            Packet::Offer if self.awaits_offer => {
+                self.awaits_offer = false;
+                return Ok(None);
+            }
+            Packet::Greeting(_) if self.awaits_offer => {
+                let refusal = Refusal::Pattern {
+                    why: RECEIVES.to_owned(),
+                };
+                let why = "expected a sender, got a subscriber".to_owned();
+                let _ = self.link.try_send(&PacketRef::Refused(refusal));
+                return Err(Error::Refused { why });
+            }
+            Packet::Greeting(_) => {
+                let why = RECEIVES.to_owned();
+                return Err(Error::Refused { why });
+            }
+            Packet::Welcome(welcome) if !self.awaits_offer => return Ok(Some(welcome)),
+            Packet::Segment(notice) if self.segments < MAX_SEGMENTS => self.chunks.take(notice),
+            Packet::Segment(_) => {
                 let why = format!("expected notices of at most {MAX_SEGMENTS} segments");
                 return Err(Error::Welcome { why });
             }
-            Answer::Refused(refusal) => {
+            Packet::Refused(refusal) => {
                 return Err(Error::Refused {
                     why: refusal.to_string(),
+                });
+            }
+            Packet::Welcome(_) | Packet::Offer => {
+                let why = "expected an offer before a welcome, and only from one that connects";
+                return Err(Error::Welcome {
+                    why: why.to_owned(),
                 });
             }
         }
@@ -216,7 +252,7 @@ impl Prepared {
             trusts: self.trusts,
             expects: self.expects.as_ref(),
         };
-        unless_gone(link.send_timeout(&greeting, timeout))
+        unless_gone(link.send_timeout(&PacketRef::Greeting(greeting), timeout))
     }
 }
 

@@ -2,6 +2,7 @@ mod builder;
 mod chunks;
 mod connecting;
 mod future;
+mod gathered;
 mod handshake;
 mod held;
 mod message;
@@ -133,7 +134,8 @@ const DYING: Timespec = Timespec {
     tv_nsec: 100_000_000,
 };
 
-enum NoMessage {
+#[derive(Debug)]
+pub(crate) enum NoMessage {
     Disconnected(Reason),
     Corrupt(Corrupt),
     Chunk(ChunkError),
@@ -234,7 +236,10 @@ impl<T: Trust> Subscriber<T> {
     }
 
     #[inline(always)]
-    fn deliver(&mut self, found: Result<Record, NoMessage>) -> Result<Message<'_, T>, NoMessage> {
+    pub(crate) fn deliver(
+        &mut self,
+        found: Result<Record, NoMessage>,
+    ) -> Result<Message<'_, T>, NoMessage> {
         match found? {
             Record::Inline(len) => {
                 self.stats.messages += 1;
@@ -519,7 +524,7 @@ fn watch(doorbell: &Doorbell, link: &Link, process: Option<&OwnedFd>) -> io::Res
 }
 
 impl NoMessage {
-    fn forever(self) -> RecvError {
+    pub(crate) fn forever(self) -> RecvError {
         match self {
             NoMessage::Disconnected(reason) => RecvError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => RecvError::Corrupt(corrupt),
@@ -530,7 +535,7 @@ impl NoMessage {
         }
     }
 
-    fn at_once(self) -> TryRecvError {
+    pub(crate) fn at_once(self) -> TryRecvError {
         match self {
             NoMessage::Disconnected(reason) => TryRecvError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => TryRecvError::Corrupt(corrupt),
@@ -540,7 +545,7 @@ impl NoMessage {
         }
     }
 
-    fn in_time(self) -> RecvTimeoutError {
+    pub(crate) fn in_time(self) -> RecvTimeoutError {
         match self {
             NoMessage::Disconnected(reason) => RecvTimeoutError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => RecvTimeoutError::Corrupt(corrupt),

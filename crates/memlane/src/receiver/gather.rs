@@ -1,0 +1,526 @@
+//! Many lanes into one reader: looked at by turns, slept on together.
+
+use std::{
+    collections::VecDeque,
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
+
+use memlane_region::ring::Record;
+use memlane_signaling::{Pacer, WaitPolicy, remaining};
+use rustix::{
+    event::{
+        EventfdFlags, Timespec,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+        eventfd,
+    },
+    io::Errno,
+};
+
+use crate::{Message, Subscriber, Trust, subscriber::NoMessage};
+
+/// Lanes, each with a publisher of its own, that are received from by turns.
+///
+/// A lane is *hot* while it is looked at without being armed, and *armed* once it has been found empty by a reader that was about
+/// to sleep: from then on its publisher rings for the next message. An armed lane stays armed while others are received from; one
+/// of them is glanced at for each message, so that none waits for longer than it takes to receive as many messages as there
+/// are lanes. While messages come there is one system call for [`UNASKED`] of them, for sources that are no lanes.
+#[derive(Debug)]
+pub(crate) struct Gather<T: Trust> {
+    lanes: Lanes<T>,
+    pacer: Pacer,
+    epoll: Arc<OwnedFd>,
+    more: Option<More>,
+    /// The owner's sources that have something, in turn.
+    others: VecDeque<u64>,
+    /// Messages since the kernel was last asked.
+    unasked: u32,
+    pub(crate) stats: GatherStats,
+}
+
+/// What a gathering reader has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GatherStats {
+    pub(crate) messages: u64,
+    pub(crate) sleeps: u64,
+    pub(crate) wakeups: u64,
+}
+
+/// What came of looking, or of waiting.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A message in this lane, to be [delivered](Gather::deliver).
+    Record(Key, Record),
+    /// Nothing more will come of this lane, which is to be [removed](Gather::remove).
+    Ended(Key, NoMessage),
+    /// A source of the owner's.
+    Other(u64),
+}
+
+/// Names a lane, and never another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    fn new(index: u32, generation: u32) -> Key {
+        Key(u64::from(generation) << 32 | u64::from(index))
+    }
+
+    fn index(self) -> usize {
+        self.0 as u32 as usize
+    }
+}
+
+/// Tokens of the owner's sources begin here: no generation gets that far.
+pub(crate) const OTHERS: u64 = 1 << 63;
+/// Token of what a watched reader keeps itself readable with.
+const MORE: u64 = u64::MAX;
+/// So many events are taken at a time; more wait for the next turn, and the kernel hands them out by turns.
+const EVENTS: usize = 64;
+/// So many messages are received before the kernel is asked what else there is.
+const UNASKED: u32 = 1024;
+/// So many messages of one lane in a row, while others have some.
+const TURN: u32 = 16;
+
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+impl<T: Trust> Gather<T> {
+    pub(crate) fn new(policy: WaitPolicy) -> io::Result<Gather<T>> {
+        Ok(Gather {
+            lanes: Lanes::default(),
+            pacer: Pacer::new(policy),
+            epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
+            more: None,
+            others: VecDeque::new(),
+            unasked: 0,
+            stats: GatherStats::default(),
+        })
+    }
+
+    /// How many lanes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lanes.slots.len() - self.lanes.free.len()
+    }
+
+    /// Adds a lane, which may have messages already.
+    pub(crate) fn add(&mut self, subscriber: Subscriber<T>) -> io::Result<Key> {
+        let index = self.lanes.place();
+        let generation = self.lanes.generation;
+        let key = Key::new(index, generation);
+        if let Some(waiter) = subscriber.waiter() {
+            let added = epoll::add(
+                &*self.epoll,
+                &**waiter.descriptor(),
+                EventData::new_u64(key.0),
+                EventFlags::IN,
+            );
+            if let Err(errno) = added {
+                self.lanes.free.push(index);
+                return Err(errno.into());
+            }
+        }
+        self.lanes.generation = (generation + 1) & (u32::MAX >> 1);
+        self.lanes.slots[index as usize] = Some(Lane {
+            subscriber,
+            key,
+            armed: false,
+            queued: false,
+        });
+        self.lanes.hot.push_back(key);
+        self.stay_ready();
+        Ok(key)
+    }
+
+    /// Lets go of a lane.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Subscriber<T>> {
+        let lane = self.lanes.get(key)?;
+        if let Some(waiter) = lane.subscriber.waiter() {
+            let _ = epoll::delete(&*self.epoll, &**waiter.descriptor());
+        }
+        let lane = self.lanes.slots[key.index()].take()?;
+        self.lanes.free.push(key.index() as u32);
+        Some(lane.subscriber)
+    }
+
+    /// The message that was found.
+    #[inline]
+    pub(crate) fn deliver(
+        &mut self,
+        key: Key,
+        record: Record,
+    ) -> Result<Message<'_, T>, NoMessage> {
+        self.stats.messages += 1;
+        let lane = self.lanes.get(key).expect("found a moment ago");
+        lane.subscriber.deliver(Ok(record))
+    }
+
+    /// Watches a source of the owner's.
+    pub(crate) fn watch_other(
+        &self,
+        source: impl AsFd,
+        token: u64,
+        flags: EventFlags,
+    ) -> io::Result<()> {
+        debug_assert!((OTHERS..MORE).contains(&token));
+        Ok(epoll::add(
+            &*self.epoll,
+            source,
+            EventData::new_u64(token),
+            flags,
+        )?)
+    }
+
+    /// Watches it no more: before it is closed.
+    pub(crate) fn forget_other(&self, source: impl AsFd) {
+        let _ = epoll::delete(&*self.epoll, source);
+    }
+
+    /// For an edge-triggered source that may have more: tells of it once more.
+    pub(crate) fn rewatch_other(
+        &self,
+        source: impl AsFd,
+        token: u64,
+        flags: EventFlags,
+    ) -> io::Result<()> {
+        Ok(epoll::modify(
+            &*self.epoll,
+            source,
+            EventData::new_u64(token),
+            flags,
+        )?)
+    }
+
+    /// What there is now. `None`: nothing, and, for a reader that is watched, its descriptor is readable when there is.
+    #[inline]
+    pub(crate) fn find(&mut self) -> io::Result<Option<Found>> {
+        if self.unasked < UNASKED {
+            if let Some(found) = self.lanes.find() {
+                self.unasked += 1;
+                return Ok(Some(found));
+            }
+        }
+        self.find_slowly()
+    }
+
+    /// Nothing is hot that has a message, or the kernel has not been asked for long.
+    #[cold]
+    fn find_slowly(&mut self) -> io::Result<Option<Found>> {
+        if self.unasked >= UNASKED || !self.others.is_empty() {
+            let found = self.take(Some(&NOW))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        if self.more.is_none() {
+            return self.take(Some(&NOW));
+        }
+        // Rings of the past are taken first, and the lanes armed after that: what comes from then on makes the descriptor
+        // readable, and nothing else does.
+        if let Some(more) = &mut self.more {
+            more.set(false);
+        }
+        let found = match self.take(Some(&NOW))? {
+            None => self.lanes.arm(),
+            found => found,
+        };
+        if found.is_some() {
+            self.stay_ready();
+        }
+        Ok(found)
+    }
+
+    /// Waits for something; `None` once the deadline has passed.
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Option<Found>> {
+        let found = self.wait_until(deadline);
+        self.stay_ready();
+        found
+    }
+
+    fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Found>> {
+        loop {
+            if self.unasked >= UNASKED || !self.others.is_empty() {
+                let found = self.take(Some(&NOW))?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            let Gather { pacer, lanes, .. } = &mut *self;
+            if let Some(found) = pacer.spin(|| lanes.find()) {
+                return Ok(Some(found));
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(None);
+            }
+            if self.pacer.policy() == WaitPolicy::Poll {
+                if let Some(found) = self.take(Some(&NOW))? {
+                    return Ok(Some(found));
+                }
+                continue;
+            }
+            if let Some(found) = self.lanes.arm() {
+                return Ok(Some(found));
+            }
+            self.stats.sleeps += 1;
+            let since = Instant::now();
+            let timeout = deadline.map(remaining);
+            let found = self.take(timeout.as_ref())?;
+            if !self.lanes.hot.is_empty() {
+                self.stats.wakeups += 1;
+                self.pacer.slept(since.elapsed(), true);
+            }
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Takes what has happened: lanes that were rung are hot again, and looked at.
+    fn take(&mut self, timeout: Option<&Timespec>) -> io::Result<Option<Found>> {
+        self.unasked = 0;
+        let mut events = [MaybeUninit::uninit(); EVENTS];
+        let timeout = if self.others.is_empty() {
+            timeout
+        } else {
+            Some(&NOW)
+        };
+        let ready = match epoll::wait(&*self.epoll, &mut events, timeout) {
+            Ok((ready, _)) => ready,
+            Err(Errno::INTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        for event in ready {
+            match event.data.u64() {
+                MORE => {}
+                token if token >= OTHERS => {
+                    // Those that are level-triggered are told of again before they had their turn.
+                    if !self.others.contains(&token) {
+                        self.others.push_back(token);
+                    }
+                }
+                key => self.lanes.rung(Key(key)),
+            }
+        }
+        Ok(match self.others.pop_front() {
+            Some(token) => Some(Found::Other(token)),
+            None => self.lanes.find(),
+        })
+    }
+
+    /// Readable until the lanes have been seen empty, if a loop of the user's waits for it.
+    fn stay_ready(&mut self) {
+        if let Some(more) = &mut self.more {
+            more.set(true);
+        }
+    }
+
+    /// Its descriptor is for a loop of the user's from now on.
+    pub(crate) fn watch(&mut self) -> io::Result<()> {
+        if self.more.is_none() {
+            let more = More::new()?;
+            epoll::add(
+                &*self.epoll,
+                &more.fd,
+                EventData::new_u64(MORE),
+                EventFlags::IN,
+            )?;
+            self.more = Some(more);
+        }
+        self.stay_ready();
+        Ok(())
+    }
+
+    pub(crate) fn unwatch(&mut self) {
+        if let Some(more) = self.more.take() {
+            let _ = epoll::delete(&*self.epoll, &more.fd);
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> &Arc<OwnedFd> {
+        &self.epoll
+    }
+
+    pub(crate) fn policy(&self) -> WaitPolicy {
+        self.pacer.policy()
+    }
+}
+
+/// An eventfd that no other process has, readable or not.
+#[derive(Debug)]
+struct More {
+    fd: OwnedFd,
+    set: bool,
+}
+
+impl More {
+    fn new() -> io::Result<More> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(More { fd, set: false })
+    }
+
+    fn set(&mut self, set: bool) {
+        if self.set != set {
+            // Neither can fail: its value is 0 or 1.
+            let _ = match set {
+                true => rustix::io::write(&self.fd, &1_u64.to_ne_bytes()),
+                false => rustix::io::read(&self.fd, &mut [0; 8]),
+            };
+            self.set = set;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Lanes<T: Trust> {
+    slots: Vec<Option<Lane<T>>>,
+    /// Places without a lane.
+    free: Vec<u32>,
+    /// Of the next lane.
+    generation: u32,
+    /// In turn. Keys of lanes that are gone are left in the queues until their turn comes.
+    hot: VecDeque<Key>,
+    /// Messages received from the first of them in this turn.
+    served: u32,
+    /// The next one to be glanced at first, those that are hot by now among them.
+    armed: VecDeque<Key>,
+}
+
+#[derive(Debug)]
+struct Lane<T: Trust> {
+    subscriber: Subscriber<T>,
+    key: Key,
+    armed: bool,
+    /// Its key is among the armed.
+    queued: bool,
+}
+
+impl<T: Trust> Default for Lanes<T> {
+    fn default() -> Lanes<T> {
+        Lanes {
+            slots: Vec::new(),
+            free: Vec::new(),
+            generation: 0,
+            hot: VecDeque::new(),
+            served: 0,
+            armed: VecDeque::new(),
+        }
+    }
+}
+
+impl<T: Trust> Lanes<T> {
+    fn place(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32
+        })
+    }
+
+    #[inline]
+    fn get(&mut self, key: Key) -> Option<&mut Lane<T>> {
+        let lane = self.slots.get_mut(key.index())?.as_mut()?;
+        (lane.key == key).then_some(lane)
+    }
+
+    /// Looks at every hot lane once, and at one that is armed.
+    #[inline]
+    fn find(&mut self) -> Option<Found> {
+        self.glance();
+        for _ in 0..self.hot.len() {
+            if self.served >= TURN {
+                self.turn();
+            }
+            let key = *self.hot.front()?;
+            let Some(lane) = self.get(key) else {
+                self.hot.pop_front();
+                self.served = 0;
+                continue;
+            };
+            match lane.subscriber.look() {
+                Ok(None) => self.turn(),
+                Ok(Some(record)) => {
+                    self.served += 1;
+                    return Some(Found::Record(key, record));
+                }
+                Err(error) => return Some(Found::Ended(key, error)),
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn turn(&mut self) {
+        self.served = 0;
+        if self.hot.len() > 1 {
+            self.hot.rotate_left(1);
+        }
+    }
+
+    /// Looks at one armed lane: it may have a message that its ring has not told of yet.
+    #[inline]
+    fn glance(&mut self) {
+        let Some(key) = self.armed.pop_front() else {
+            return;
+        };
+        let Some(lane) = self.get(key) else {
+            return;
+        };
+        if !lane.armed {
+            lane.queued = false;
+        } else if lane.subscriber.is_empty() {
+            self.armed.push_back(key);
+        } else {
+            lane.queued = false;
+            self.heat(key);
+        }
+    }
+
+    /// An armed lane is hot from now on.
+    #[cold]
+    fn heat(&mut self, key: Key) {
+        if let Some(lane) = self.get(key) {
+            lane.armed = false;
+            lane.subscriber.disarm();
+            self.hot.push_back(key);
+        }
+    }
+
+    fn rung(&mut self, key: Key) {
+        let Some(lane) = self.get(key) else {
+            return;
+        };
+        // A late ring of a lane that is hot by now is taken, too, or it would be told of for ever.
+        lane.subscriber.take_ring();
+        if lane.armed {
+            self.heat(key);
+        }
+    }
+
+    /// Arms every lane that is hot. A message that one of them has after all leaves it hot, and those behind it.
+    fn arm(&mut self) -> Option<Found> {
+        self.served = 0;
+        while let Some(key) = self.hot.front().copied() {
+            let Some(lane) = self.get(key) else {
+                self.hot.pop_front();
+                continue;
+            };
+            match lane.subscriber.arm() {
+                Ok(None) => {
+                    lane.armed = true;
+                    let queued = std::mem::replace(&mut lane.queued, true);
+                    self.hot.pop_front();
+                    if !queued {
+                        self.armed.push_back(key);
+                    }
+                }
+                Ok(Some(record)) => return Some(Found::Record(key, record)),
+                Err(error) => return Some(Found::Ended(key, error)),
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,127 @@
+//! Clients on their way to become senders.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd};
+
+use memlane_transport::{Error as LinkError, Link, Listener};
+use rustix::event::epoll::EventFlags;
+
+use super::gather::{Gather, OTHERS};
+use crate::{Connecting, Error, SubscriberBuilder, Trust, process_of};
+
+/// So many links may be without a lane at a time; the oldest is dropped for a newer one.
+const MAX_JOINING: usize = 64;
+/// So many connections are accepted in one go, before others have their turn.
+const MAX_ACCEPTS: usize = 64;
+/// Token of the listener; those of links follow.
+const LISTENER: u64 = OTHERS;
+/// Edge-triggered: a connection that cannot be accepted for want of descriptors does not spin.
+const ACCEPT: EventFlags = EventFlags::IN.union(EventFlags::ET);
+
+/// Accepts links, and sees them through their handshakes.
+#[derive(Debug)]
+pub(super) struct Joining<T: Trust> {
+    listener: Option<Listener>,
+    builder: SubscriberBuilder<T>,
+    /// By token, and so the oldest first.
+    links: BTreeMap<u64, Connecting<T>>,
+    last: u64,
+    pub(super) refused: u64,
+}
+
+impl<T: Trust> Joining<T> {
+    pub(super) fn new(builder: SubscriberBuilder<T>, listener: Option<Listener>) -> Joining<T> {
+        Joining {
+            listener,
+            builder,
+            links: BTreeMap::new(),
+            last: LISTENER,
+            refused: 0,
+        }
+    }
+
+    pub(super) fn listen(&self, gather: &Gather<T>) -> std::io::Result<()> {
+        match &self.listener {
+            Some(listener) => gather.watch_other(listener, LISTENER, ACCEPT),
+            None => Ok(()),
+        }
+    }
+
+    /// One of its sources has something.
+    pub(super) fn handle(&mut self, gather: &mut Gather<T>, token: u64) {
+        if token == LISTENER {
+            return self.accept(gather);
+        }
+        // One that was dropped meanwhile has no link.
+        let Some(link) = self.links.get_mut(&token) else {
+            return;
+        };
+        let joined = match link.try_finish() {
+            Ok(None) => return,
+            Ok(Some(subscriber)) => Some(subscriber),
+            Err(_) => None,
+        };
+        self.forget(gather, token);
+        let added = joined.is_some_and(|subscriber| gather.add(subscriber).is_ok());
+        if !added {
+            self.refused += 1;
+        }
+    }
+
+    pub(super) fn accept(&mut self, gather: &mut Gather<T>) {
+        let Some(listener) = self.listener.take() else {
+            return;
+        };
+        for accepted in 0.. {
+            if accepted == MAX_ACCEPTS {
+                let _ = gather.rewatch_other(&listener, LISTENER, ACCEPT);
+                break;
+            }
+            match listener.try_accept() {
+                Ok(link) => {
+                    let process = process_of(&link);
+                    let begun = process
+                        .map_err(Error::os("watch a sender's process"))
+                        .and_then(|process| self.begin(gather, link, process));
+                    if begun.is_err() {
+                        self.refused += 1;
+                    }
+                }
+                Err(LinkError::WouldBlock) => break,
+                Err(LinkError::AccessDenied { .. }) => self.refused += 1,
+                // A client that was gone before it was accepted is no reason to stop. Anything else (short of
+                // descriptors or memory) is tried again at the next event.
+                Err(error) if error.is_disconnected() => {}
+                Err(_) => break,
+            }
+        }
+        self.listener = Some(listener);
+    }
+
+    /// Begins a handshake.
+    pub(super) fn begin(
+        &mut self,
+        gather: &Gather<T>,
+        link: Link,
+        process: Option<OwnedFd>,
+    ) -> Result<(), Error> {
+        if self.links.len() >= MAX_JOINING {
+            if let Some(oldest) = self.links.keys().next().copied() {
+                self.forget(gather, oldest);
+                self.refused += 1;
+            }
+        }
+        let connecting = self.builder.clone().begin_accepted(link, process)?;
+        self.last += 1;
+        gather
+            .watch_other(&connecting, self.last, EventFlags::IN)
+            .map_err(Error::os("watch a link"))?;
+        self.links.insert(self.last, connecting);
+        Ok(())
+    }
+
+    fn forget(&mut self, gather: &Gather<T>, token: u64) {
+        if let Some(connecting) = self.links.remove(&token) {
+            gather.forget_other(&connecting);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A queue that many processes send into.
+
+mod future;
+mod gather;
+mod joining;
+
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use memlane_region::ring::Record;
+use memlane_signaling::WaitPolicy;
+use memlane_transport::{Address, Error as LinkError, Link, Listener, who_listens};
+
+use gather::{Found, Gather, Key};
+use joining::Joining;
+
+use crate::{
+    Error, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
+    TryRecvError, Untrusted, address_of, after,
+    subscriber::NoMessage,
+    watched::{Watch, polls},
+};
+
+/// The receiving end of a queue: takes the messages of any number of [`Sender`](crate::Sender)s.
+///
+/// Each sender has a lane of its own, so that no page has two writers, and a sender that is slow, broken, hostile or dead is
+/// nobody else's concern. Messages of one sender come in its order; those of several come by turns. When a sender is gone, what
+/// it had committed is still received. The queue is bounded: a sender waits once its lane is full.
+///
+/// ```
+/// use memlane::{Receiver, Sender};
+/// # let directory = std::env::temp_dir().join(format!("memlane-queue-{}", std::process::id()));
+/// # std::fs::create_dir_all(&directory)?;
+/// # let address = memlane::Address::path(directory.join("jobs")).map_err(memlane::transport::Error::from)?;
+///
+/// // let mut receiver = Receiver::bind("jobs")?;
+/// # let mut receiver = memlane::Subscriber::builder().bind_to(&address)?;
+/// # let sender = std::thread::spawn(move || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// // any number of others
+/// // let mut sender = Sender::connect("jobs")?;
+/// # let mut sender = memlane::Publisher::builder().connect_to(&address)?;
+/// sender.send(b"a job")?;
+/// # Ok(())
+/// # });
+/// assert_eq!(receiver.recv()?.to_vec(), b"a job");
+/// # sender.join().unwrap().unwrap();
+/// # drop(receiver);
+/// # std::fs::remove_dir_all(&directory)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Receiver<T: Trust = Untrusted> {
+    gather: Gather<T>,
+    joining: Joining<T>,
+    stats: ReceiverStats,
+}
+
+/// What a receiver has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReceiverStats {
+    /// Messages received.
+    pub messages: u64,
+    /// Times it went to sleep for want of a message.
+    pub sleeps: u64,
+    /// Times a sender rang it awake.
+    pub wakeups: u64,
+    /// Senders that have left or died, and whose messages have all been received.
+    pub left: u64,
+    /// Senders that were dropped because what they wrote made no sense.
+    pub evicted: u64,
+    /// Clients that have not become senders.
+    pub refused: u64,
+}
+
+impl Receiver {
+    /// Binds a queue of this user's, with the options of [`SubscriberBuilder`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: the name is taken or none, or resources are short.
+    pub fn bind(service: &str) -> Result<Receiver, Error> {
+        Subscriber::builder().bind(service)
+    }
+}
+
+impl<T: Trust> SubscriberBuilder<T> {
+    /// Binds a queue, which [`Sender`](crate::Sender)s connect to.
+    ///
+    /// Its [`timeout`](SubscriberBuilder::timeout) is what a client has to become a sender; [`access`](SubscriberBuilder::access)
+    /// says who may.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: the name is taken or none, or resources are short.
+    pub fn bind(self, service: &str) -> Result<Receiver<T>, Error> {
+        self.bind_to(&address_of(service)?)
+    }
+
+    /// Binds a queue at an address of the user's choice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: the address is taken, or resources are short.
+    pub fn bind_to(self, address: &Address) -> Result<Receiver<T>, Error> {
+        let listener = Listener::bind_with(address, self.access.clone());
+        let listener = listener.map_err(|error| match error {
+            // So that the error can say who it is.
+            LinkError::AddressInUse { address, .. } => LinkError::AddressInUse {
+                holder: who_listens(&address),
+                address,
+            },
+            error => error,
+        })?;
+        Receiver::new(self, Some(listener))
+    }
+
+    /// Makes a queue without an address: senders come over links given to it ([`Receiver::attach`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], if resources are short.
+    pub fn unbound(self) -> Result<Receiver<T>, Error> {
+        Receiver::new(self, None)
+    }
+}
+
+impl<T: Trust> Receiver<T> {
+    fn new(
+        builder: SubscriberBuilder<T>,
+        listener: Option<Listener>,
+    ) -> Result<Receiver<T>, Error> {
+        let gather = Gather::new(builder.wait).map_err(Error::os("create epoll"))?;
+        let joining = Joining::new(builder, listener);
+        joining
+            .listen(&gather)
+            .map_err(Error::os("watch the listener"))?;
+        Ok(Receiver {
+            gather,
+            joining,
+            stats: ReceiverStats::default(),
+        })
+    }
+
+    /// Takes a link that was made elsewhere (inherited, or [`Link::pair`]); the process at its other end makes it a sender
+    /// ([`PublisherBuilder::over`](crate::PublisherBuilder::over)). The link is the receiver's from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], if resources are short; it is closed then.
+    pub fn attach(&mut self, link: Link) -> Result<(), Error> {
+        self.joining.begin(&self.gather, link, None)
+    }
+
+    /// Receives the next message, of whichever sender; waits for it, and for senders.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError::Wait`]. Senders that leave, die or break the rules are no errors: see [`stats`](Receiver::stats).
+    pub fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
+        let next = self.next(|gather| gather.wait(None));
+        self.deliver(next).map_err(NoMessage::forever)
+    }
+
+    /// Receives the next message, if there is one. Lets senders in, too.
+    ///
+    /// # Errors
+    ///
+    /// [`TryRecvError::Empty`].
+    pub fn try_recv(&mut self) -> Result<Message<'_, T>, TryRecvError> {
+        let next = self.next(Gather::find);
+        self.deliver(next).map_err(NoMessage::at_once)
+    }
+
+    /// Receives the next message; waits for it no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeoutError::TimedOut`] and [`RecvTimeoutError::Wait`].
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Message<'_, T>, RecvTimeoutError> {
+        let deadline = after(timeout);
+        let next = self.next(|gather| gather.wait(deadline));
+        self.deliver(next).map_err(NoMessage::in_time)
+    }
+
+    /// How many senders there are, those among them that have ended and whose messages have not all been received.
+    pub fn senders(&self) -> usize {
+        self.gather.len()
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> ReceiverStats {
+        ReceiverStats {
+            messages: self.gather.stats.messages,
+            sleeps: self.gather.stats.sleeps,
+            wakeups: self.gather.stats.wakeups,
+            refused: self.joining.refused,
+            ..self.stats
+        }
+    }
+
+    /// The next record, by `look`, which is asked again after each thing that was none.
+    fn next(
+        &mut self,
+        look: impl Fn(&mut Gather<T>) -> io::Result<Option<Found>>,
+    ) -> Result<(Key, Record), NoMessage> {
+        loop {
+            match look(&mut self.gather).map_err(NoMessage::Wait)? {
+                None => return Err(NoMessage::TimedOut),
+                Some(Found::Record(key, record)) => return Ok((key, record)),
+                Some(Found::Ended(key, error)) => self.bury(key, &error),
+                Some(Found::Other(token)) => self.joining.handle(&mut self.gather, token),
+            }
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        next: Result<(Key, Record), NoMessage>,
+    ) -> Result<Message<'_, T>, NoMessage> {
+        let (key, record) = next?;
+        self.gather.deliver(key, record)
+    }
+
+    /// What has come, without waiting; whatever does not concern messages is done by the way.
+    fn now(&mut self) -> Result<Option<(Key, Record)>, NoMessage> {
+        match self.next(Gather::find) {
+            Ok(next) => Ok(Some(next)),
+            Err(NoMessage::TimedOut) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    #[cold]
+    fn bury(&mut self, key: Key, error: &NoMessage) {
+        drop(self.gather.remove(key));
+        match error {
+            NoMessage::Disconnected { .. } => self.stats.left += 1,
+            _ => self.stats.evicted += 1,
+        }
+        // Its descriptors may be what a waiting client lacked.
+        self.joining.accept(&mut self.gather);
+    }
+}
+
+impl<T: Trust> Watch for Receiver<T> {
+    fn watch(&mut self) -> Result<(), Error> {
+        if self.gather.policy() == WaitPolicy::Poll {
+            return Err(polls());
+        }
+        self.gather
+            .watch()
+            .map_err(Error::os("watch a receiver's lanes"))
+    }
+
+    fn unwatch(&mut self) {
+        self.gather.unwatch();
+    }
+
+    fn descriptor(&self) -> &Arc<OwnedFd> {
+        self.gather.descriptor()
+    }
+}

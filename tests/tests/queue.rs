@@ -1,0 +1,438 @@
+//! Queues: many senders, one receiver.
+
+use std::{collections::BTreeMap, thread};
+
+use memlane::{
+    Access, Address, Async, Encoded, Error, Link, PayloadError, Publisher, Receiver,
+    RecvTimeoutError, SendError, Sender, Subscriber, TryRecvError, TrySendError, Watched,
+};
+use memlane_tests::{
+    Control, Dice, PATIENCE, Policy, Role, Scene, Tasks, play, wait_asleep, wait_until,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
+
+#[test]
+fn other_process() {
+    play(&[
+        ("sender", sender),
+        ("slow sender", slow_sender),
+        ("holder", holder),
+    ]);
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Task {
+    address: String,
+    name: u64,
+    messages: u64,
+    wait: Policy,
+    dies: bool,
+}
+
+impl Task {
+    fn connect(&self) -> Sender {
+        let address: Address = self.address.parse().unwrap();
+        Publisher::builder()
+            .ring_bytes(4096)
+            .pool_bytes(1 << 20)
+            .wait(self.wait.into())
+            .connect_to(&address)
+            .unwrap()
+    }
+
+    /// Message `number` of this sender: its length depends on both.
+    fn message(&self, number: u64) -> Vec<u8> {
+        let mut message = [self.name, number].map(u64::to_ne_bytes).concat();
+        let long = match number % 100 {
+            99 => 20_000,
+            _ => (self.name * 7 + number * 13) % 300,
+        };
+        message.resize(16 + long as usize, (self.name ^ number) as u8);
+        message
+    }
+}
+
+/// Sends them all, and leaves or is killed.
+fn sender(role: &Role) {
+    let task: Task = role.hear();
+    let mut sender = task.connect();
+    for number in 0..task.messages {
+        sender.send(&task.message(number)).unwrap();
+    }
+    if task.dies {
+        role.tell(&());
+        let () = role.hear();
+        unreachable!("it is killed");
+    }
+}
+
+struct Ledger(BTreeMap<u64, u64>);
+
+impl Ledger {
+    /// Each sender's messages come in its order, whole.
+    fn note(&mut self, message: &[u8]) {
+        let word = |at: usize| u64::from_ne_bytes(message[at..at + 8].try_into().unwrap());
+        let task = Task {
+            address: String::new(),
+            name: word(0),
+            messages: 0,
+            wait: Policy::Block,
+            dies: false,
+        };
+        let next = self.0.entry(task.name).or_default();
+        assert_eq!(word(8), *next, "of sender {}", task.name);
+        assert_eq!(message, task.message(*next));
+        *next += 1;
+    }
+}
+
+fn bind(scene: &Scene, wait: Policy) -> Receiver {
+    let builder = Subscriber::builder().wait(wait.into());
+    builder.bind_to(&scene.address("jobs")).unwrap()
+}
+
+#[test]
+fn everything_arrives_from_everybody_in_order() {
+    let scene = Scene::new();
+    for wait in [Policy::Block, Policy::Adaptive, Policy::Poll] {
+        let mut receiver = bind(&scene, wait);
+        let mut ledger = Ledger(BTreeMap::new());
+        let senders: Vec<_> = (0..4)
+            .map(|name| {
+                let task = Task {
+                    address: scene.address("jobs").to_string(),
+                    name,
+                    messages: 1_000,
+                    wait: [Policy::Block, Policy::Adaptive][name as usize % 2],
+                    dies: name == 3,
+                };
+                scene.spawn("sender", &task)
+            })
+            .collect();
+        for _ in 0..4_000 {
+            ledger.note(&receiver.recv_timeout(PATIENCE).unwrap().to_vec());
+        }
+        for (name, sender) in senders.into_iter().enumerate() {
+            match name {
+                3 => {
+                    let () = sender.hear();
+                    sender.kill_and_reap();
+                }
+                _ => sender.finish(),
+            }
+        }
+        // Nothing more comes, and in the end nobody is there.
+        wait_until("every sender has left", || {
+            assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+            receiver.senders() == 0
+        });
+        let stats = receiver.stats();
+        assert_eq!((stats.messages, stats.left, stats.evicted), (4_000, 4, 0));
+    }
+}
+
+/// One message for each word, so that the receiver sleeps between.
+fn slow_sender(role: &Role) {
+    let task: Task = role.hear();
+    let mut sender = task.connect();
+    for number in 0..task.messages {
+        let () = role.hear();
+        sender.send(&task.message(number)).unwrap();
+    }
+}
+
+#[test]
+fn a_sleeping_receiver_is_woken_by_each_of_many() {
+    let scene = Scene::new();
+    let mut receiver = bind(&scene, Policy::Block);
+    let mut ledger = Ledger(BTreeMap::new());
+    let senders: Vec<_> = (0..3)
+        .map(|name| {
+            let task = Task {
+                address: scene.address("jobs").to_string(),
+                name,
+                messages: 60,
+                wait: Policy::Block,
+                dies: false,
+            };
+            scene.spawn("slow sender", &task)
+        })
+        .collect();
+    let (asks, asked) = std::sync::mpsc::channel();
+    let me = memlane_tests::thread_id();
+    let conductor = thread::spawn(move || {
+        let mut dice = Dice::new();
+        let mut left = [60; 3];
+        while left.iter().any(|left| *left > 0) {
+            let at = dice.below(3) as usize;
+            if left[at] > 0 {
+                left[at] -= 1;
+                wait_asleep(std::process::id(), me);
+                senders[at].tell(&());
+                let () = asked.recv().unwrap();
+            }
+        }
+        senders.into_iter().for_each(|sender| sender.finish());
+    });
+    for _ in 0..180 {
+        ledger.note(&receiver.recv().unwrap().to_vec());
+        asks.send(()).unwrap();
+    }
+    conductor.join().unwrap();
+    assert!(receiver.stats().sleeps >= 180);
+    wait_until("every sender has left", || {
+        let _ = receiver.try_recv();
+        receiver.senders() == 0
+    });
+}
+
+/// A queue and senders inside of this process.
+fn queue(senders: usize) -> (Receiver, Vec<Sender>) {
+    let mut receiver = Subscriber::builder().unbound().unwrap();
+    let links: Vec<_> = (0..senders)
+        .map(|_| {
+            let (ours, theirs) = Link::pair().unwrap();
+            receiver.attach(ours).unwrap();
+            theirs
+        })
+        .collect();
+    let senders = thread::scope(|scope| {
+        let connecting: Vec<_> = links
+            .into_iter()
+            .map(|link| {
+                scope.spawn(|| {
+                    let builder = Publisher::builder().ring_bytes(4096);
+                    builder.over(link).unwrap()
+                })
+            })
+            .collect();
+        while receiver.senders() < senders {
+            assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+        }
+        let joined = connecting.into_iter().map(|sender| sender.join().unwrap());
+        joined.collect::<Vec<_>>()
+    });
+    (receiver, senders)
+}
+
+#[test]
+fn a_flood_does_not_hold_up_the_others() {
+    let _scene = Scene::new();
+    let (mut receiver, mut senders) = queue(8);
+    // Every lane has been armed by now. Seven have one message each, the eighth is never empty.
+    let full = |sender: &mut Sender| while sender.try_send(&[0; 64]).is_ok() {};
+    full(&mut senders[7]);
+    for (name, sender) in senders[..7].iter_mut().enumerate() {
+        sender.try_send(&[name as u8 + 1]).unwrap();
+    }
+    let mut found = [false; 7];
+    let mut flood = 0;
+    while found.contains(&false) {
+        match &*receiver.recv().unwrap().to_vec() {
+            [name] => found[usize::from(*name) - 1] = true,
+            _ => flood += 1,
+        }
+        full(&mut senders[7]);
+        assert!(flood <= 8 * 32, "{found:?} after {flood} of the flood");
+    }
+}
+
+#[test]
+fn a_receiver_that_is_gone_is_an_error() {
+    let scene = Scene::new();
+    let (receiver, mut senders) = queue(1);
+    let mut sender = senders.remove(0);
+    sender.send(b"one").unwrap();
+    drop(receiver);
+    // What it had not noticed yet went nowhere.
+    wait_until("the receiver's end is noticed", || {
+        matches!(sender.send(b"two"), Err(SendError::Disconnected))
+    });
+    assert!(matches!(
+        sender.try_send(b""),
+        Err(TrySendError::Disconnected)
+    ));
+    assert!(matches!(sender.reserve(3), Err(SendError::Disconnected)));
+    assert!(matches!(
+        sender.reserve(1 << 20),
+        Err(SendError::Disconnected)
+    ));
+
+    // One that waits for room is woken by the end of its receiver.
+    let task = scene.address("jobs").to_string();
+    let child = scene.spawn("holder", &task);
+    let () = child.hear();
+    let address: Address = task.parse().unwrap();
+    let builder = Publisher::builder().ring_bytes(4096);
+    let mut sender = builder.connect_to(&address).unwrap();
+    while sender.try_send(&[0; 100]).is_ok() {}
+    let me = memlane_tests::thread_id();
+    let killer = thread::spawn(move || {
+        wait_asleep(std::process::id(), me);
+        child.kill_and_reap();
+    });
+    while sender.send(&[0; 100]).is_ok() {}
+    killer.join().unwrap();
+    drop(sender);
+    let _ = memlane::transport::remove_stale(&address);
+}
+
+/// Takes senders in, and receives nothing.
+fn holder(role: &Role) {
+    let address: String = role.hear();
+    let mut receiver = Subscriber::builder()
+        .bind_to(&address.parse().unwrap())
+        .unwrap();
+    role.tell(&());
+    while receiver.senders() == 0 {
+        let _ = receiver.recv_timeout(std::time::Duration::from_millis(1));
+    }
+    let () = role.hear();
+}
+
+#[test]
+fn the_wrong_counterpart_is_told_what_is_there() {
+    let scene = Scene::new();
+    let publisher = Publisher::builder()
+        .bind_to(&scene.address("camera"))
+        .unwrap();
+    let error = Publisher::builder().connect_to(&scene.address("camera"));
+    let error = error.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "there is no receiver to send to: a publisher is there, which sends: subscribe to it (Subscriber::connect)"
+    );
+    drop(publisher);
+
+    let mut receiver = bind(&scene, Policy::Block);
+    let address = scene.address("jobs");
+    let client = thread::spawn(move || Subscriber::builder().connect_to(&address));
+    wait_until("the subscriber is refused", || {
+        let _ = receiver.try_recv();
+        receiver.stats().refused == 1
+    });
+    let error = client.join().unwrap().unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            "a receiver is there, which receives: connect a sender to it (Sender::connect)"
+        ),
+        "{error}"
+    );
+
+    // Two ends of one kind over a link.
+    let (ours, theirs) = Link::pair().unwrap();
+    receiver.attach(ours).unwrap();
+    let subscriber = thread::spawn(|| Subscriber::builder().over(theirs));
+    wait_until("the second subscriber is refused", || {
+        let _ = receiver.try_recv();
+        receiver.stats().refused == 2
+    });
+    assert!(matches!(
+        subscriber.join().unwrap(),
+        Err(Error::Refused { .. })
+    ));
+
+    // And of other users' rules.
+    let nobody = Access::when(|_| false);
+    drop(receiver);
+    let mut receiver = Subscriber::builder()
+        .access(nobody)
+        .bind_to(&scene.address("jobs"))
+        .unwrap();
+    let address = scene.address("jobs");
+    let client = thread::spawn(move || Publisher::builder().connect_to(&address));
+    wait_until("the sender is turned away", || {
+        let _ = receiver.try_recv();
+        receiver.stats().refused == 1
+    });
+    client.join().unwrap().unwrap_err();
+}
+
+#[test]
+fn values_are_compared_and_arrive() {
+    let scene = Scene::new();
+    let mut receiver = Subscriber::builder()
+        .of::<Encoded<(u64, String)>>()
+        .bind_to(&scene.address("jobs"))
+        .unwrap();
+    let address = scene.address("jobs");
+    let sending = thread::spawn(move || {
+        let bytes = Publisher::builder().connect_to(&address);
+        let Err(Error::NoReceiver { why }) = bytes else {
+            panic!("{bytes:?}")
+        };
+        assert!(
+            why.ends_with("it carries bytes; this subscriber expects encoded (u64, String)"),
+            "{why}"
+        );
+        let sender = Publisher::builder().of::<Encoded<(u64, String)>>();
+        let mut sender = sender.connect_to(&address).unwrap();
+        sender.send(&(7, "seven".to_owned())).unwrap();
+    });
+    assert_eq!(
+        receiver.recv_timeout(PATIENCE).unwrap(),
+        (7, "seven".to_owned())
+    );
+    sending.join().unwrap();
+    wait_until("the sender has left", || {
+        let empty = receiver.try_recv();
+        assert!(matches!(
+            empty,
+            Err(PayloadError::Lane(TryRecvError::Empty))
+        ));
+        receiver.get_ref().senders() == 0
+    });
+}
+
+#[test]
+fn in_a_loop() {
+    let _scene = Scene::new();
+    let (receiver, mut senders) = queue(3);
+    let mut receiver = Watched::new(receiver).unwrap();
+    let readable = |receiver: &Watched<Receiver>| {
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut [PollFd::new(receiver, PollFlags::IN)], Some(&now)).unwrap() == 1
+    };
+    for round in 0..100_u64 {
+        while receiver.try_recv().is_ok() {}
+        assert!(!readable(&receiver), "round {round}");
+        for sender in &mut senders[..1 + round as usize % 3] {
+            sender.send(&round.to_ne_bytes()).unwrap();
+            sender.send(&round.to_ne_bytes()).unwrap();
+        }
+        // Readable until it has been found empty, however many are taken at a time.
+        for _ in 0..2 * (1 + round % 3) {
+            assert!(readable(&receiver), "round {round}");
+            assert_eq!(receiver.try_recv().unwrap().to_vec(), round.to_ne_bytes());
+        }
+    }
+    let mut receiver = receiver.into_inner();
+    let empty = receiver.recv_timeout(std::time::Duration::from_millis(1));
+    assert!(matches!(empty, Err(RecvTimeoutError::TimedOut)));
+}
+
+#[test]
+fn in_a_task() {
+    let _scene = Scene::new();
+    let (receiver, senders) = queue(2);
+    let sending = thread::spawn(move || {
+        for (name, mut sender) in senders.into_iter().enumerate() {
+            for number in 0..1_000_u64 {
+                sender
+                    .send(&[name as u64, number].map(u64::to_ne_bytes).concat())
+                    .unwrap();
+            }
+        }
+    });
+    let mut receiver = Async::new(receiver).unwrap();
+    Control::run(async {
+        for _ in 0..2_000 {
+            let _message = receiver.recv().await.unwrap();
+        }
+    });
+    sending.join().unwrap();
+}
