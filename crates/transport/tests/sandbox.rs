@@ -155,6 +155,20 @@ fn only_its_links() {
         (sent, Errno::from_io_error(&io::Error::last_os_error())),
         (-1, Some(Errno::PERM))
     );
+    // SAFETY: with two null pointers it would say whether it may, and do nothing.
+    let limited = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            parent.as_raw_pid(),
+            libc::RLIMIT_CPU,
+            std::ptr::null::<u8>(),
+            std::ptr::null::<u8>(),
+        )
+    };
+    assert_eq!(
+        (limited, Errno::from_io_error(&io::Error::last_os_error())),
+        (-1, Some(Errno::PERM))
+    );
     // SAFETY: the child, if there is one after all, leaves at once.
     let forked = unsafe { libc::fork() };
     if forked == 0 {
@@ -355,6 +369,8 @@ fn what_is_not_there_cannot_be_allowed() {
 fn in_a_program() {
     let link = parent().unwrap();
     only_its_links();
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, own).unwrap();
     File::open("/etc/ld.so.cache").unwrap();
     refused(fs::create_dir("/tmp/memlane-test-sandbox"));
     sandbox::enter().unwrap();

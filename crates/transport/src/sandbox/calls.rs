@@ -115,7 +115,6 @@ const PROGRAM: &[libc::c_long] = &[
     libc::SYS_mmap,
     libc::SYS_mprotect,
     libc::SYS_set_tid_address,
-    libc::SYS_prlimit64,
     // Restricting itself further.
     libc::SYS_seccomp,
     libc::SYS_landlock_create_ruleset,
@@ -217,6 +216,11 @@ pub(super) fn program() -> Vec<Call> {
             conditions: vec![Is(0, option as u64)],
         });
     }
+    // Its own limits, to be set. Of another process of its user, RLIMIT_CPU would be as good as a signal.
+    calls.push(Call {
+        number: libc::SYS_prlimit64,
+        conditions: vec![Is(0, 0)],
+    });
     // Nothing but the question whether there are other threads.
     calls.push(Call {
         number: libc::SYS_unshare,
