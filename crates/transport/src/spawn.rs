@@ -38,8 +38,9 @@
 //! They hold for the process and all that it starts, for ever. No one of them is a sandbox: combine them. Two things
 //! remain open to every child: to use the processor and the memory it gets (setrlimit(2), control groups), and, where
 //! neither `user` nor `files` nor `system_calls` forbids it, to signal and trace other processes of its user. The parent
-//! is one of those, so a child that must not write its parent's memory needs one of these three, or a parent that is not
-//! dumpable (prctl(2)).
+//! is one of those, so a child that must not write its parent's memory needs `user` or `files`, or a parent that is not
+//! dumpable (prctl(2)). `system_calls` is enough if it allows no opening of files: `Filter::program` does, and memory of
+//! processes is a file (`/proc/PID/mem`).
 
 mod child;
 mod error;
@@ -212,15 +213,17 @@ impl Command {
     /// capability is left to it: what a privileged parent may do beyond its user's rights, it may not. Where there
     /// are no user namespaces, a privileged parent's child keeps its privileges, which are enough to come back (setns(2)).
     ///
-    /// Not with a user set on a [`std::process::Command`], where this would be too late (EACCES).
+    /// Not with a user set on a [`std::process::Command`], where this would be too late (EACCES); nor, without privileges, from
+    /// a parent that is not dumpable (prctl(2)): /proc is root's there, and says which user it is (EACCES).
     #[doc(alias = "CLONE_NEWNET")]
     pub fn no_network(mut self) -> Command {
         self.no_network = true;
         self
     }
 
-    /// Runs the child as another user, of one group and no supplementary ones. For privileged parents (CAP_SETUID and
-    /// CAP_SETGID). A link is no less a link: what is sent over it may be used, whosoever it is.
+    /// Runs the child as another user, of one group and no supplementary ones, and without capabilities unless that user is
+    /// root. For privileged parents (CAP_SETUID and CAP_SETGID). A link is no less a link: what is sent over it may be used,
+    /// whosoever it is.
     pub fn user(mut self, uid: u32, gid: u32) -> Command {
         self.user = Some((uid, gid));
         self

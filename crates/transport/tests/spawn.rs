@@ -58,6 +58,7 @@ fn other_process() {
         "unreaped" => unreaped(),
         "network" => network(),
         "unprivileged" => unprivileged(),
+        "capable" => capable(),
         "privileges" => {
             let status = fs::read_to_string("/proc/self/status").unwrap();
             parent().unwrap().send(&status).unwrap();
@@ -79,6 +80,14 @@ fn succeed(mut child: Child) {
 fn no_children() {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     assert_eq!(waitid(WaitId::All, options).unwrap_err(), Errno::CHILD);
+}
+
+/// After one was dropped: where the machine is busy, its end takes longer than that waits, and a thread waits for it.
+fn no_children_soon() {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    while waitid(WaitId::All, options).err() != Some(Errno::CHILD) {
+        thread::yield_now();
+    }
 }
 
 /// Says everything again until the parent has left.
@@ -289,7 +298,7 @@ fn dropping_kills_if_asked_to() {
     let child = worker("deaf").spawn().unwrap();
     assert_eq!(child.link.recv_timeout::<String>(PATIENCE).unwrap(), "up");
     drop(child);
-    no_children();
+    no_children_soon();
 
     // Not asked to: it goes on until its link hangs up, and here it is still somebody's child.
     let child = worker("echo").kill_on_drop(false).spawn().unwrap();
@@ -496,7 +505,7 @@ fn out_of_descriptors() {
     assert!(failed >= 3, "{failed}");
     drop(kept);
     drop(child);
-    no_children();
+    no_children_soon();
 }
 
 fn memfd_or_not() -> rustix::io::Result<OwnedFd> {
@@ -641,6 +650,66 @@ fn another_user() {
     // Both at once, where the order matters.
     let found = try_network(worker("network").no_network().user(NOBODY, NOBODY));
     nothing_reached(&found, NOBODY);
+}
+
+/// A service that is not root, and may become anybody, as its ambient capabilities say.
+fn capable() {
+    use rustix::thread::{
+        Capability, CapabilitySet, CapabilitySets, configure_capability_in_ambient_set,
+        set_capabilities, set_keep_capabilities, set_thread_res_uid,
+    };
+    let link = parent().unwrap();
+    set_keep_capabilities(true).unwrap();
+    // Of this thread alone, which starts the child.
+    let own = rustix::process::Uid::from_raw(NOBODY - 1);
+    set_thread_res_uid(own, own, own).unwrap();
+    let both = CapabilitySet::SETUID | CapabilitySet::SETGID;
+    let sets = CapabilitySets {
+        effective: both,
+        permitted: both,
+        inheritable: both,
+    };
+    set_capabilities(None, sets).unwrap();
+    for capability in [Capability::SetUserID, Capability::SetGroupID] {
+        configure_capability_in_ambient_set(capability, true).unwrap();
+    }
+    let status = |command: Command| -> String {
+        let child = command.spawn().unwrap();
+        let status = child.link.recv_timeout(PATIENCE).unwrap();
+        succeed(child);
+        status
+    };
+    let inherited = status(worker("privileges"));
+    assert!(
+        inherited.contains("CapAmb:\t00000000000000c0"),
+        "{inherited}"
+    );
+    let changed = status(worker("privileges").user(NOBODY, NOBODY));
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        let none = format!("{set}:\t0000000000000000");
+        assert!(changed.contains(&none), "{changed}");
+    }
+    no_children();
+    link.send("done").unwrap();
+}
+
+#[test]
+fn another_user_has_no_capabilities() {
+    if !can_change_user() {
+        return;
+    }
+    let _alone = alone();
+    // Whether that user can execute this file at all.
+    match worker("privileges").user(NOBODY, NOBODY).spawn() {
+        Ok(child) => drop(child),
+        Err(_) => {
+            eprintln!("skipped: uid {NOBODY} cannot run the test's executable");
+            return;
+        }
+    }
+    let child = worker("capable").spawn().unwrap();
+    assert_eq!(child.link.recv_timeout::<String>(PATIENCE).unwrap(), "done");
+    succeed(child);
 }
 
 #[test]

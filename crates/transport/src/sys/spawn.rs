@@ -16,8 +16,8 @@ use rustix::process::{
     Gid, Pid, Signal, Uid, chdir, getegid, geteuid, getppid, set_parent_process_death_signal,
 };
 use rustix::thread::{
-    UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
-    unshare_unsafe,
+    CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
 
 use crate::spawn::Step;
@@ -193,12 +193,26 @@ impl Line {
     }
 }
 
-/// Another user, with one group and no privilege left.
+/// Another user, with one group and, unless that is root, no privilege left.
 fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     set_thread_groups(&[])?;
     set_thread_res_gid(gid, gid, gid)?;
-    set_thread_res_uid(uid, uid, uid)
+    set_thread_res_uid(uid, uid, uid)?;
+    if uid.is_root() {
+        return Ok(());
+    }
+    // The kernel takes them only from those who were root (capabilities(7)). What another user has as ambient ones, a
+    // service's way to CAP_SETUID, would go on into the program, and be enough to become anybody.
+    let none = CapabilitySet::empty();
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )
 }
 
 fn die_with(parent: u32) -> Result<(), Errno> {
