@@ -90,7 +90,8 @@ impl Laps {
         memory.store_control(self.at + BOUND, self.bound);
         // Pairs with the fence of a reader behind its copy: if that has any of the bytes written from here on, its load
         // of the bound shows that they are being written.
-        if needed - here.position < STREAMED {
+        // That goes for every record up to the bound, not only for the one that is about to be written.
+        if self.bound - here.position < STREAMED {
             fence(Ordering::Release);
         } else {
             // The copy of a long payload may use stores that overtake others (MOVNTDQ), for which x86-64 has no
