@@ -1,4 +1,7 @@
-use std::io;
+use std::{
+    fmt::{self, Write},
+    io,
+};
 
 use memlane_region::ring::Corrupt;
 
@@ -46,13 +49,13 @@ pub enum Error {
     )]
     HungUp,
     /// The publisher turned this subscriber away.
-    #[error("the publisher refused this subscriber: {why}")]
+    #[error("the publisher refused this subscriber: {}", Said(why))]
     Refused {
-        /// Its reason.
+        /// Its reason, in its words.
         why: String,
     },
     /// There is no receiver to send to, or not for this sender.
-    #[error("there is no receiver to send to: {why}")]
+    #[error("there is no receiver to send to: {}", Said(why))]
     NoReceiver {
         /// What is there, or what stands in the way.
         why: String,
@@ -88,6 +91,18 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// Another process's words, for people: no control characters, nor anything else that is not printed.
+struct Said<'a>(&'a str);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| match character {
+            '\'' | '"' => f.write_char(character),
+            _ => write!(f, "{}", character.escape_debug()),
+        })
+    }
 }
 
 impl Error {
@@ -314,4 +329,19 @@ pub enum RecvTimeoutError {
 pub struct ChunkError {
     /// What was expected, and what came.
     pub(crate) why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_writes_to_no_terminal() {
+        let why = "it's \"full\"\n\u{1b}[2J\u{202e}".to_owned();
+        let text = Error::Refused { why }.to_string();
+        assert!(
+            text.ends_with("it's \"full\"\\n\\u{1b}[2J\\u{202e}"),
+            "{text}"
+        );
+    }
 }
