@@ -237,10 +237,11 @@ fn unfit(directory: &Path, why: String) -> Error {
 /// Creates the directory if it is not there, and checks that nobody else can put or take sockets in it.
 fn ours(directory: &Path, uid: u32) -> Result<(), Error> {
     let unfit = |why: String| unfit(directory, why);
-    // A user's runtime directory, inherited by root: what root made in it, the user could not use.
+    // A user's runtime directory, inherited by root: what root made in it, the user could not use. One for all (sticky: /tmp)
+    // is none, and its owner, root, has no number in many a user namespace.
     let parent = directory.parent().unwrap_or(Path::new("/"));
     if let Ok(found) = fs::metadata(parent) {
-        if found.uid() != uid && found.uid() != 0 {
+        if found.uid() != uid && found.uid() != 0 && found.mode() & 0o1000 == 0 {
             return Err(unfit(format!(
                 "the directory it is in belongs to user {}, and this is user {uid}: was XDG_RUNTIME_DIR inherited (by sudo or \
                  su)? Unset it, or set it to a directory of user {uid}",
