@@ -81,8 +81,9 @@ impl Filter {
 
     /// [`worker`](Filter::worker), and what it takes to execute a program and load its libraries: execve(2), opening files
     /// and directories, looking for them, executable memory. To be imposed on a child from the start; which files those are is
-    /// for [`Files`](super::Files) to say. Still closed are other processes, sockets but connected pairs, making, renaming
-    /// and removing files by name, and the rest.
+    /// for [`Files`](super::Files) to say: without, open(2) also makes and empties what its user may, and opens the memory of
+    /// its user's processes (`/proc/PID/mem`). Still closed are sockets but connected pairs, signals to and tracing of other
+    /// processes, making directories and links, renaming and removing by name, and the rest.
     ///
     /// A child may restrict itself further ([`enter`](super::enter)).
     #[must_use]
