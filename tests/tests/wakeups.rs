@@ -478,6 +478,50 @@ fn once_for_a_batch() {
     }
 }
 
+/// Nor is a batch that is told that there is no room: whoever shall make some is not left asleep beside its messages.
+#[test]
+fn for_a_batch_that_tries_until_there_is_room() {
+    let _scene = Scene::new();
+    let publisher = unbound(page_size()).pool_bytes(64 << 10);
+    let publisher = publisher.max_message(64 << 10);
+    let mut publisher = publisher.wait(WaitPolicy::Block).unbound().unwrap();
+    let (here, there) = Link::pair().unwrap();
+    publisher.attach(here).unwrap();
+    let mut subscriber = Subscriber::builder()
+        .wait(WaitPolicy::Block)
+        .over(there)
+        .unwrap();
+    let (id, ids) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            id.send(thread_id()).unwrap();
+            while subscriber.recv().is_ok() {}
+        });
+        let id = ids.recv().unwrap();
+        for long in [false, true] {
+            wait_asleep(std::process::id(), id);
+            publisher.batch(|publisher| {
+                for _ in 0..100 {
+                    let message = [0; 100];
+                    let mut tries = 0;
+                    while match long {
+                        false => publisher.try_send(&message).is_err(),
+                        true => match publisher.try_loan(64 << 10) {
+                            Ok(loan) => publisher.try_send_loan(loan).is_err(),
+                            Err(_) => true,
+                        },
+                    } {
+                        tries += 1;
+                        assert!(tries < 1_000_000, "nobody makes room");
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+        drop(publisher);
+    });
+}
+
 /// Time-outs pass while asleep, too, and a message that comes later wakes as before.
 #[test]
 fn after_time_outs() {

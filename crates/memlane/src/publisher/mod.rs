@@ -338,16 +338,14 @@ impl Publisher {
             return Err(loan);
         }
         match self.put_chunk(loan) {
-            Err(loan) if self.watched && self.now(Need::Ring(ChunkRef::LEN)).is_ok() => {
-                self.put_chunk(loan)
-            }
+            Err(loan) if self.now(Need::Ring(ChunkRef::LEN)).is_ok() => self.put_chunk(loan),
             sent => sent,
         }
     }
 
     /// Sends what the closure sends as one batch: each message can be read as soon as it is sent, but subscribers that
-    /// sleep are rung once, at the end, or before a call in it waits for room. It saves a fence for each message (5 ns),
-    /// and with subscribers that keep falling asleep the wake-ups between.
+    /// sleep are rung once, at the end, or before a call in it waits for room or answers that there is none. It saves a fence
+    /// for each message (5 ns), and with subscribers that keep falling asleep the wake-ups between.
     ///
     /// A batch in a batch is part of it. Do not exchange the publisher for another inside.
     ///

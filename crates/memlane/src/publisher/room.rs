@@ -107,9 +107,13 @@ impl Publisher {
     #[inline]
     pub(super) fn now(&mut self, need: Need) -> Result<(), NoRoomInTime> {
         match self.look(need) {
-            Err(NoRoomInTime::Full) if self.watched => {
+            Err(NoRoomInTime::Full) => {
+                // Whoever is to make room may sleep beside what a batch has sent so far.
                 self.ring_for_batch();
-                self.arm(need)
+                match self.watched {
+                    true => self.arm(need),
+                    false => Err(NoRoomInTime::Full),
+                }
             }
             // What is found in the ring is waited for until the commit; no commit says that a loan was had.
             Ok(()) if self.wanting && matches!(need, Need::Chunk(_)) => {
