@@ -128,8 +128,8 @@ impl Pacer {
         }
     }
 
-    /// Looks, again and again, until `look` finds something or it is time to sleep (`None`), which may be at once. The clock
-    /// is not asked if it is there within the first looks.
+    /// Looks, again and again, until `look` finds something or it is time to sleep (`None`), which may be at once, without a
+    /// single look. The clock is not asked if it is there within the first looks.
     ///
     /// With [`WaitPolicy::Poll`] it comes back with `None` about every 50 us too, for the caller to check
     /// deadlines and the peer's life, and then to spin on.
