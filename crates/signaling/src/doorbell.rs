@@ -25,13 +25,26 @@ pub enum Backing {
 pub struct Doorbell {
     backing: Backing,
     fd: OwnedFd,
-    /// Wake-ups since the socket was last emptied.
+    /// Wake-ups since the socket was last emptied, and after how many it is.
     undrained: u32,
+    drain_every: u32,
 }
 
-/// A stream socket holds 278 one-byte packets before it refuses more, and then it would stop to wake. An
-/// honest ringer sends one for each sleep.
+/// A stream socket holds so many one-byte packets before it refuses more, and then it would stop to wake: 278 where
+/// net.core.wmem_default is what the kernel makes it, 6 where it is as small as can be. An honest ringer sends one for each
+/// sleep, of which every second may go uncounted; a quarter of what there is room for leaves as much again.
 const DRAIN_EVERY: u32 = 64;
+
+/// What a packet takes of a send buffer, with the kernel's own part.
+const PACKET: usize = 768;
+
+/// After so many wake-ups the socket is emptied whose other end this is.
+fn drain_every(end: BorrowedFd<'_>) -> io::Result<u32> {
+    let packets = sockopt::socket_send_buffer_size(end)? / PACKET;
+    Ok(u32::try_from(packets / 4)
+        .unwrap_or(DRAIN_EVERY)
+        .clamp(1, DRAIN_EVERY))
+}
 
 impl Doorbell {
     /// Makes a doorbell. The descriptor beside it is the end to send to whoever shall ring it; it is the
@@ -67,11 +80,17 @@ impl Doorbell {
                 None,
             )?,
         };
+        let drain_every = match backing {
+            Backing::EventFd => DRAIN_EVERY,
+            // Before the end is somebody else's, who may make the buffer smaller: his rings, then, are his to lose.
+            Backing::Socket => drain_every(end.as_fd())?,
+        };
         Ok((
             Doorbell {
                 backing,
                 fd,
                 undrained: 0,
+                drain_every,
             },
             end,
         ))
@@ -87,7 +106,7 @@ impl Doorbell {
     pub fn woken(&mut self) {
         if self.backing == Backing::Socket {
             self.undrained += 1;
-            if self.undrained >= DRAIN_EVERY {
+            if self.undrained >= self.drain_every {
                 self.undrained = 0;
                 self.drain();
             }
@@ -240,5 +259,25 @@ fn is_eventfd(fd: BorrowedFd<'_>) -> io::Result<()> {
             }
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As net.core.wmem_default may make it: whatever fits, twice as many rings as are taken before they are read do.
+    #[test]
+    fn a_socket_is_emptied_before_it_is_full() {
+        for size in [1, 8 << 10, 16 << 10, 64 << 10, 100 << 10] {
+            let (bell, end) = Doorbell::new(Backing::Socket).unwrap();
+            sockopt::set_socket_send_buffer_size(&end, size).unwrap();
+            let every = drain_every(end.as_fd()).unwrap();
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let rings = (0..1000).take_while(|_| rustix::net::send(&end, &[1], flags).is_ok());
+            let room = rings.count() as u32;
+            assert!(every >= 1 && 2 * every < room, "{size}: {every} of {room}");
+            drop(bell);
+        }
     }
 }
