@@ -655,8 +655,8 @@ fn another_user() {
 /// A service that is not root, and may become anybody, as its ambient capabilities say.
 fn capable() {
     use rustix::thread::{
-        Capability, CapabilitySet, CapabilitySets, configure_capability_in_ambient_set,
-        set_capabilities, set_keep_capabilities, set_thread_res_uid,
+        CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, set_capabilities,
+        set_keep_capabilities, set_thread_res_uid,
     };
     let link = parent().unwrap();
     set_keep_capabilities(true).unwrap();
@@ -670,7 +670,7 @@ fn capable() {
         inheritable: both,
     };
     set_capabilities(None, sets).unwrap();
-    for capability in [Capability::SetUserID, Capability::SetGroupID] {
+    for capability in [CapabilitySet::SETUID, CapabilitySet::SETGID] {
         configure_capability_in_ambient_set(capability, true).unwrap();
     }
     let status = |command: Command| -> String {
