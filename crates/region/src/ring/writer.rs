@@ -353,7 +353,8 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         }
         // Pairs with the readers' Release stores of their cursors: they are done with what lies before.
         fence(Ordering::Acquire);
-        self.room = slowest + self.capacity;
+        // It never shrinks: a reader that said it had left, and comes back, is none whose bytes are spared.
+        self.room = self.room.max(slowest + self.capacity);
     }
 }
 
