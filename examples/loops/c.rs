@@ -57,7 +57,8 @@ pub unsafe extern "C" fn memlane_fd(subscriber: *const MemlaneSubscriber) -> c_i
 /// of MEMLANE_EMPTY, MEMLANE_GONE, MEMLANE_FAILED.
 ///
 /// # Safety
-/// `subscriber` is as for `memlane_fd` and used by no other thread meanwhile; `buffer` has `size` bytes, all of them initialised.
+/// `subscriber` is as for `memlane_fd` and used by no other thread meanwhile; `buffer` is not null and has `size` bytes, all of
+/// them initialised.
 // Nothing else in a program has this name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memlane_receive(

@@ -22,7 +22,7 @@ pub mod wire;
 pub use census::Census;
 pub use message::{check, fill, length, number};
 pub use process::{Child, Part, Role, Start, play, play_after};
-pub use scene::{Dice, Scene, ready_to_sleep, unbound};
+pub use scene::{Dice, Scene, ready_to_sleep, rounds, unbound};
 pub use stream::{Steady, Stream, steady};
 pub use subscriber::{AnySubscriber, Form, Policy, Received, Wish};
 pub use tasks::{

@@ -172,3 +172,18 @@ impl Dice {
         }
     }
 }
+
+/// So many rounds of a game: more, by `MEMLANE_PING_PONGS`, for a long run. (A wake-up that is lost one time in a million is
+/// lost.)
+///
+/// # Panics
+///
+/// If that is no number.
+pub fn rounds(otherwise: u64) -> u64 {
+    match std::env::var("MEMLANE_PING_PONGS") {
+        Ok(rounds) => rounds
+            .parse()
+            .expect("MEMLANE_PING_PONGS is a number of ping-pongs"),
+        Err(_) => otherwise,
+    }
+}

@@ -157,7 +157,7 @@ fn play_out(game: Match) -> [Score; 2] {
 fn no_wake_up_is_lost_where_it_is_the_subscribers() {
     for (one_core, rounds) in [(true, 50_000), (false, 10_000)] {
         let scores = play_out(Match {
-            rounds,
+            rounds: memlane_tests::rounds(rounds),
             lengths: [1, 1],
             after: 0,
             one_core,

@@ -9,8 +9,8 @@ use std::{
 use memlane::{Link, Publisher, SendTimeoutError, Subscriber, WaitPolicy};
 use memlane_region::page_size;
 use memlane_tests::{
-    Form, PATIENCE, Part, Policy, Received, Role, Scene, Wish, alive, check, fill, play, thread_id,
-    unbound, wait_asleep, wait_until,
+    Form, PATIENCE, Part, Policy, Received, Role, Scene, Wish, alive, check, fill, play, rounds,
+    thread_id, unbound, wait_asleep, wait_until,
 };
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
@@ -20,17 +20,6 @@ const ROLES: &[(&str, Part)] = &[("player", player), ("reader", reader), ("repli
 #[test]
 fn other_process() {
     play(ROLES);
-}
-
-/// So many rounds of a game: more, by `MEMLANE_PING_PONGS`, for a long run. (A wake-up that is lost one time in a million is
-/// lost.)
-fn rounds(otherwise: u64) -> u64 {
-    match std::env::var("MEMLANE_PING_PONGS") {
-        Ok(rounds) => rounds
-            .parse()
-            .expect("MEMLANE_PING_PONGS is a number of ping-pongs"),
-        Err(_) => otherwise,
-    }
 }
 
 /// Two lanes between two processes, there and back.

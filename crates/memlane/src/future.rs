@@ -106,7 +106,7 @@ impl<E: End, R: Readiness> Async<E, R> {
         &self.end
     }
 
-    /// The end, for its `try_` forms. Its blocking forms would hold up the executor.
+    /// The end, for its `try_` forms. Its blocking forms would hold up the executor. Do not exchange it for another.
     pub fn get_mut(&mut self) -> &mut E {
         &mut self.end
     }
@@ -175,14 +175,18 @@ impl Task {
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Cloned before, and dropped after, nothing is locked: a waker can do anything.
+        let waker = cx.waker().clone();
         let mut waiting = self.locked();
         if std::mem::take(&mut waiting.ready) {
             return Poll::Ready(Ok(()));
         }
-        match &mut waiting.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
+        let before = match &waiting.waker {
+            Some(before) if before.will_wake(&waker) => Some(waker),
+            _ => waiting.waker.replace(waker),
+        };
+        drop(waiting);
+        drop(before);
         Poll::Pending
     }
 

@@ -18,10 +18,13 @@ use crate::{Error, Publisher, Receiver, Subscriber, Trust};
 ///   [`Empty`](crate::TryRecvError::Empty), and then not before the next message. At the start it is readable.
 /// - *Publisher*: readable when there may be room after a call has answered [`Full`](crate::TrySendError::Full), and when a
 ///   [driven](crate::PublisherBuilder::driven) one has control work. Call [`drive`](Publisher::drive), and then what had found
-///   no room.
+///   no room. That is what the last call that answered `Full` wants; a message sent, or a loan had, since then ends that
+///   wait: ask again for whatever is still to be sent before you wait.
 ///
 /// It may be readable for nothing now and then. While both sides keep up, there is no system call: a subscriber makes one each
 /// time it finds the ring empty, its publisher one to wake it.
+///
+/// Do not exchange the end in it for another: the descriptor belongs to the one it was made with.
 ///
 /// The descriptor stays the lane's: take it out of a loop before this value is dropped. A
 /// [`WaitSet`](crate::signaling::WaitSet) is a loop's wait that comes with memlane, and sees to that by itself.

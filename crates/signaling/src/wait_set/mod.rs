@@ -86,7 +86,8 @@ use crate::remaining;
 ///   a wait that had found it before, and its key never comes again. A source may be reported that turns out to have nothing,
 ///   since others may have taken it meanwhile: use calls that do not block.
 /// - **Nobody is left out.** Each wait reports a source once, and [`Events::capacity`] sources at most. The kernel goes on with
-///   those that were not reported: of `n` ready sources each is reported within `n / capacity` waits, rounded up, and one more,
+///   those that were not reported: of `n` ready sources each is reported within `(n + 2) / capacity` waits, rounded up, and one more (the set's own
+///   timer and bell take places, too),
 ///   however often another one becomes ready. Timers and notifications are looked at in every wait, whatever else is ready.
 ///   How much to take from one source before turning to the next is the loop's to say: what is left of a level-triggered one
 ///   is reported again.
@@ -367,7 +368,12 @@ impl Shared {
             } else {
                 match epoll::wait(&self.epoll, &mut raw[..room], timeout.as_ref()) {
                     Err(Errno::INTR) => continue,
-                    result => result?.0,
+                    Err(error) => {
+                        // What was taken over from another wait is for the next.
+                        self.put_back(findings.drain());
+                        return Err(error.into());
+                    }
+                    Ok((ready, _)) => ready,
                 }
             };
             // Timers and notifications do not queue behind sources: a flood has no say in when they are looked at.
