@@ -346,7 +346,45 @@ fn the_wrong_counterpart_is_told_what_is_there() {
         let _ = receiver.try_recv();
         receiver.stats().refused == 1
     });
-    client.join().unwrap().unwrap_err();
+    let error = client.join().unwrap().unwrap_err().to_string();
+    assert!(
+        error.contains("its access rule does not admit this process"),
+        "{error}"
+    );
+}
+
+#[test]
+fn there_are_so_many_senders_and_no_more() {
+    let scene = Scene::new();
+    let mut receiver = Subscriber::builder()
+        .max_senders(2)
+        .bind_to(&scene.address("jobs"))
+        .unwrap();
+    let address = scene.address("jobs");
+    let connecting = thread::spawn(move || {
+        let connect = || Publisher::builder().connect_to(&address);
+        let both = [connect().unwrap(), connect().unwrap()];
+        let error = connect().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "there is no receiver to send to: the receiver has 2 senders, and takes no more"
+        );
+        drop(both);
+        // Whose places are free once they have been seen to be gone.
+        loop {
+            match connect() {
+                Ok(sender) => return sender,
+                Err(error) => assert!(matches!(error, Error::NoReceiver { .. }), "{error}"),
+            }
+        }
+    });
+    wait_until("a third sender has come", || {
+        let _ = receiver.try_recv();
+        connecting.is_finished()
+    });
+    let mut sender = connecting.join().unwrap();
+    sender.send(b"one").unwrap();
+    assert_eq!(receiver.recv().unwrap().to_vec(), b"one");
 }
 
 #[test]

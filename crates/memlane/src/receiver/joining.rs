@@ -6,7 +6,10 @@ use memlane_transport::{Error as LinkError, Link, Listener};
 use rustix::event::epoll::EventFlags;
 
 use super::gather::{Gather, OTHERS};
-use crate::{Connecting, Error, SubscriberBuilder, Trust, process_of};
+use crate::{
+    Connecting, Error, SubscriberBuilder, Trust, process_of,
+    protocol::{Opening, PacketRef, Refusal, VERSION},
+};
 
 /// So many links may be without a lane at a time; the oldest is dropped for a newer one.
 const MAX_JOINING: usize = 64;
@@ -76,7 +79,13 @@ impl<T: Trust> Joining<T> {
                 let _ = gather.rewatch_other(&listener, LISTENER, ACCEPT);
                 break;
             }
-            match listener.try_accept() {
+            match listener.try_accept_or(deny) {
+                Ok(link) if gather.len() + self.links.len() >= self.builder.max_senders => {
+                    let max = self.builder.max_senders;
+                    let why = format!("the receiver has {max} senders, and takes no more");
+                    refuse(&link, Refusal::Pattern { why });
+                    self.refused += 1;
+                }
                 Ok(link) => {
                     let process = process_of(&link);
                     let begun = process
@@ -124,4 +133,16 @@ impl<T: Trust> Joining<T> {
             gather.forget_other(&connecting);
         }
     }
+}
+
+/// Tells a client that the access rule does not admit why it is hung up on.
+fn deny(link: &Link, error: &LinkError) {
+    let why = format!("as it sees it, {error} (SubscriberBuilder::access admits others)");
+    refuse(link, Refusal::Access { why });
+}
+
+/// Without a greeting: whoever has not read everything yet finds it there after the hang-up.
+fn refuse(link: &Link, refusal: Refusal) {
+    let _ = link.try_send(&Opening { version: VERSION });
+    let _ = link.try_send(&PacketRef::Refused(refusal));
 }

@@ -87,7 +87,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// Binds a queue, which [`Sender`](crate::Sender)s connect to.
     ///
     /// Its [`timeout`](SubscriberBuilder::timeout) is what a client has to become a sender; [`access`](SubscriberBuilder::access)
-    /// says who may.
+    /// says who may, and [`max_senders`](SubscriberBuilder::max_senders) how many. Who trusts the publisher trusts every sender.
     ///
     /// # Errors
     ///

@@ -27,6 +27,7 @@ pub struct SubscriberBuilder<T: Trust = Untrusted> {
     pub(super) max_ring_bytes: usize,
     pub(super) max_pool_bytes: usize,
     pub(super) expects: Option<PayloadType>,
+    pub(crate) max_senders: usize,
     pub(super) membarrier: Option<u64>,
     trust: PhantomData<T>,
 }
@@ -51,6 +52,7 @@ impl Default for SubscriberBuilder {
             max_ring_bytes: 1 << 30,
             max_pool_bytes: 1 << 30,
             expects: Some(PayloadType::bytes()),
+            max_senders: 64,
             membarrier: None,
             trust: PhantomData,
         }
@@ -144,9 +146,17 @@ impl<T: Trust> SubscriberBuilder<T> {
             max_ring_bytes: self.max_ring_bytes,
             max_pool_bytes: self.max_pool_bytes,
             expects: self.expects,
+            max_senders: self.max_senders,
             membarrier: self.membarrier,
             trust: PhantomData,
         }
+    }
+
+    /// Of a [`Receiver`](crate::Receiver): how many senders there may be at a time; more are refused. Default: 64. Each costs this
+    /// process four descriptors, a page, and its ring.
+    pub fn max_senders(mut self, senders: usize) -> SubscriberBuilder<T> {
+        self.max_senders = senders;
+        self
     }
 
     /// Makes it a subscriber to values ([`Typed`]), not bytes. Options come before.
