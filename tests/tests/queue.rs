@@ -103,14 +103,14 @@ fn everything_arrives_from_everybody_in_order() {
                 let task = Task {
                     address: scene.address("jobs").to_string(),
                     name,
-                    messages: 1_000,
+                    messages: 5_000,
                     wait: [Policy::Block, Policy::Adaptive][name as usize % 2],
                     dies: name == 3,
                 };
                 scene.spawn("sender", &task)
             })
             .collect();
-        for _ in 0..4_000 {
+        for _ in 0..20_000 {
             ledger.note(&receiver.recv_timeout(PATIENCE).unwrap().to_vec());
         }
         for (name, sender) in senders.into_iter().enumerate() {
@@ -128,7 +128,7 @@ fn everything_arrives_from_everybody_in_order() {
             receiver.senders() == 0
         });
         let stats = receiver.stats();
-        assert_eq!((stats.messages, stats.left, stats.evicted), (4_000, 4, 0));
+        assert_eq!((stats.messages, stats.left, stats.evicted), (20_000, 4, 0));
     }
 }
 
@@ -188,8 +188,9 @@ fn a_sleeping_receiver_is_woken_by_each_of_many() {
 }
 
 /// A queue and senders inside of this process.
-fn queue(senders: usize) -> (Receiver, Vec<Sender>) {
-    let mut receiver = Subscriber::builder().unbound().unwrap();
+fn queue(wait: Policy, senders: usize) -> (Receiver, Vec<Sender>) {
+    let builder = Subscriber::builder().wait(wait.into());
+    let mut receiver = builder.unbound().unwrap();
     let links: Vec<_> = (0..senders)
         .map(|_| {
             let (ours, theirs) = Link::pair().unwrap();
@@ -219,8 +220,14 @@ fn queue(senders: usize) -> (Receiver, Vec<Sender>) {
 #[test]
 fn a_flood_does_not_hold_up_the_others() {
     let _scene = Scene::new();
-    let (mut receiver, mut senders) = queue(8);
-    // Every lane has been armed by now. Seven have one message each, the eighth is never empty.
+    for wait in [Policy::Block, Policy::Adaptive, Policy::Poll] {
+        flood(wait);
+    }
+}
+
+fn flood(wait: Policy) {
+    let (mut receiver, mut senders) = queue(wait, 8);
+    // Every lane may have been armed by now. Seven have one message each, the eighth is never empty.
     let full = |sender: &mut Sender| while sender.try_send(&[0; 64]).is_ok() {};
     full(&mut senders[7]);
     for (name, sender) in senders[..7].iter_mut().enumerate() {
@@ -241,7 +248,7 @@ fn a_flood_does_not_hold_up_the_others() {
 #[test]
 fn a_receiver_that_is_gone_is_an_error() {
     let scene = Scene::new();
-    let (receiver, mut senders) = queue(1);
+    let (receiver, mut senders) = queue(Policy::Adaptive, 1);
     let mut sender = senders.remove(0);
     sender.send(b"one").unwrap();
     drop(receiver);
@@ -426,7 +433,7 @@ fn values_are_compared_and_arrive() {
 #[test]
 fn in_a_loop() {
     let _scene = Scene::new();
-    let (receiver, mut senders) = queue(3);
+    let (receiver, mut senders) = queue(Policy::Block, 3);
     let mut receiver = Watched::new(receiver).unwrap();
     let readable = |receiver: &Watched<Receiver>| {
         let now = rustix::event::Timespec {
@@ -456,7 +463,7 @@ fn in_a_loop() {
 #[test]
 fn in_a_task() {
     let _scene = Scene::new();
-    let (receiver, senders) = queue(2);
+    let (receiver, senders) = queue(Policy::Adaptive, 2);
     let sending = thread::spawn(move || {
         for (name, mut sender) in senders.into_iter().enumerate() {
             for number in 0..1_000_u64 {

@@ -14,12 +14,10 @@ use std::{
 };
 
 use memlane_region::{
-    Remote, page_size,
     pool::{self, Change, Geometry, Pool},
     ring::Roster,
 };
-use memlane_signaling::{Backing, Ringer};
-use memlane_transport::{Error as LinkError, Fd, FdRef, Link, Listener, dispose};
+use memlane_transport::{Error as LinkError, FdRef, Link, Listener};
 use rustix::{
     event::{
         Timespec,
@@ -33,19 +31,9 @@ use super::{
     wakes::{Wake, Wakes},
 };
 use crate::{
-    Error, PayloadType,
-    doorbells::{self, Bell},
-    process_of,
-    protocol::{
-        DoorbellOffer, Farewell, Greeting, LIMITS, NoticeRef, Opening, Packet, PacketRef,
-        PublisherDoorbellRef, Refusal, Rings, VERSION, WelcomeRef,
-    },
+    Error, PayloadType, process_of,
+    protocol::{Farewell, NoticeRef},
 };
-
-/// A link that has not greeted after this long makes room for others.
-const GREETING_TIME: Duration = Duration::from_secs(5);
-/// So many links may be without a greeting at a time; the oldest is dropped for a newer one.
-const MAX_GREETING: usize = 64;
 
 /// So many connections are accepted in one go, before the others have their turn.
 const MAX_ACCEPTS: usize = 64;
@@ -74,46 +62,46 @@ pub(super) struct Terms {
 
 #[derive(Debug)]
 pub(crate) struct Control {
-    epoll: Arc<OwnedFd>,
-    id: u32,
-    terms: Terms,
-    roster: Arc<Roster<Peer>>,
-    state: Mutex<State>,
+    pub(super) epoll: Arc<OwnedFd>,
+    pub(super) id: u32,
+    pub(super) terms: Terms,
+    pub(super) roster: Arc<Roster<Peer>>,
+    pub(super) state: Mutex<State>,
     /// Notified when a subscriber joins or leaves.
-    changed: Condvar,
+    pub(super) changed: Condvar,
     /// Subscribers dropped because what they wrote made no sense, or they took no notices.
-    evicted: AtomicU64,
+    pub(super) evicted: AtomicU64,
     /// Other subscribers that are no more.
-    left: AtomicU64,
+    pub(super) left: AtomicU64,
     /// Clients that have not become subscribers.
-    refused: AtomicU64,
+    pub(super) refused: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    listener: Option<Listener>,
-    links: HashMap<u32, Connection>,
-    last_source: u32,
+pub(super) struct State {
+    pub(super) listener: Option<Listener>,
+    pub(super) links: HashMap<u32, Connection>,
+    pub(super) last_source: u32,
     /// Of the publisher's pool, as subscribers know it.
-    segments: Vec<Segment>,
+    pub(super) segments: Vec<Segment>,
     /// What wakes the publisher when it waits for room; none before it has.
-    wakes: Option<Arc<Wakes>>,
+    pub(super) wakes: Option<Arc<Wakes>>,
     /// The task that waits for subscribers.
-    waiting: Option<Waker>,
+    pub(super) waiting: Option<Waker>,
     /// Why the link on which this publisher has offered its lane has come to nothing.
-    failed: Option<Error>,
+    pub(super) failed: Option<Error>,
 }
 
 /// A segment that every subscriber has been told of.
 #[derive(Debug)]
-struct Segment {
+pub(super) struct Segment {
     id: u32,
     geometry: Geometry,
     memory: Arc<OwnedFd>,
 }
 
 impl Segment {
-    fn notice(&self) -> NoticeRef<'_> {
+    pub(super) fn notice(&self) -> NoticeRef<'_> {
         NoticeRef::Added {
             id: self.id,
             chunks: self.geometry.chunks,
@@ -135,7 +123,7 @@ impl State {
     }
 
     /// A number that no connection has, and none had lately.
-    fn next_source(&mut self) -> u32 {
+    pub(super) fn next_source(&mut self) -> u32 {
         loop {
             self.last_source = self.last_source.wrapping_add(1);
             if self.last_source != LISTENER && !self.links.contains_key(&self.last_source) {
@@ -146,7 +134,7 @@ impl State {
 }
 
 #[derive(Debug)]
-enum Connection {
+pub(super) enum Connection {
     Greeting(Box<Greeter>),
     Joined {
         id: u64,
@@ -158,15 +146,15 @@ enum Connection {
 
 /// A link whose subscriber has not introduced itself yet.
 #[derive(Debug)]
-struct Greeter {
-    link: Link,
+pub(super) struct Greeter {
+    pub(super) link: Link,
     /// The process that connected; of a link that was made elsewhere, whose maker is not its user, the one that was given.
-    process: Option<OwnedFd>,
-    since: Instant,
+    pub(super) process: Option<OwnedFd>,
+    pub(super) since: Instant,
     /// Its version has come, and is ours.
-    opened: bool,
+    pub(super) opened: bool,
     /// This side has connected, and offered its lane.
-    offered: bool,
+    pub(super) offered: bool,
 }
 
 impl Control {
@@ -189,7 +177,7 @@ impl Control {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -197,7 +185,12 @@ impl Control {
         EventData::new_u64(u64::from(self.id) << 32 | u64::from(source))
     }
 
-    fn watch(&self, fd: impl AsFd, source: u32, flags: EventFlags) -> rustix::io::Result<()> {
+    pub(super) fn watch(
+        &self,
+        fd: impl AsFd,
+        source: u32,
+        flags: EventFlags,
+    ) -> rustix::io::Result<()> {
         epoll::add(&*self.epoll, fd, self.token(source), flags)
     }
 
@@ -492,294 +485,8 @@ impl Control {
         state.listener = Some(listener);
     }
 
-    /// Tells a client that the access rule does not admit why it is hung up on.
-    fn turn_away(&self, link: &Link, error: &LinkError) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        let why = format!("as it sees it, {error} (PublisherBuilder::access admits others)");
-        let _ = link.try_send(&Opening { version: VERSION });
-        let _ = link.try_send(&PacketRef::Refused(Refusal::Access { why }));
-    }
-
-    /// Waits for the greeting of a new link; on one that this side has made, it offers its lane first.
-    fn greet(
-        &self,
-        state: &mut State,
-        link: Link,
-        process: Option<OwnedFd>,
-        offered: bool,
-    ) -> rustix::io::Result<()> {
-        self.prune(state);
-        let link = link.with_limits(LIMITS);
-        let source = state.next_source();
-        self.watch(&link, source, EventFlags::IN | EventFlags::RDHUP)?;
-        let opening = Opening { version: VERSION };
-        // One that cannot be told the version will not be told anything: the link ends, and that is noticed.
-        let _ = link.try_send(&opening);
-        if offered {
-            let _ = link.try_send(&PacketRef::Offer);
-        }
-        let greeter = Greeter {
-            link,
-            process,
-            since: Instant::now(),
-            opened: false,
-            offered,
-        };
-        state
-            .links
-            .insert(source, Connection::Greeting(Box::new(greeter)));
-        // Most clients have greeted by the time they are accepted.
-        self.shake_hands(state, source);
-        Ok(())
-    }
-
-    /// Drops links that have not greeted in time, and the oldest where there are too many.
-    fn prune(&self, state: &mut State) {
-        let now = Instant::now();
-        let mut waiting: Vec<(Instant, u32)> = state
-            .links
-            .iter()
-            .filter_map(|(source, connection)| match connection {
-                Connection::Greeting(greeter) => Some((greeter.since, *source)),
-                Connection::Joined { .. } => None,
-            })
-            .collect();
-        waiting.sort_unstable();
-        let surplus = (waiting.len() + 1).saturating_sub(MAX_GREETING);
-        for (at, (since, source)) in waiting.into_iter().enumerate() {
-            if at < surplus || now.duration_since(since) > GREETING_TIME {
-                self.remove(state, source);
-            }
-        }
-    }
-
-    /// Reads the greeting, if it is there, and answers it.
-    fn shake_hands(&self, state: &mut State, source: u32) {
-        let Some(Connection::Greeting(greeter)) = state.links.get_mut(&source) else {
-            return;
-        };
-        if !greeter.opened {
-            match greeter.link.try_recv::<Opening>() {
-                Ok(opening) if opening.version == VERSION => greeter.opened = true,
-                Err(LinkError::WouldBlock) => return,
-                // Of another version, which it can tell from ours, or no subscriber at all.
-                other => {
-                    let refused = u64::from(other.is_ok());
-                    self.refused.fetch_add(refused, Ordering::Relaxed);
-                    if let (Ok(Opening { version }), true) = (other, greeter.offered) {
-                        state.failed = Some(Error::Version {
-                            publisher: VERSION,
-                            subscriber: version,
-                        });
-                    }
-                    return self.remove(state, source);
-                }
-            }
-        }
-        let greeting = match greeter.link.try_recv::<Packet>() {
-            Err(LinkError::WouldBlock) => return,
-            Ok(Packet::Greeting(greeting)) => greeting,
-            Ok(Packet::Offer) => {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                let why =
-                    "a publisher is there, which sends: subscribe to it (Subscriber::connect)"
-                        .to_owned();
-                let refusal = Refusal::Pattern { why };
-                let _ = greeter.link.try_send(&PacketRef::Refused(refusal));
-                return self.remove(state, source);
-            }
-            Ok(Packet::Refused(refusal)) => {
-                if greeter.offered {
-                    let why = refusal.to_string();
-                    state.failed = Some(Error::NoReceiver { why });
-                }
-                return self.remove(state, source);
-            }
-            _ => return self.remove(state, source),
-        };
-        let Some(Connection::Greeting(greeter)) = state.links.remove(&source) else {
-            return;
-        };
-        // Deleted first, since a refused link is closed. Events of it that are on their way name a source that
-        // is no more.
-        let _ = epoll::delete(&*self.epoll, &greeter.link);
-        let offered = greeter.offered;
-        match self.admit(state, greeting, *greeter) {
-            Err(refusal) if offered => {
-                let why = format!("this publisher refused its greeting: {refusal}");
-                state.failed = Some(Error::NoReceiver { why });
-                self.changed.notify_all();
-            }
-            _ => {}
-        }
-    }
-
-    /// Makes a greeted link a subscriber, or tells it why not.
-    fn admit(
-        &self,
-        state: &mut State,
-        greeting: Greeting,
-        greeter: Greeter,
-    ) -> Result<(), Refusal> {
-        let Greeter { link, process, .. } = greeter;
-        let refuse = |link: &Link, refusal: Refusal| {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            let _ = link.try_send(&PacketRef::Refused(refusal.clone()));
-            Err(refusal)
-        };
-        let short = |error: std::io::Error| Refusal::Resources {
-            why: error.to_string(),
-        };
-        if let Err(refusal) = self.compare(greeting.expects.as_ref()) {
-            return refuse(&link, refusal);
-        }
-        let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell) {
-            Ok(examined) => examined,
-            Err(refusal) => return refuse(&link, refusal),
-        };
-        // An eventfd only where trust is mutual: `remove` writes to it, and a subscriber that holds it could make
-        // that write block for ever.
-        let backing = if greeting.trusts && self.terms.trust {
-            Backing::EventFd
-        } else {
-            Backing::Socket
-        };
-        let made = self.terms.sleeps.then(|| doorbells::make(backing));
-        let (doorbell, end) = match made.transpose() {
-            Ok(made) => made.unzip(),
-            Err(error) => return refuse(&link, short(error)),
-        };
-        // A source of its own: only its end is of interest now.
-        let source = state.next_source();
-        let watched = self
-            .watch(&link, source, EventFlags::RDHUP)
-            .and_then(|()| match &process {
-                Some(process) => self.watch(process, source, EventFlags::IN),
-                None => Ok(()),
-            });
-        if let Err(errno) = watched {
-            let _ = epoll::delete(&*self.epoll, &link);
-            return refuse(&link, short(errno.into()));
-        }
-        let peer = Arc::new(Peer::new(
-            page,
-            ringer,
-            doorbell,
-            link,
-            self.terms.registered,
-        ));
-        let woken = match (&state.wakes, peer.doorbell()) {
-            (Some(wakes), Some(doorbell)) => wakes.add(doorbell, source),
-            _ => Ok(()),
-        };
-        // Before it joins: a message in one of them may be sent the moment after, by a thread that does not wait for this.
-        let told = state.segments.iter().all(|segment| {
-            let notice = PacketRef::Segment(segment.notice());
-            peer.with_link(|link| link.try_send(&notice).is_ok()) == Some(true)
-        });
-        let joined = match woken {
-            Ok(()) if told => self.roster.join(peer.clone()),
-            Ok(()) => Err(std::io::ErrorKind::WouldBlock.into()),
-            Err(error) => Err(error),
-        };
-        let mut refused = Ok(());
-        let answered = match &joined {
-            Ok(joined) => peer.with_link(|link| {
-                link.try_send(&PacketRef::Welcome(WelcomeRef {
-                    ring: FdRef::new(&self.terms.ring),
-                    capacity: self.terms.capacity,
-                    start: joined.start,
-                    rings,
-                    doorbell: match (&end, backing) {
-                        (None, _) => PublisherDoorbellRef::None,
-                        (Some(end), Backing::Socket) => {
-                            PublisherDoorbellRef::Socket(FdRef::new(end))
-                        }
-                        (Some(end), Backing::EventFd) => {
-                            PublisherDoorbellRef::EventFd(FdRef::new(end))
-                        }
-                    },
-                    registered: self.terms.registered,
-                }))
-                .is_ok()
-            }),
-            Err(error) => peer.with_link(|link| {
-                let why = error.to_string();
-                refused = refuse(link, Refusal::Resources { why });
-                false
-            }),
-        };
-        let id = joined.map_or(u64::MAX, |joined| joined.id);
-        state
-            .links
-            .insert(source, Connection::Joined { id, peer, process });
-        if answered == Some(true) {
-            self.changed.notify_all();
-        } else {
-            self.remove(state, source);
-        }
-        refused
-    }
-
-    /// Whether what is carried is what a subscriber expects.
-    fn compare(&self, expects: Option<&PayloadType>) -> Result<(), Refusal> {
-        let carries = &self.terms.carries;
-        match expects {
-            Some(expects) if expects != carries => Err(Refusal::Payload {
-                carries: carries.to_string(),
-                expects: expects.to_string(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Checks everything that came with a greeting.
-    fn examine(
-        &self,
-        page: Fd,
-        offer: DoorbellOffer,
-    ) -> Result<(Remote, Option<Bell>, Rings), Refusal> {
-        let subscribers = self.roster.len();
-        if subscribers >= self.terms.max_subscribers {
-            return Err(Refusal::Full {
-                subscribers: subscribers as u32,
-            });
-        }
-        let page = Remote::open(page.into(), page_size(), 0, page_size()).map_err(|refused| {
-            dispose(refused.descriptor);
-            Refusal::Page {
-                why: refused.error.to_string(),
-            }
-        })?;
-        let (end, backing, rings) = match (offer.socket, offer.eventfd) {
-            (socket, Some(eventfd)) if self.terms.trust => {
-                // Who is trusted with an eventfd is trusted not to have filled the socket with what makes a close wait;
-                // another thread for it would take longer than the whole greeting.
-                drop(socket.map(OwnedFd::from));
-                (eventfd, Backing::EventFd, Rings::EventFd)
-            }
-            (Some(socket), _) => (socket, Backing::Socket, Rings::Socket),
-            (None, None) => return Ok((page, None, Rings::Nothing)),
-            (None, Some(_)) => {
-                let why = "expected a socket, since this publisher does not trust its subscribers; got an eventfd";
-                return Err(Refusal::Doorbell {
-                    why: why.to_owned(),
-                });
-            }
-        };
-        match Ringer::open(end.into(), backing) {
-            Ok(ringer) => Ok((page, Some(Bell::new(ringer)), rings)),
-            Err(wrong) => {
-                dispose(wrong.descriptor);
-                Err(Refusal::Doorbell {
-                    why: wrong.error.to_string(),
-                })
-            }
-        }
-    }
-
     /// Lets go of a link, and of the subscriber behind it.
-    fn remove(&self, state: &mut State, source: u32) {
+    pub(super) fn remove(&self, state: &mut State, source: u32) {
         let Some(connection) = state.links.remove(&source) else {
             return;
         };

@@ -1,6 +1,8 @@
 mod builder;
+mod commit;
 mod control;
 mod future;
+mod handshake;
 mod peer;
 mod reservation;
 mod room;
@@ -17,7 +19,7 @@ use std::{
 
 use memlane_region::{
     Shared,
-    pool::{ChunkRef, Loan, Pool, Unsent},
+    pool::{ChunkRef, Loan, Pool},
     ring::RingWriter,
 };
 use memlane_signaling::{Pacer, WaitPolicy};
@@ -27,7 +29,7 @@ pub use builder::PublisherBuilder;
 pub(crate) use control::Control;
 use peer::Peer;
 pub use reservation::Reservation;
-use room::{NOW, Need, NoRoomInTime, QUIET};
+use room::{NOW, Need, NoRoomInTime};
 #[cfg(feature = "stream")]
 pub use sink::Sending;
 use wakes::Wakes;
@@ -557,184 +559,6 @@ impl Publisher {
             left: self.control.left(),
             refused: self.control.refused(),
             ..self.stats
-        }
-    }
-
-    #[inline]
-    fn place(
-        &mut self,
-        len: usize,
-        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
-    ) -> Result<Reservation<'_>, NoRoomInTime> {
-        let mut loan = None;
-        self.make_place(len, &mut loan, room)?;
-        Ok(self.placed(len, loan))
-    }
-
-    /// Makes room for a message, in the ring or, with the loan, in the pool. A loan that is there already is that of an
-    /// earlier call.
-    #[inline(always)]
-    fn make_place(
-        &mut self,
-        len: usize,
-        loan: &mut Option<Loan>,
-        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
-    ) -> Result<(), NoRoomInTime> {
-        if len < self.inline_end {
-            return room(self, Need::Ring(len));
-        }
-        if loan.is_none() {
-            *loan = Some(self.loan_by(len, |publisher| publisher.make_ready(len, &room))?);
-        }
-        // Now, so that committing it cannot fail.
-        room(self, Need::Ring(ChunkRef::LEN))
-    }
-
-    #[inline(always)]
-    fn placed(&mut self, len: usize, loan: Option<Loan>) -> Reservation<'_> {
-        match loan {
-            None => Reservation::in_ring(self, len),
-            Some(loan) => Reservation::in_chunk(self, loan),
-        }
-    }
-
-    #[inline]
-    fn put(
-        &mut self,
-        message: &[u8],
-        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
-    ) -> Result<(), NoRoomInTime> {
-        let mut place = self.place(message.len(), room)?;
-        place.copy_from_slice(message);
-        place.commit();
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn loan_by<E>(
-        &mut self,
-        len: usize,
-        make_ready: impl FnOnce(&mut Publisher) -> Result<(), E>,
-    ) -> Result<Loan, E> {
-        self.trim_at -= 1;
-        if self.trim_at == 0 || !self.pool.is_ready(len) {
-            make_ready(self)?;
-        }
-        Ok(self.pool.loan_ready(len))
-    }
-
-    /// Looks for a free chunk, or makes one; `room` is as patient as one likes.
-    #[cold]
-    fn make_ready(
-        &mut self,
-        len: usize,
-        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
-    ) -> Result<(), NoRoomInTime> {
-        if self.trim_at == 0 {
-            self.trim(QUIET);
-        }
-        room(self, Need::Chunk(len))
-    }
-
-    /// Sends a loan, if there is room for its record.
-    #[inline]
-    fn put_chunk(&mut self, loan: Loan) -> Result<(), Loan> {
-        let asked = loan.capacity();
-        if let Some(segment) = self.pool.unsent_segment(&loan) {
-            self.control.add(&segment);
-        }
-        match self.pool.send(loan, &mut self.writer) {
-            Ok(_) => {
-                self.committed();
-                // Subscribers have the message by now: time to look for what they are done with.
-                self.pool.prepare(asked, &mut self.writer);
-                Ok(())
-            }
-            Err(Unsent { loan, .. }) => Err(loan),
-        }
-    }
-
-    #[inline(always)]
-    fn commit(&mut self, len: usize) {
-        self.writer.commit(len);
-        self.committed();
-    }
-
-    /// After a commit: wakes whoever sleeps.
-    #[inline(always)]
-    fn committed(&mut self) {
-        self.stats.messages += 1;
-        if self.batch.is_some() {
-            self.batch = Some(true);
-            return;
-        }
-        self.ring();
-        if self.wanting {
-            self.disarm();
-        }
-    }
-
-    #[inline(always)]
-    fn ring(&mut self) {
-        // Between the commit and the looks at roster and armed flags.
-        self.writer.fence(self.fences);
-        if self.writer.sync() {
-            self.roster_changed();
-        }
-        if self.sleepers && self.wake_sleepers() {
-            self.barrier_moved();
-        }
-    }
-
-    /// Rings whoever sleeps. Whether the barrier has moved between this side and a subscriber.
-    #[inline(always)]
-    fn wake_sleepers(&mut self) -> bool {
-        let mut moved = false;
-        for joined in self.writer.readers() {
-            if let Some(look) = joined.reader.wake() {
-                self.stats.rings += u64::from(look.ring);
-                moved |= look.moved;
-            }
-        }
-        moved
-    }
-
-    /// Wakes whoever sleeps and has not been woken for the messages of a batch.
-    fn ring_for_batch(&mut self) {
-        if self.batch == Some(true) {
-            self.batch = Some(false);
-            self.ring();
-            if self.wanting {
-                self.disarm();
-            }
-        }
-    }
-
-    #[cold]
-    fn roster_changed(&mut self) {
-        if self.to_receiver && self.writer.readers().next().is_none() {
-            self.ended = true;
-            self.inline_end = 0;
-        }
-        self.sleepers = self.writer.readers().any(|joined| joined.reader.sleeps());
-        self.count_fences();
-        // The fence before may have been the cheap one.
-        self.writer.fence(self.fences);
-    }
-
-    fn count_fences(&mut self) {
-        self.fences = self.writer.readers().any(|joined| joined.reader.fences());
-    }
-
-    #[cold]
-    fn barrier_moved(&mut self) {
-        self.count_fences();
-        if self.fences {
-            // The looks before may have been made without a fence. What moves during these has had it.
-            self.writer.fence(true);
-            if self.wake_sleepers() {
-                self.count_fences();
-            }
         }
     }
 }

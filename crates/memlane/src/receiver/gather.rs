@@ -199,13 +199,20 @@ impl<T: Trust> Gather<T> {
     /// What there is now. `None`: nothing, and, for a reader that is watched, its descriptor is readable when there is.
     #[inline]
     pub(crate) fn find(&mut self) -> io::Result<Option<Found>> {
-        if self.unasked < UNASKED {
-            if let Some(found) = self.lanes.find() {
-                self.unasked += 1;
-                return Ok(Some(found));
-            }
+        match self.find_hot() {
+            None => self.find_slowly(),
+            found => Ok(found),
         }
-        self.find_slowly()
+    }
+
+    /// What the lanes have, unless it is time to ask the kernel.
+    #[inline]
+    fn find_hot(&mut self) -> Option<Found> {
+        if self.unasked >= UNASKED {
+            return None;
+        }
+        self.unasked += 1;
+        self.lanes.find()
     }
 
     /// Nothing is hot that has a message, or the kernel has not been asked for long.
@@ -244,6 +251,10 @@ impl<T: Trust> Gather<T> {
 
     fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Found>> {
         loop {
+            // Whatever the policy: one that sleeps at once looks first.
+            if let Some(found) = self.find_hot() {
+                return Ok(Some(found));
+            }
             if self.unasked >= UNASKED || !self.others.is_empty() {
                 let found = self.take(Some(&NOW))?;
                 if found.is_some() {

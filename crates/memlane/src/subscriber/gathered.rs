@@ -51,6 +51,9 @@ impl<T: Trust> Subscriber<T> {
     pub(crate) fn disarm(&mut self) {
         if let Some(sleep) = &mut self.sleep {
             sleep.disarm(self.ring.page().armed());
+            // It may have been rung all the same, and nobody has to take that ring before the next sleep: uncounted, rings
+            // would fill the doorbell.
+            sleep.doorbell.woken();
         }
     }
 
@@ -65,5 +68,42 @@ impl<T: Trust> Subscriber<T> {
             // Nothing, or what the kernel cannot say now: it stays readable then.
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use crate::{Link, Publisher, Subscriber, WaitPolicy};
+
+    /// As a lane among others is, whose message is seen before its ring.
+    #[test]
+    fn rings_that_nobody_takes_do_not_fill_the_doorbell() {
+        let (ours, theirs) = Link::pair().unwrap();
+        let mut publisher = Publisher::builder().unbound().unwrap();
+        publisher.attach(ours).unwrap();
+        let builder = Subscriber::builder().wait(WaitPolicy::Block);
+        let mut lane = builder.over(theirs).unwrap();
+        let mut round = |lane: &mut Subscriber| {
+            assert!(lane.arm().unwrap().is_none());
+            publisher.send(b"a message").unwrap();
+        };
+        for _ in 0..1000 {
+            round(&mut lane);
+            let record = lane.look().unwrap().unwrap();
+            drop(lane.deliver(Ok(record)).unwrap());
+            lane.disarm();
+        }
+        lane.take_ring();
+        round(&mut lane);
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let waiter = lane.waiter().unwrap().descriptor().clone();
+        let mut rung = [PollFd::new(&*waiter, PollFlags::IN)];
+        assert_eq!(poll(&mut rung, Some(&now)).unwrap(), 1);
+        assert_eq!(publisher.stats().rings, 1001);
     }
 }
