@@ -16,7 +16,11 @@ fn other_process() {
 fn pin(first: bool) {
     let all = sched_getaffinity(None).unwrap();
     let mut cores = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
-    let core = if first { cores.next() } else { cores.last() };
+    let core = if first {
+        cores.next()
+    } else {
+        cores.next_back()
+    };
     let mut one = CpuSet::new();
     one.set(core.unwrap());
     sched_setaffinity(None, &one).unwrap();
