@@ -1,0 +1,205 @@
+"""The receiving end of a lane."""
+
+import os
+import socket
+import struct
+
+from link import VERSION, HungUp, Refused, Violation, expect, number, string
+from memory import (
+    ARMED,
+    CHUNK,
+    CURSOR,
+    INLINE,
+    LAST_START,
+    MAX_SEGMENTS,
+    MAX_SLACK,
+    PAGE,
+    WANTED,
+    Region,
+    doorbell,
+    fence,
+    ring,
+    sleep,
+)
+
+
+class Subscriber:
+    """The end of a lane that receives, over a link that was just made."""
+
+    def __init__(self, link, expects=None, queue=False):
+        self.link, self.segments, self.ended, self.reason = link, {}, False, "died"
+        self.page = Region.create("memlane-control", PAGE)
+        self.bell, theirs = doorbell()
+        greeting = bytes([3, 0, 1, 1, 0, 0])
+        if expects is None:
+            greeting += b"\x00"  # Anything.
+        elif expects == "bytes":
+            greeting += b"\x01\x00\x00\x00"
+        else:
+            greeting += b"\x01\x03" + string(expects) + number(0)
+        try:
+            link.send(number(VERSION))
+            link.send(greeting, [self.page.descriptor, theirs.fileno()])
+        except HungUp:
+            pass  # Why, is in what it said before.
+        theirs.close()
+        os.close(self.page.descriptor)
+        link.opening()
+        if queue:
+            with link.next() as packet:
+                expect(packet.number() == 4, "an offer", packet.body)
+                packet.end()
+        while not self.answered(link.next()):
+            pass
+        self.position = self.exported = self.start
+        self.armed, self.chunk_released, self.sleeps = 0, False, 0
+
+    def answered(self, packet):
+        """Takes the answer to the greeting, or a notice of a segment before it."""
+        with packet:
+            variant = packet.byte(5, "a variant")
+            if variant == 2:
+                self.notice(packet)
+                return False
+            if variant == 1:
+                raise Refused(*refusal(packet))
+            expect(variant == 0, "a welcome", f"variant {variant}")
+            ring = packet.descriptor()
+            self.capacity, self.start = packet.number(), packet.number()
+            power = self.capacity >= PAGE and self.capacity & self.capacity - 1 == 0
+            if not power or self.start % 8 or self.start > LAST_START:
+                os.close(ring)
+            expect(power, "a capacity that is a power of two and a page", self.capacity)
+            expect(self.start % 8 == 0 and self.start <= LAST_START, "a start in bounds", self.start)
+            self.ring = Region.open(ring, PAGE + self.capacity)
+            expect(packet.byte(3, "a doorbell") == 1, "a publisher that rings the socket", "another")
+            kind = packet.byte(3, "a doorbell")
+            expect(kind < 2, "no doorbell or a socket", "an eventfd")
+            self.theirs = socket.socket(fileno=packet.descriptor()) if kind else None
+            packet.byte(2, "a bool")
+            packet.end()
+            return True
+
+    def notice(self, packet):
+        kind = packet.byte(3, "a notice")
+        if kind == 0:
+            identity, chunks, size, memory = packet.number(), packet.number(), packet.number(), packet.descriptor()
+            first = -(-8 * chunks // PAGE) * PAGE
+            region = Region.open(memory, first + size * chunks)
+            expect(identity not in self.segments, "a new segment", identity)
+            expect(len(self.segments) < MAX_SEGMENTS, f"{MAX_SEGMENTS} segments at most", "another")
+            expect(size % PAGE == 0, "chunks of whole pages", size)
+            self.segments[identity] = (region, first, chunks, size)
+        elif kind == 1:
+            self.segments.pop(packet.number(), None)
+        else:
+            why = packet.byte(3, "a farewell")
+            self.reason = ("closed", "panicked", "evicted")[why] + (": " + packet.string() if why == 2 else "")
+        packet.end()
+
+    def read_link(self):
+        try:
+            while (packet := self.link.receive(wait=False)) is not None:
+                with packet:
+                    self.notice(packet)
+        except HungUp:
+            self.ended = True
+
+    def wanting(self):
+        return self.ring.words[WANTED]
+
+    def header(self):
+        return self.ring.words[(PAGE + self.position % self.capacity) // 8]
+
+    def receive(self):
+        """The next message, a copy that is released already; None when the publisher has gone and the ring is empty."""
+        while True:
+            if (message := self.try_receive()) is not None:
+                return message
+            if self.ended:
+                # What was committed before the link ended is there now.
+                if (message := self.try_receive()) is not None:
+                    return message
+                return None
+            if not self.arm() and not self.ended:
+                self.sleeps += 1
+                sleep([self.bell], [self.link])
+            self.disarm()
+
+    def try_receive(self):
+        header = self.header()
+        if header == 0:
+            self.export()
+            return None
+        advance, kind, slack = header & 0xFFFFFFFF, header >> 32 & 0xFF, header >> 40 & 0xFF
+        length = advance - 8 - slack
+        good = advance % 8 == 0 and 0 <= length and advance <= self.capacity - 8 and slack <= MAX_SLACK
+        good = good and header >> 48 == 0 and (kind == INLINE or kind == CHUNK and length == 24)
+        expect(good, "a header in order", f"{header:#x} at {self.position}")
+        message = copy(self.ring, self.capacity, self.position + 8, length)
+        if kind == CHUNK:
+            message = self.chunk(*struct.unpack("=IIQQ", message))
+        self.release(advance, kind)
+        return message
+
+    def chunk(self, identity, chunk, sequence, length):
+        if identity not in self.segments:
+            self.read_link()
+        expect(identity in self.segments, "a segment that was announced", identity)
+        region, first, chunks, size = self.segments[identity]
+        inside = chunk < chunks and length <= size and sequence > 0
+        expect(inside, f"one of {chunks} chunks of {size} bytes", f"{length} of chunk {chunk}")
+        return bytes(region.bytes[first + size * chunk :][:length])
+
+    def release(self, advance, kind):
+        self.position += advance
+        self.chunk_released |= kind == CHUNK
+        wanted = self.wanting() & ~1
+        if (
+            self.position - self.exported >= self.capacity // 8
+            or self.chunk_released
+            or self.exported < wanted <= self.position
+        ):
+            self.export()
+
+    def export(self):
+        before = self.exported
+        if self.position == before:
+            return
+        self.page.words[CURSOR] = self.position - self.start
+        self.exported, self.chunk_released = self.position, False
+        fence()
+        wanted = self.wanting()
+        if wanted and before < wanted & ~1 <= self.position and self.theirs:
+            ring(self.theirs)
+
+    def arm(self):
+        """Whether there is something after all."""
+        self.armed += 1
+        self.page.words[ARMED] = self.armed
+        fence()
+        self.read_link()
+        if self.header() != 0:
+            return True
+        self.export()
+        return False
+
+    def disarm(self):
+        self.page.words[ARMED] = 0
+
+
+def refusal(packet):
+    kind = packet.byte(7, "a refusal")
+    if kind == 0:
+        return "full", f"{packet.number()} subscribers"
+    if kind == 5:
+        return "payload", f"it carries {packet.string()}, expected {packet.string()}"
+    return ("", "control page", "doorbell", "resources", "access", "", "pattern")[kind], packet.string()
+
+
+def copy(region, capacity, position, length):
+    """Bytes of the stream, which may go round the end of the ring."""
+    at = position % capacity
+    first = min(length, capacity - at)
+    there = region.bytes
+    return bytes(there[PAGE + at : PAGE + at + first]) + bytes(there[PAGE : PAGE + length - first])
