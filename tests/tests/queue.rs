@@ -408,7 +408,7 @@ fn values_are_compared_and_arrive() {
             panic!("{bytes:?}")
         };
         assert!(
-            why.ends_with("it carries bytes; this subscriber expects encoded (u64, String)"),
+            why.ends_with("expects encoded (u64, String), and this sender carries bytes"),
             "{why}"
         );
         let sender = Publisher::builder().of::<Encoded<(u64, String)>>();

@@ -18,6 +18,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Many processes send to one through a queue ([`Receiver`], [`Sender`]); parent and child need no name ([`Command`], [`parent`]).
+//!
 //! Between them lies a *lane*: a ring in a region that the publisher writes and the kernel lets nobody else write,
 //! one control page of each subscriber's own, a doorbell each way, and the link (a Unix socket) over which they
 //! met. While both sides are awake, a message costs no system call, no lock and no allocation.
@@ -44,6 +46,7 @@
 //! # Features
 //! None is on by itself.
 //! - `tokio`: `memlane::tokio`, lane ends in a tokio runtime, without a thread.
+//! - `sandbox`: `memlane::sandbox`, and what it takes for [`Command`] to restrict a child to some files and system calls.
 //! - `stream`: [`Async`] ends as `Stream` and `Sink`, as far as futures-core and futures-sink say what those are.
 #![deny(unsafe_code)]
 

@@ -43,6 +43,9 @@ pub type Publisher = Async<crate::Publisher, Readiness>;
 /// A [`Subscriber`](crate::Subscriber) in a tokio runtime.
 pub type Subscriber<T = Untrusted> = Async<crate::Subscriber<T>, Readiness>;
 
+/// A [`Receiver`](crate::Receiver) in a tokio runtime.
+pub type Receiver<T = Untrusted> = Async<crate::Receiver<T>, Readiness>;
+
 /// Wakes the tasks of a lane's end from the runtime it was made in.
 #[derive(Debug)]
 pub struct Readiness {
@@ -124,6 +127,32 @@ impl<T: Trust> Subscriber<T> {
     /// As [`Async::with`].
     pub fn register(subscriber: crate::Subscriber<T>) -> Result<Subscriber<T>, Error> {
         Async::with(subscriber, Readiness::new)
+    }
+}
+
+impl<T: Trust> Receiver<T> {
+    /// Takes a receiver into the runtime of the calling task. Senders are let in by its [`recv`](Async::recv).
+    ///
+    /// # Errors
+    ///
+    /// As [`Async::with`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let link = memlane::Link::pair()?;
+    /// // let receiver = memlane::Receiver::bind("jobs")?;
+    /// # let mut receiver = memlane::Subscriber::builder().unbound()?;
+    /// # receiver.attach(link.0)?;
+    /// let mut receiver = memlane::tokio::Receiver::register(receiver)?;
+    /// # let sending = std::thread::spawn(|| memlane::Publisher::builder().over(link.1).unwrap().send(b"a job"));
+    /// println!("{} bytes", receiver.recv().await?.len());
+    /// # sending.join().unwrap()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn register(receiver: crate::Receiver<T>) -> Result<Receiver<T>, Error> {
+        Async::with(receiver, Readiness::new)
     }
 }
 

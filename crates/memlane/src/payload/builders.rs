@@ -1,5 +1,7 @@
 //! Typed lanes, made.
 
+use std::time::Duration;
+
 use std::os::fd::AsFd;
 
 use super::{Payload, PayloadType, Typed};
@@ -170,5 +172,53 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
     /// As there.
     pub fn unbound(self) -> Result<Typed<Receiver<T>, P>, Error> {
         self.try_map(SubscriberBuilder::unbound)
+    }
+}
+
+/// What does not depend on the values.
+impl<P: Payload> Typed<Publisher, P> {
+    /// Waits until there are at least `count` subscribers ([`Publisher::wait_for_subscribers`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait_for_subscribers(&self, count: usize) -> Result<(), Error> {
+        self.get_ref().wait_for_subscribers(count)
+    }
+
+    /// Waits until there are at least `count` subscribers, no longer than `timeout`; whether there are.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for_subscribers`](Typed::wait_for_subscribers).
+    pub fn wait_for_subscribers_timeout(
+        &self,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<bool, Error> {
+        self.get_ref().wait_for_subscribers_timeout(count, timeout)
+    }
+
+    /// How many subscribers there are. By the next line there may be more, or fewer.
+    pub fn subscribers(&self) -> usize {
+        self.get_ref().subscribers()
+    }
+
+    /// Takes a link that was made elsewhere ([`Publisher::attach`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn attach(&self, link: Link) -> Result<(), Error> {
+        self.get_ref().attach(link)
+    }
+
+    /// Waits until every subscriber has received all that was sent ([`Publisher::drain`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn drain(&mut self, timeout: Duration) -> Result<bool, Error> {
+        self.get_mut().drain(timeout)
     }
 }

@@ -267,7 +267,12 @@ impl PublisherBuilder {
         offered.map_err(|errno| Error::os("watch the link")(errno.into()))?;
         match publisher.wait_for_offer(deadline) {
             Ok(Some(outcome)) => outcome.map(|()| publisher),
-            Ok(None) => Err(Error::NoAnswer { waited }),
+            Ok(None) => Err(Error::NoReceiver {
+                why: format!(
+                    "the receiver did not answer within {waited:?}: it is stopped, or busy elsewhere than in its recv calls, \
+                     which are what lets senders in"
+                ),
+            }),
             Err(error) => Err(Error::os("wait for the receiver")(error)),
         }
     }

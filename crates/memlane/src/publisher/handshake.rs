@@ -144,7 +144,12 @@ impl Control {
         let offered = greeter.offered;
         match self.admit(state, greeting, *greeter) {
             Err(refusal) if offered => {
-                let why = format!("this publisher refused its greeting: {refusal}");
+                let why = match refusal {
+                    Refusal::Payload { carries, expects } => {
+                        format!("the receiver expects {expects}, and this sender carries {carries}")
+                    }
+                    refusal => format!("this sender refused the receiver's greeting: {refusal}"),
+                };
                 state.failed = Some(Error::NoReceiver { why });
                 self.changed.notify_all();
             }

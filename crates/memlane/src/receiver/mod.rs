@@ -23,7 +23,8 @@ use crate::{
 /// The receiving end of a queue: takes the messages of any number of [`Sender`](crate::Sender)s.
 ///
 /// Each sender has a lane of its own, so that no page has two writers, and a sender that is slow, broken, hostile or dead is
-/// nobody else's concern. Messages of one sender come in its order; those of several come by turns. When a sender is gone, what
+/// nobody else's concern. Senders are let in by [`recv`](Receiver::recv) and its like: while a receiver is busy elsewhere for longer than
+/// a new one waits (5 s), that one is told that nobody answers; those that have connected go on. Messages of one sender come in its order; those of several come by turns. When a sender is gone, what
 /// it had committed is still received. The queue is bounded: a sender waits once its lane is full.
 ///
 /// ```

@@ -96,7 +96,7 @@ pub enum SpawnError {
     },
     /// There was no process to be had, or it could not execute the program: not found ([`io::ErrorKind::NotFound`]), not
     /// executable, not allowed by what the child is restricted to.
-    #[error("cannot start {program:?}")]
+    #[error("cannot start {program:?}: {source}")]
     Program {
         /// As it was given.
         program: OsString,
