@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 mod census;
+mod cores;
 mod message;
 mod process;
 mod scene;
@@ -20,6 +21,7 @@ mod watchdog;
 pub mod wire;
 
 pub use census::Census;
+pub use cores::{cores, pin};
 pub use message::{check, fill, length, number};
 pub use process::{Child, Part, Role, Start, play, play_after};
 pub use scene::{Dice, Scene, ready_to_sleep, rounds, unbound};

@@ -7,11 +7,11 @@ use memlane::{Link, Publisher, Subscriber, WaitPolicy};
 use memlane_region::{Remote, Shared, page_size};
 use memlane_signaling::CARRIED;
 use memlane_tests::{
-    Child, PATIENCE, Part, Role, Scene, alive, play, thread_id, unbound, wait_asleep, wait_until,
+    Child, PATIENCE, Part, Role, Scene, alive, cores, play, thread_id, unbound, wait_asleep,
+    wait_until,
     wire::{ARMED, Answer, Bell, Greeting, Offer, Opening, VERSION},
 };
 use memlane_transport::Fd;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
 const ROLES: &[(&str, Part)] = &[("player", player)];
@@ -54,16 +54,12 @@ fn score(publisher: &Publisher, subscriber: &Subscriber) -> Score {
 }
 
 fn pin(first: bool) {
-    let all = sched_getaffinity(None).expect("the cores");
-    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
-    let core = if first {
-        cores.next()
+    let cores = cores();
+    memlane_tests::pin(if first {
+        cores[0]
     } else {
-        cores.next_back()
-    };
-    let mut only = CpuSet::new();
-    only.set(core.expect("a core"));
-    sched_setaffinity(None, &only).expect("a core of this process's");
+        cores[cores.len() - 1]
+    });
 }
 
 fn publisher() -> memlane::PublisherBuilder {

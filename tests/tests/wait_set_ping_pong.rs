@@ -4,8 +4,7 @@ use memlane::{
     Publisher, Subscriber, TryRecvError, WaitPolicy, Watched,
     signaling::{Events, Interest, WaitSet},
 };
-use memlane_tests::{Role, Scene, alive, check, fill, play, rounds, unbound};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use memlane_tests::{Role, Scene, alive, check, cores, fill, play, rounds, unbound};
 
 #[test]
 fn other_process() {
@@ -14,16 +13,12 @@ fn other_process() {
 
 /// Pins this thread to the first or the last of the cores it may use.
 fn pin(first: bool) {
-    let all = sched_getaffinity(None).unwrap();
-    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
-    let core = if first {
-        cores.next()
+    let cores = cores();
+    memlane_tests::pin(if first {
+        cores[0]
     } else {
-        cores.next_back()
-    };
-    let mut one = CpuSet::new();
-    one.set(core.unwrap());
-    sched_setaffinity(None, &one).unwrap();
+        cores[cores.len() - 1]
+    });
 }
 
 /// One side: what it waits with.

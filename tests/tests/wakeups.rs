@@ -9,10 +9,9 @@ use std::{
 use memlane::{Link, Publisher, SendTimeoutError, Subscriber, WaitPolicy};
 use memlane_region::page_size;
 use memlane_tests::{
-    Form, PATIENCE, Part, Policy, Received, Role, Scene, Wish, alive, check, fill, play, rounds,
-    thread_id, unbound, wait_asleep, wait_until,
+    Form, PATIENCE, Part, Policy, Received, Role, Scene, Wish, alive, check, cores, fill, pin,
+    play, rounds, thread_id, unbound, wait_asleep, wait_until,
 };
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
 const ROLES: &[(&str, Part)] = &[("player", player), ("reader", reader), ("replier", replier)];
@@ -29,21 +28,6 @@ struct Match {
     wish: Wish,
     len: usize,
     one_core: bool,
-}
-
-/// The cores that this process may run on.
-fn cores() -> Vec<usize> {
-    let all = sched_getaffinity(None).expect("the cores");
-    (0..CpuSet::MAX_CPU)
-        .filter(|core| all.is_set(*core))
-        .collect()
-}
-
-/// Of this thread.
-fn pin(core: usize) {
-    let mut cores = CpuSet::new();
-    cores.set(core);
-    sched_setaffinity(None, &cores).expect("a core of this process's");
 }
 
 fn publisher(wish: Wish, ring_bytes: usize) -> memlane::PublisherBuilder {

@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::{env, thread};
 
-use common::{alone, memfd, role};
+use common::{alone, memfd, role, worker};
 use memlane_transport::sandbox::{
     self, Files, Filter, SandboxError, landlock_version, seccompiler,
 };
@@ -25,19 +25,6 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, getppid, test_kill_process,
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
-
-fn worker(role: &str) -> Command {
-    Command::new(env::current_exe().unwrap())
-        .args([
-            "other_process",
-            "--exact",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .env("MEMLANE_TEST_ROLE", role)
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-}
 
 #[test]
 fn other_process() {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use common::{all_writers_closed, alone, descriptors, inode, memfd, role};
+use common::{all_writers_closed, alone, descriptors, inode, memfd, role, worker};
 use memlane_transport::spawn::Step;
 use memlane_transport::{Child, Command, Error, Fd, Link, SpawnError, parent, parent_link};
 use rustix::io::Errno;
@@ -21,20 +21,6 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
-
-/// This executable in a role.
-fn worker(role: &str) -> Command {
-    Command::new(env::current_exe().unwrap())
-        .args([
-            "other_process",
-            "--exact",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .env("MEMLANE_TEST_ROLE", role)
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-}
 
 #[test]
 fn other_process() {

@@ -23,6 +23,20 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 pub use kinds::{Kinds, kinds};
 
+/// This executable in a role, as a child that is born with a link.
+pub fn worker(role: &str) -> memlane_transport::Command {
+    memlane_transport::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "other_process",
+            "--exact",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .env("MEMLANE_TEST_ROLE", role)
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+}
+
 /// One test at a time in this process, and as many descriptors after it as before.
 pub fn alone() -> Alone {
     static ONE: Mutex<()> = Mutex::new(());
