@@ -55,6 +55,7 @@
 #[path = "../../region/src/documented.rs"]
 mod documented;
 
+mod accepting;
 mod doorbells;
 mod error;
 mod future;
@@ -65,6 +66,7 @@ mod protocol;
 mod publisher;
 mod reactor;
 mod receiver;
+mod receiving;
 mod subscriber;
 #[cfg(feature = "tokio")]
 pub mod tokio;
@@ -138,6 +140,12 @@ fn pidfd_of(process: impl std::os::fd::AsFd) -> Result<std::os::fd::OwnedFd, Err
     }
     .map_err(Error::os("watch the process: expected its pidfd"))
 }
+
+/// No time to wait.
+const NOW: rustix::time::Timespec = rustix::time::Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 
 /// A deadline. One so far away that no clock can tell it is none.
 fn after(timeout: std::time::Duration) -> Option<std::time::Instant> {

@@ -9,8 +9,8 @@ use super::{
     AsPublisher, Payload, PayloadError, PayloadType, Receives, Typed, description::Encoding, sealed,
 };
 use crate::{
-    Async, Message, Publisher, Readiness, Receiver, RecvError, RecvTimeoutError, Reservation,
-    SendError, SendTimeoutError, Subscriber, Trust, TryRecvError, TrySendError,
+    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
+    SendTimeoutError, Trust, TryRecvError, TrySendError, receiving::Receiving,
 };
 
 /// A payload of values of any serde type, one a message, encoded straight into the lane and decoded within limits
@@ -90,7 +90,7 @@ impl<E: Receives, T: DeserializeOwned> Typed<E, Encoded<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv`], and [`PayloadError::Decode`].
+    /// Those of [`Subscriber::recv`](crate::Subscriber::recv), and [`PayloadError::Decode`].
     pub fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
         let (subscriber, copy) = self.end_and_copy();
         value(subscriber.recv(), copy)
@@ -100,7 +100,7 @@ impl<E: Receives, T: DeserializeOwned> Typed<E, Encoded<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::try_recv`], and [`PayloadError::Decode`].
+    /// Those of [`Subscriber::try_recv`](crate::Subscriber::try_recv), and [`PayloadError::Decode`].
     pub fn try_recv(&mut self) -> Result<T, PayloadError<TryRecvError>> {
         let (subscriber, copy) = self.end_and_copy();
         value(subscriber.try_recv(), copy)
@@ -110,7 +110,7 @@ impl<E: Receives, T: DeserializeOwned> Typed<E, Encoded<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv_timeout`], and [`PayloadError::Decode`].
+    /// Those of [`Subscriber::recv_timeout`](crate::Subscriber::recv_timeout), and [`PayloadError::Decode`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<T, PayloadError<RecvTimeoutError>> {
         let (subscriber, copy) = self.end_and_copy();
         value(subscriber.recv_timeout(timeout), copy)
@@ -132,24 +132,12 @@ impl<R: Readiness, T: Serialize> Typed<Async<Publisher, R>, Encoded<T>> {
     }
 }
 
-impl<R: Readiness, Tr: Trust, T: DeserializeOwned> Typed<Async<Subscriber<Tr>, R>, Encoded<T>> {
-    /// Receives and decodes the next value; waits for it as long as there is a publisher.
+impl<E: Receiving, R: Readiness, T: DeserializeOwned> Typed<Async<E, R>, Encoded<T>> {
+    /// Receives and decodes the next value; as [`Async::recv`] does.
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv`], and [`PayloadError::Decode`].
-    pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
-        let (subscriber, copy) = self.end_and_copy();
-        value(subscriber.recv().await, copy)
-    }
-}
-
-impl<R: Readiness, Tr: Trust, T: DeserializeOwned> Typed<Async<Receiver<Tr>, R>, Encoded<T>> {
-    /// Receives and decodes the next value; waits for it, and for senders.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Receiver::recv`], and [`PayloadError::Decode`].
+    /// Those of [`Async::recv`], and [`PayloadError::Decode`].
     pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
         let (subscriber, copy) = self.end_and_copy();
         value(subscriber.recv().await, copy)

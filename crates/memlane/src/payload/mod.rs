@@ -24,6 +24,9 @@ pub trait Payload: sealed::Sealed + 'static {
     fn describe() -> PayloadType;
 }
 
+/// In the ring, messages begin at multiples of this: values in place are aligned to no more.
+const ALIGNMENT: usize = 8;
+
 mod sealed {
     pub trait Sealed {}
 }

@@ -11,11 +11,12 @@ use memlane_region::TypedBytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
-    AsPublisher, Payload, PayloadError, PayloadType, Receives, Typed, description::Encoding, sealed,
+    ALIGNMENT, AsPublisher, Payload, PayloadError, PayloadType, Receives, Typed,
+    description::Encoding, sealed,
 };
 use crate::{
-    Async, Message, Publisher, Readiness, Receiver, RecvError, RecvTimeoutError, Reservation,
-    SendError, SendTimeoutError, Subscriber, Trust, Trusted, TryRecvError, TrySendError,
+    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
+    SendTimeoutError, Trust, Trusted, TryRecvError, TrySendError, receiving::Receiving,
 };
 
 /// A payload of plain values, one a message, as they are in memory: no encoding, no decoding.
@@ -34,9 +35,6 @@ impl<T: 'static> Payload for Plain<T> {
         })
     }
 }
-
-/// In the ring, messages begin at multiples of this.
-const ALIGNMENT: usize = 8;
 
 /// Values in place lie where messages do.
 const fn is_aligned<T>() {
@@ -117,7 +115,7 @@ impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
+    /// Those of [`Subscriber::recv`](crate::Subscriber::recv), and [`PayloadError::Length`].
     #[inline]
     pub fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
         value(&self.end_mut().recv().map_err(PayloadError::Lane)?)
@@ -127,7 +125,7 @@ impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::try_recv`], and [`PayloadError::Length`].
+    /// Those of [`Subscriber::try_recv`](crate::Subscriber::try_recv), and [`PayloadError::Length`].
     #[inline]
     pub fn try_recv(&mut self) -> Result<T, PayloadError<TryRecvError>> {
         value(&self.end_mut().try_recv().map_err(PayloadError::Lane)?)
@@ -137,7 +135,7 @@ impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv_timeout`], and [`PayloadError::Length`].
+    /// Those of [`Subscriber::recv_timeout`](crate::Subscriber::recv_timeout), and [`PayloadError::Length`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<T, PayloadError<RecvTimeoutError>> {
         let message = self.end_mut().recv_timeout(timeout);
         value(&message.map_err(PayloadError::Lane)?)
@@ -151,7 +149,7 @@ impl<E: Receives<Trust = Trusted>, T: FromBytes + Immutable + KnownLayout> Typed
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
+    /// Those of [`Subscriber::recv`](crate::Subscriber::recv), and [`PayloadError::Length`].
     #[inline]
     pub fn recv_ref(&mut self) -> Result<PlainMessage<'_, T>, PayloadError<RecvError>> {
         const { is_aligned::<T>() };
@@ -175,24 +173,12 @@ impl<R: Readiness, T: IntoBytes + Immutable> Typed<Async<Publisher, R>, Plain<T>
     }
 }
 
-impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Subscriber<Tr>, R>, Plain<T>> {
-    /// Receives the next value, a copy; waits for it as long as there is a publisher.
+impl<E: Receiving, R: Readiness, T: FromBytes + IntoBytes> Typed<Async<E, R>, Plain<T>> {
+    /// Receives the next value, a copy; as [`Async::recv`] does.
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
-    pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
-        let message = self.get_mut().recv().await;
-        value(&message.map_err(PayloadError::Lane)?)
-    }
-}
-
-impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Receiver<Tr>, R>, Plain<T>> {
-    /// Receives the next value, a copy; waits for it, and for senders.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Receiver::recv`], and [`PayloadError::Length`].
+    /// Those of [`Async::recv`], and [`PayloadError::Length`].
     pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
         let message = self.get_mut().recv().await;
         value(&message.map_err(PayloadError::Lane)?)

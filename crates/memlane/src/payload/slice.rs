@@ -11,11 +11,12 @@ use memlane_region::TypedBytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
-    AsPublisher, Payload, PayloadError, PayloadType, Receives, Typed, description::Encoding, sealed,
+    ALIGNMENT, AsPublisher, Payload, PayloadError, PayloadType, Receives, Typed,
+    description::Encoding, sealed,
 };
 use crate::{
-    Async, Message, Publisher, Readiness, Receiver, RecvError, RecvTimeoutError, Reservation,
-    SendError, SendTimeoutError, Subscriber, Trust, Trusted, TryRecvError, TrySendError,
+    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
+    SendTimeoutError, Trust, Trusted, TryRecvError, TrySendError, receiving::Receiving,
 };
 
 /// A payload of slices of plain values ([`Plain`](super::Plain)), of any length, one slice a message.
@@ -26,10 +27,9 @@ pub struct Slice<T>(PhantomData<fn() -> T>);
 impl<T> sealed::Sealed for Slice<T> {}
 
 impl<T> Slice<T> {
-    /// In the ring, messages begin at multiples of 8.
     const FITS: () = {
         assert!(
-            align_of::<T>() <= 8,
+            align_of::<T>() <= ALIGNMENT,
             "values of slices are aligned to 8 bytes at most"
         );
         assert!(size_of::<T>() > 0, "values of slices have a size");
@@ -122,7 +122,7 @@ impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Slice<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
+    /// Those of [`Subscriber::recv`](crate::Subscriber::recv), and [`PayloadError::Length`].
     #[inline]
     pub fn recv(&mut self) -> Result<SliceMessage<'_, T, E::Trust>, PayloadError<RecvError>> {
         SliceMessage::new(self.end_mut().recv().map_err(PayloadError::Lane)?)
@@ -132,7 +132,7 @@ impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Slice<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::try_recv`], and [`PayloadError::Length`].
+    /// Those of [`Subscriber::try_recv`](crate::Subscriber::try_recv), and [`PayloadError::Length`].
     #[inline]
     pub fn try_recv(
         &mut self,
@@ -144,7 +144,7 @@ impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Slice<T>> {
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv_timeout`], and [`PayloadError::Length`].
+    /// Those of [`Subscriber::recv_timeout`](crate::Subscriber::recv_timeout), and [`PayloadError::Length`].
     pub fn recv_timeout(
         &mut self,
         timeout: Duration,
@@ -165,25 +165,13 @@ impl<R: Readiness, T: IntoBytes + Immutable> Typed<Async<Publisher, R>, Slice<T>
     }
 }
 
-impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Subscriber<Tr>, R>, Slice<T>> {
-    /// Receives the next slice; waits for it as long as there is a publisher.
+impl<E: Receiving, R: Readiness, T: FromBytes + IntoBytes> Typed<Async<E, R>, Slice<T>> {
+    /// Receives the next slice; as [`Async::recv`] does.
     ///
     /// # Errors
     ///
-    /// Those of [`Subscriber::recv`], and [`PayloadError::Length`].
-    pub async fn recv(&mut self) -> Result<SliceMessage<'_, T, Tr>, PayloadError<RecvError>> {
-        let message = self.get_mut().recv().await;
-        SliceMessage::new(message.map_err(PayloadError::Lane)?)
-    }
-}
-
-impl<R: Readiness, Tr: Trust, T: FromBytes + IntoBytes> Typed<Async<Receiver<Tr>, R>, Slice<T>> {
-    /// Receives the next slice; waits for it, and for senders.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Receiver::recv`], and [`PayloadError::Length`].
-    pub async fn recv(&mut self) -> Result<SliceMessage<'_, T, Tr>, PayloadError<RecvError>> {
+    /// Those of [`Async::recv`], and [`PayloadError::Length`].
+    pub async fn recv(&mut self) -> Result<SliceMessage<'_, T, E::Trust>, PayloadError<RecvError>> {
         let message = self.get_mut().recv().await;
         SliceMessage::new(message.map_err(PayloadError::Lane)?)
     }

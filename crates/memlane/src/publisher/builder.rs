@@ -10,7 +10,7 @@ use memlane_region::{
     ring::{RingWriter, max_payload},
 };
 use memlane_signaling::{Pacer, WaitPolicy};
-use memlane_transport::{Access, Address, Error as LinkError, Link, Listener, who_listens};
+use memlane_transport::{Access, Address, Link};
 use rustix::event::epoll::{self, CreateFlags};
 
 use super::{
@@ -18,8 +18,8 @@ use super::{
     control::{Control, Terms},
 };
 use crate::{
-    Error, Payload, PayloadType, Typed, after, names::address_of, page::LAPS, process_of,
-    reactor::Reactor,
+    Error, Payload, PayloadType, Typed, accepting, after, names::address_of, page::LAPS,
+    process_of, reactor::Reactor,
 };
 
 /// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
@@ -199,14 +199,7 @@ impl PublisherBuilder {
         let access = self.access.clone();
         // Made first: who connects finds everything ready.
         let publisher = self.unbound()?;
-        let listener = Listener::bind_with(address, access).map_err(|error| match error {
-            // So that the error can say who it is.
-            LinkError::AddressInUse { address, .. } => LinkError::AddressInUse {
-                holder: who_listens(&address),
-                address,
-            },
-            error => error,
-        })?;
+        let listener = accepting::listen(address, access)?;
         publisher
             .control
             .listen(listener)
@@ -265,15 +258,14 @@ impl PublisherBuilder {
         publisher.to_receiver = true;
         let offered = publisher.control.offer(link, process);
         offered.map_err(|errno| Error::os("watch the link")(errno.into()))?;
-        match publisher.wait_for_offer(deadline) {
-            Ok(Some(outcome)) => outcome.map(|()| publisher),
-            Ok(None) => Err(Error::NoReceiver {
+        match publisher.wait_for_offer(deadline)? {
+            Some(outcome) => outcome.map(|()| publisher),
+            None => Err(Error::NoReceiver {
                 why: format!(
                     "the receiver did not answer within {waited:?}: it is stopped, or busy elsewhere than in its recv calls, \
                      which are what lets senders in"
                 ),
             }),
-            Err(error) => Err(Error::os("wait for the receiver")(error)),
         }
     }
 

@@ -10,14 +10,14 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use memlane_region::{
     pool::{self, Change, Geometry, Pool},
     ring::Roster,
 };
-use memlane_transport::{Error as LinkError, FdRef, Link, Listener};
+use memlane_transport::{FdRef, Link, Listener};
 use rustix::{
     event::{
         Timespec,
@@ -31,12 +31,9 @@ use super::{
     wakes::{Wake, Wakes},
 };
 use crate::{
-    Error, PayloadType, process_of,
+    Error, NOW, PayloadType, accepting, process_of,
     protocol::{Farewell, NoticeRef},
 };
-
-/// So many connections are accepted in one go, before the others have their turn.
-const MAX_ACCEPTS: usize = 64;
 
 /// So many events are handled in one go.
 const BATCH: usize = 64;
@@ -233,18 +230,7 @@ impl Control {
 
     /// Waits for what comes of an offer. `None` if the deadline passed first.
     pub(super) fn wait_for_offer(&self, deadline: Option<Instant>) -> Option<Result<(), Error>> {
-        let mut state = self.state();
-        loop {
-            if let Some(outcome) = Control::outcome(&mut state, &self.roster) {
-                return Some(outcome);
-            }
-            let left = match deadline {
-                None => Duration::MAX,
-                Some(deadline) => deadline.checked_duration_since(Instant::now())?,
-            };
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.wait_for(deadline, |state| Control::outcome(state, &self.roster))
     }
 
     /// Tells every subscriber of a segment, before the first message in it is sent. What is loaned and dropped is no
@@ -365,10 +351,20 @@ impl Control {
 
     /// Waits until there are `count` subscribers. False if the deadline passed first.
     pub(super) fn wait_for_subscribers(&self, count: usize, deadline: Option<Instant>) -> bool {
+        let enough = self.wait_for(deadline, |_| (self.roster.len() >= count).then_some(()));
+        enough.is_some()
+    }
+
+    /// Waits for what `look` finds, which looks whenever a subscriber has joined or left. `None` if the deadline passed first.
+    fn wait_for<V>(
+        &self,
+        deadline: Option<Instant>,
+        mut look: impl FnMut(&mut State) -> Option<V>,
+    ) -> Option<V> {
         let mut state = self.state();
         loop {
-            if self.roster.len() >= count {
-                return true;
+            if let Some(found) = look(&mut state) {
+                return Some(found);
             }
             state = match deadline {
                 None => self
@@ -376,9 +372,7 @@ impl Control {
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
-                    let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                        return false;
-                    };
+                    let left = deadline.checked_duration_since(Instant::now())?;
                     self.changed
                         .wait_timeout(state, left)
                         .unwrap_or_else(PoisonError::into_inner)
@@ -426,11 +420,7 @@ impl Control {
     /// than one batch leaves the instance readable; whether there may be more.
     pub(crate) fn drive(&self) -> std::io::Result<bool> {
         let mut events = [MaybeUninit::uninit(); BATCH];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        match epoll::wait(&*self.epoll, &mut events, Some(&now)) {
+        match epoll::wait(&*self.epoll, &mut events, Some(&NOW)) {
             Ok((ready, _)) => {
                 for event in &*ready {
                     self.handle(event.data.u64() as u32);
@@ -460,27 +450,15 @@ impl Control {
         let Some(listener) = state.listener.take() else {
             return;
         };
-        for accepted in 0.. {
-            if accepted == MAX_ACCEPTS {
-                // A flood waits for its next turn; this asks for one.
-                let flags = EventFlags::IN | EventFlags::ET;
-                let _ = epoll::modify(&*self.epoll, &listener, self.token(LISTENER), flags);
-                break;
+        let accepted = accepting::accept(&listener, "PublisherBuilder", |link| {
+            if let Ok(process) = process_of(&link) {
+                let _ = self.greet(state, link, process, false);
             }
-            match listener.try_accept_or(|link, error| self.turn_away(link, error)) {
-                // Whatever went wrong afterwards, that one link is closed and the next has its turn.
-                Ok(link) => {
-                    if let Ok(process) = process_of(&link) {
-                        let _ = self.greet(state, link, process, false);
-                    }
-                }
-                Err(LinkError::WouldBlock) => break,
-                Err(LinkError::AccessDenied { .. }) => {}
-                // A client that was gone before it was accepted is no reason to stop. Anything else (short of
-                // descriptors or memory) is tried again at the next event.
-                Err(error) if error.is_disconnected() => {}
-                Err(_) => break,
-            }
+        });
+        self.refused.fetch_add(accepted.denied, Ordering::Relaxed);
+        if accepted.more {
+            let flags = EventFlags::IN | EventFlags::ET;
+            let _ = epoll::modify(&*self.epoll, &listener, self.token(LISTENER), flags);
         }
         state.listener = Some(listener);
     }

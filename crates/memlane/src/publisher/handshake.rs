@@ -30,14 +30,6 @@ const GREETING_TIME: Duration = Duration::from_secs(5);
 const MAX_GREETING: usize = 64;
 
 impl Control {
-    /// Tells a client that the access rule does not admit why it is hung up on.
-    pub(super) fn turn_away(&self, link: &Link, error: &LinkError) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        let why = format!("as it sees it, {error} (PublisherBuilder::access admits others)");
-        let _ = link.try_send(&Opening { version: VERSION });
-        let _ = link.try_send(&PacketRef::Refused(Refusal::Access { why }));
-    }
-
     /// Waits for the greeting of a new link; on one that this side has made, it offers its lane first.
     pub(super) fn greet(
         &self,

@@ -29,13 +29,13 @@ pub use builder::PublisherBuilder;
 pub(crate) use control::Control;
 use peer::Peer;
 pub use reservation::Reservation;
-use room::{NOW, Need, NoRoomInTime};
+use room::{Need, NoRoomInTime};
 #[cfg(feature = "stream")]
 pub use sink::Sending;
 use wakes::Wakes;
 
 use crate::{
-    Error, SendError, SendTimeoutError, TrySendError, after,
+    Error, NOW, SendError, SendTimeoutError, TrySendError, after,
     page::ALIVE,
     pidfd_of,
     protocol::Farewell,

@@ -18,18 +18,13 @@ use rustix::{
 };
 
 use super::{Publisher, control::Control, peer::Peer, wakes::Wakes};
-use crate::{Error, SendError, SendTimeoutError, TrySendError, page::WANTED};
+use crate::{Error, NOW, SendError, SendTimeoutError, TrySendError, page::WANTED};
 
 /// The word of a publisher that waits for a hold slot: no cursor ever gets there.
 const A_SLOT: u64 = u64::MAX;
 
 #[cfg(test)]
 documented!(A_SLOT);
-
-pub(super) const NOW: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
 
 /// What a message needs.
 #[derive(Clone, Copy, Debug)]
@@ -288,21 +283,12 @@ impl Publisher {
     pub(super) fn wait_for_offer(
         &self,
         deadline: Option<Instant>,
-    ) -> io::Result<Option<Result<(), Error>>> {
+    ) -> Result<Option<Result<(), Error>>, Error> {
         if self.reactor.is_some() {
             return Ok(self.control.wait_for_offer(deadline));
         }
-        loop {
-            self.control.drive()?;
-            if let Some(outcome) = self.control.offer_outcome() {
-                return Ok(Some(outcome));
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(None);
-            }
-            let mut sources = [PollFd::new(self.control.epoll(), PollFlags::IN)];
-            poll_until(&mut sources, deadline)?;
-        }
+        let outcome = || self.control.offer_outcome();
+        self.drive_until(deadline, "wait for the receiver", outcome)
     }
 
     /// Whether there can ever be so many subscribers.
@@ -322,16 +308,28 @@ impl Publisher {
         if self.reactor.is_some() {
             return Ok(self.control.wait_for_subscribers(count, deadline));
         }
+        let enough = || (self.subscribers() >= count).then_some(());
+        let enough = self.drive_until(deadline, "wait for subscribers", enough)?;
+        Ok(enough.is_some())
+    }
+
+    /// Does the control work of a driven publisher until `look` finds something. `None` if the deadline passed first.
+    fn drive_until<V>(
+        &self,
+        deadline: Option<Instant>,
+        what: &'static str,
+        look: impl Fn() -> Option<V>,
+    ) -> Result<Option<V>, Error> {
         loop {
             self.drive()?;
-            if self.subscribers() >= count {
-                return Ok(true);
+            if let Some(found) = look() {
+                return Ok(Some(found));
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(false);
+                return Ok(None);
             }
             let mut sources = [PollFd::new(self.control.epoll(), PollFlags::IN)];
-            poll_until(&mut sources, deadline).map_err(Error::os("wait for subscribers"))?;
+            poll_until(&mut sources, deadline).map_err(Error::os(what))?;
         }
     }
 }

@@ -20,7 +20,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Message, Subscriber, Trust, subscriber::NoMessage};
+use crate::{Message, NOW, Subscriber, Trust, subscriber::NoMessage};
 
 /// Lanes, each with a publisher of its own, that are received from by turns.
 ///
@@ -62,7 +62,7 @@ pub(crate) enum Found {
 
 /// Names a lane, and never another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key(u64);
+pub struct Key(u64);
 
 impl Key {
     fn new(index: u32, generation: u32) -> Key {
@@ -84,11 +84,6 @@ const EVENTS: usize = 64;
 const UNASKED: u32 = 1024;
 /// So many messages of one lane in a row, while others have some.
 const TURN: u32 = 16;
-
-const NOW: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
 
 impl<T: Trust> Gather<T> {
     pub(crate) fn new(policy: WaitPolicy) -> io::Result<Gather<T>> {
@@ -199,31 +194,28 @@ impl<T: Trust> Gather<T> {
     /// What there is now. `None`: nothing, and, for a reader that is watched, its descriptor is readable when there is.
     #[inline]
     pub(crate) fn find(&mut self) -> io::Result<Option<Found>> {
-        match self.find_hot() {
+        match self.look()? {
             None => self.find_slowly(),
             found => Ok(found),
         }
     }
 
-    /// What the lanes have, unless it is time to ask the kernel.
+    /// What the lanes have, and, when it is time to ask the kernel, whatever else there is.
     #[inline]
-    fn find_hot(&mut self) -> Option<Found> {
-        if self.unasked >= UNASKED {
-            return None;
-        }
-        self.unasked += 1;
-        self.lanes.find()
-    }
-
-    /// Nothing is hot that has a message, or the kernel has not been asked for long.
-    #[cold]
-    fn find_slowly(&mut self) -> io::Result<Option<Found>> {
-        if self.unasked >= UNASKED || !self.others.is_empty() {
-            let found = self.take(Some(&NOW))?;
-            if found.is_some() {
+    fn look(&mut self) -> io::Result<Option<Found>> {
+        if self.unasked < UNASKED {
+            self.unasked += 1;
+            let found = self.lanes.find();
+            if found.is_some() || self.others.is_empty() {
                 return Ok(found);
             }
         }
+        self.take(Some(&NOW))
+    }
+
+    /// No lane has a message that nobody rings for.
+    #[cold]
+    fn find_slowly(&mut self) -> io::Result<Option<Found>> {
         if self.more.is_none() {
             return self.take(Some(&NOW));
         }
@@ -252,14 +244,8 @@ impl<T: Trust> Gather<T> {
     fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Found>> {
         loop {
             // Whatever the policy: one that sleeps at once looks first.
-            if let Some(found) = self.find_hot() {
+            if let Some(found) = self.look()? {
                 return Ok(Some(found));
-            }
-            if self.unasked >= UNASKED || !self.others.is_empty() {
-                let found = self.take(Some(&NOW))?;
-                if found.is_some() {
-                    return Ok(found);
-                }
             }
             let Gather { pacer, lanes, .. } = &mut *self;
             if let Some(found) = pacer.spin(|| lanes.find()) {

@@ -2,19 +2,16 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
-use memlane_transport::{Error as LinkError, Link, Listener};
+use memlane_transport::{Link, Listener};
 use rustix::event::epoll::EventFlags;
 
 use super::gather::{Gather, OTHERS};
 use crate::{
-    Connecting, Error, SubscriberBuilder, Trust, process_of,
-    protocol::{Opening, PacketRef, Refusal, VERSION},
+    Connecting, Error, SubscriberBuilder, Trust, accepting, process_of, protocol::Refusal,
 };
 
 /// So many links may be without a lane at a time; the oldest is dropped for a newer one.
 const MAX_JOINING: usize = 64;
-/// So many connections are accepted in one go, before others have their turn.
-const MAX_ACCEPTS: usize = 64;
 /// Token of the listener; those of links follow.
 const LISTENER: u64 = OTHERS;
 /// Edge-triggered: a connection that cannot be accepted for want of descriptors does not spin.
@@ -74,34 +71,24 @@ impl<T: Trust> Joining<T> {
         let Some(listener) = self.listener.take() else {
             return;
         };
-        for accepted in 0.. {
-            if accepted == MAX_ACCEPTS {
-                let _ = gather.rewatch_other(&listener, LISTENER, ACCEPT);
-                break;
+        let max = self.builder.max_senders;
+        let accepted = accepting::accept(&listener, "SubscriberBuilder", |link| {
+            if gather.len() + self.links.len() >= max {
+                let why = format!("the receiver has {max} senders, and takes no more");
+                accepting::refuse(&link, Refusal::Pattern { why });
+                self.refused += 1;
+                return;
             }
-            match listener.try_accept_or(deny) {
-                Ok(link) if gather.len() + self.links.len() >= self.builder.max_senders => {
-                    let max = self.builder.max_senders;
-                    let why = format!("the receiver has {max} senders, and takes no more");
-                    refuse(&link, Refusal::Pattern { why });
-                    self.refused += 1;
-                }
-                Ok(link) => {
-                    let process = process_of(&link);
-                    let begun = process
-                        .map_err(Error::os("watch a sender's process"))
-                        .and_then(|process| self.begin(gather, link, process));
-                    if begun.is_err() {
-                        self.refused += 1;
-                    }
-                }
-                Err(LinkError::WouldBlock) => break,
-                Err(LinkError::AccessDenied { .. }) => self.refused += 1,
-                // A client that was gone before it was accepted is no reason to stop. Anything else (short of
-                // descriptors or memory) is tried again at the next event.
-                Err(error) if error.is_disconnected() => {}
-                Err(_) => break,
+            let begun = process_of(&link)
+                .map_err(Error::os("watch a sender's process"))
+                .and_then(|process| self.begin(gather, link, process));
+            if begun.is_err() {
+                self.refused += 1;
             }
+        });
+        self.refused += accepted.denied;
+        if accepted.more {
+            let _ = gather.rewatch_other(&listener, LISTENER, ACCEPT);
         }
         self.listener = Some(listener);
     }
@@ -119,7 +106,7 @@ impl<T: Trust> Joining<T> {
                 self.refused += 1;
             }
         }
-        let connecting = self.builder.clone().begin_accepted(link, process)?;
+        let connecting = Connecting::accepted(self.builder.clone(), link, process)?;
         self.last += 1;
         gather
             .watch_other(&connecting, self.last, EventFlags::IN)
@@ -133,16 +120,4 @@ impl<T: Trust> Joining<T> {
             gather.forget_other(&connecting);
         }
     }
-}
-
-/// Tells a client that the access rule does not admit why it is hung up on.
-fn deny(link: &Link, error: &LinkError) {
-    let why = format!("as it sees it, {error} (SubscriberBuilder::access admits others)");
-    refuse(link, Refusal::Access { why });
-}
-
-/// Without a greeting: whoever has not read everything yet finds it there after the hang-up.
-fn refuse(link: &Link, refusal: Refusal) {
-    let _ = link.try_send(&Opening { version: VERSION });
-    let _ = link.try_send(&PacketRef::Refused(refusal));
 }

@@ -1,6 +1,5 @@
 //! A queue that many processes send into.
 
-mod future;
 mod gather;
 mod joining;
 
@@ -8,14 +7,15 @@ use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use memlane_region::ring::Record;
 use memlane_signaling::WaitPolicy;
-use memlane_transport::{Address, Error as LinkError, Link, Listener, who_listens};
+use memlane_transport::{Address, Link, Listener};
 
 use gather::{Found, Gather, Key};
 use joining::Joining;
 
 use crate::{
     Error, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
-    TryRecvError, Untrusted, address_of, after,
+    TryRecvError, Untrusted, accepting, address_of, after,
+    receiving::Receiving,
     subscriber::NoMessage,
     watched::{Watch, polls},
 };
@@ -23,9 +23,9 @@ use crate::{
 /// The receiving end of a queue: takes the messages of any number of [`Sender`](crate::Sender)s.
 ///
 /// Each sender has a lane of its own, so that no page has two writers, and a sender that is slow, broken, hostile or dead is
-/// nobody else's concern. Senders are let in by [`recv`](Receiver::recv) and its like: while a receiver is busy elsewhere for longer than
-/// a new one waits (5 s), that one is told that nobody answers; those that have connected go on. Messages of one sender come in its order; those of several come by turns. When a sender is gone, what
-/// it had committed is still received. The queue is bounded: a sender waits once its lane is full.
+/// nobody else's concern. Senders are let in by [`recv`](Receiver::recv) and its like: while a receiver is busy elsewhere for
+/// longer than a new one waits (5 s), that one is told that nobody answers; those that have connected go on. Messages of one
+/// sender come in its order; those of several come by turns. When a sender is gone, what it had committed is still received. The queue is bounded: a sender waits once its lane is full.
 ///
 /// ```
 /// use memlane::{Receiver, Sender};
@@ -103,15 +103,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     ///
     /// [`Error`]: the address is taken, or resources are short.
     pub fn bind_to(self, address: &Address) -> Result<Receiver<T>, Error> {
-        let listener = Listener::bind_with(address, self.access.clone());
-        let listener = listener.map_err(|error| match error {
-            // So that the error can say who it is.
-            LinkError::AddressInUse { address, .. } => LinkError::AddressInUse {
-                holder: who_listens(&address),
-                address,
-            },
-            error => error,
-        })?;
+        let listener = accepting::listen(address, self.access.clone())?;
         Receiver::new(self, Some(listener))
     }
 
@@ -222,15 +214,6 @@ impl<T: Trust> Receiver<T> {
         self.gather.deliver(key, record)
     }
 
-    /// What has come, without waiting; whatever does not concern messages is done by the way.
-    fn now(&mut self) -> Result<Option<(Key, Record)>, NoMessage> {
-        match self.next(Gather::find) {
-            Ok(next) => Ok(Some(next)),
-            Err(NoMessage::TimedOut) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     #[cold]
     fn bury(&mut self, key: Key, error: &NoMessage) {
         drop(self.gather.remove(key));
@@ -240,6 +223,27 @@ impl<T: Trust> Receiver<T> {
         }
         // Its descriptors may be what a waiting client lacked.
         self.joining.accept(&mut self.gather);
+    }
+}
+
+impl<T: Trust> Receiving for Receiver<T> {
+    type Trust = T;
+    type Found = (Key, Record);
+
+    /// Whatever does not concern messages is done by the way.
+    fn find(&mut self) -> Result<Option<(Key, Record)>, NoMessage> {
+        match self.next(Gather::find) {
+            Ok(next) => Ok(Some(next)),
+            Err(NoMessage::TimedOut) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        next: Result<(Key, Record), NoMessage>,
+    ) -> Result<Message<'_, T>, NoMessage> {
+        Receiver::deliver(self, next)
     }
 }
 

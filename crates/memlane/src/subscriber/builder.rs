@@ -264,15 +264,6 @@ impl<T: Trust> SubscriberBuilder<T> {
         Connecting::to(self, address)
     }
 
-    /// Begins to receive over a link that was accepted from a process which sends.
-    pub(crate) fn begin_accepted(
-        self,
-        link: Link,
-        process: Option<OwnedFd>,
-    ) -> Result<Connecting<T>, Error> {
-        Connecting::accepted(self, link, process)
-    }
-
     /// Begins to subscribe over a link that was made elsewhere, as [`over`](SubscriberBuilder::over) does, without waiting.
     ///
     /// # Errors

@@ -111,7 +111,7 @@ impl<T: Trust> Connecting<T> {
     }
 
     /// Over a link that was accepted: the process is the publisher's, which has connected.
-    pub(super) fn accepted(
+    pub(crate) fn accepted(
         builder: SubscriberBuilder<T>,
         link: Link,
         process: Option<OwnedFd>,

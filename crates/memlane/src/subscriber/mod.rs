@@ -1,7 +1,6 @@
 mod builder;
 mod chunks;
 mod connecting;
-mod future;
 mod gathered;
 mod handshake;
 mod held;
@@ -48,6 +47,7 @@ pub use trust::{Trust, Trusted, Untrusted};
 use crate::{
     ChunkError, Error, Reason, RecvError, RecvTimeoutError, TryRecvError, after,
     page::ALIVE,
+    receiving::Receiving,
     watched::{Watch, polls},
 };
 
@@ -135,7 +135,7 @@ const DYING: Timespec = Timespec {
 };
 
 #[derive(Debug)]
-pub(crate) enum NoMessage {
+pub enum NoMessage {
     Disconnected(Reason),
     Corrupt(Corrupt),
     Chunk(ChunkError),
@@ -364,20 +364,15 @@ impl<T: Trust> Subscriber<T> {
         if self.life.gone {
             return self.rest().map(Some);
         }
-        if let Some(sleep) = &mut self.sleep {
-            sleep.arm(self.ring.page().armed(), self.stats.messages);
-        }
-        self.take_notices();
-        match self.ring.poll_record() {
+        match self.arm() {
             Ok(None) => {
-                self.stats.sleeps += 1;
                 self.stats.spurious += u64::from(in_vain);
                 Ok(None)
             }
             found => {
                 // There may be more than this one, and nobody rings for what came before it was armed.
                 self.stay_ready();
-                found.map_err(NoMessage::Corrupt)
+                found
             }
         }
     }
@@ -474,6 +469,19 @@ impl<T: Trust> Subscriber<T> {
             }
             self.stats.spurious += u64::from(woken == Woken::Rung);
         }
+    }
+}
+
+impl<T: Trust> Receiving for Subscriber<T> {
+    type Trust = T;
+    type Found = Record;
+
+    fn find(&mut self) -> Result<Option<Record>, NoMessage> {
+        Subscriber::find(self)
+    }
+
+    fn deliver(&mut self, found: Result<Record, NoMessage>) -> Result<Message<'_, T>, NoMessage> {
+        Subscriber::deliver(self, found)
     }
 }
 
