@@ -10,7 +10,7 @@ use std::sync::{
 
 use memlane_region::{
     HeapWords, Words, WordsMut,
-    ring::{RingReader, RingWriter, Roster, end, max_payload},
+    ring::{LEFT, RingReader, RingWriter, Roster, end, max_payload},
 };
 use proptest::{collection::vec, prelude::*};
 use support::{Heap, HeapPage, Numbers, Place, Regions, held, payload};
@@ -308,6 +308,13 @@ impl Lane {
         self.assert_lives(2);
     }
 
+    /// The hostile reader says that it has left: it holds nothing up, and stays listed until it is taken off.
+    fn assert_left(&mut self) {
+        assert!(self.pump(200), "held up");
+        assert_eq!(self.hostile.verdict.get(), (0, 0));
+        self.assert_lives(3);
+    }
+
     fn assert_lives(&mut self, readers: usize) {
         self.honest.iter_mut().for_each(Honest::drain);
         assert_eq!(self.writer.roster().len(), readers);
@@ -364,6 +371,10 @@ proptest! {
             let written = lane.position - start;
             let cursor = cursor.get(last, written);
             lane.hostile.cursor.store(cursor, Ordering::Relaxed);
+            if cursor == LEFT {
+                lane.assert_left();
+                return Ok(());
+            }
             if cursor < last || cursor > written {
                 lane.assert_dropped(cursor);
                 return Ok(());
@@ -398,6 +409,15 @@ fn cursors_one_beyond_and_one_back() {
         lane.hostile.cursor.store(beyond, Ordering::Relaxed);
         lane.assert_dropped(beyond);
     }
+}
+
+/// The one cursor beyond everything that is no lie.
+#[test]
+fn a_cursor_that_has_left() {
+    let mut lane = Lane::new(1);
+    assert!(!lane.pump(200), "the hostile reader holds the writer up");
+    lane.hostile.cursor.store(LEFT, Ordering::Relaxed);
+    lane.assert_left();
 }
 
 /// What a reader once released stays released, also when others come and go in between.
