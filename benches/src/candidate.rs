@@ -1,14 +1,16 @@
 //! memlane behind the same traits as the references. Everything that depends on its interface is in this
 //! file.
 
-use anyhow::{Result, bail};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
 use memlane::{
     Publisher, PublisherBuilder, Subscriber, SubscriberBuilder, Trust, Trusted, TryRecvError,
     Untrusted, WaitPolicy,
 };
 
 use crate::measure::ping_pong::Messages;
-use crate::measure::{footprint, ping_pong, setup, stream};
+use crate::measure::{burst, footprint, ping_pong, setup, stream};
 use crate::metrics::Metrics;
 use crate::path::{Inbox, Payloads, Receiver, Sender, Spin};
 use crate::task::{Benchmark, Contender, Task};
@@ -19,7 +21,8 @@ pub(crate) const AVAILABLE: bool = true;
 
 /// One process of a measurement of memlane.
 pub(crate) fn run(session: &mut Session) -> Result<Metrics> {
-    if session.task().contender == Contender::MemlaneTrusting {
+    let contender = session.task().contender;
+    if contender == Contender::MemlaneTrusting || contender.readers().is_some() {
         measure::<Trusted>(session)
     } else {
         measure::<Untrusted>(session)
@@ -59,7 +62,9 @@ fn measure<T: Terms>(session: &mut Session) -> Result<Metrics> {
         benchmark, size, ..
     } = *session.task();
     let wait = match benchmark {
-        Benchmark::Latency | Benchmark::Throughput | Benchmark::Fanout => WaitPolicy::Poll,
+        Benchmark::Latency | Benchmark::Throughput | Benchmark::Fanout | Benchmark::Readers => {
+            WaitPolicy::Poll
+        }
         Benchmark::Blocking | Benchmark::Setup | Benchmark::Footprint => WaitPolicy::Block,
         _ => bail!("{benchmark} is measured elsewhere"),
     };
@@ -72,13 +77,24 @@ fn measure<T: Terms>(session: &mut Session) -> Result<Metrics> {
             let (outgoing, incoming) = both_ways::<T>(session, wait)?;
             ping_pong::measure(session, Messages::new(outgoing, incoming, size))
         }
-        (Benchmark::Throughput | Benchmark::Fanout, true) => {
-            let outgoing = bind(&lane)?;
+        (Benchmark::Throughput | Benchmark::Fanout | Benchmark::Readers, true) => {
+            let mut outgoing = bind(&lane)?;
             session.barrier()?;
             outgoing
                 .0
                 .wait_for_subscribers(session.task().cores.len() - 1)?;
+            if benchmark == Benchmark::Readers {
+                return burst::send(session, &mut outgoing, Outgoing::drain);
+            }
             stream::produce(session, outgoing)
+        }
+        (Benchmark::Readers, false) => {
+            session.barrier()?;
+            let incoming = Incoming {
+                spin: session.spin(),
+                ..connect(&lane)?
+            };
+            burst::receive(session, incoming)
         }
         (Benchmark::Throughput | Benchmark::Fanout, false) => {
             session.barrier()?;
@@ -136,6 +152,15 @@ pub(crate) struct Outgoing(pub(crate) Publisher);
 impl Outgoing {
     fn bind<T: Terms>(name: &str, wait: WaitPolicy) -> Result<Self> {
         Self::with(T::publisher(), name, wait)
+    }
+
+    /// Waits until its readers have received everything.
+    fn drain(&mut self) -> Result<()> {
+        ensure!(
+            self.0.drain(Duration::from_secs(60))?,
+            "a reader does not read"
+        );
+        Ok(())
     }
 
     /// With further options.

@@ -44,16 +44,16 @@ impl Plan {
     fn groups_of(&self, benchmark: Benchmark) -> Vec<Group> {
         use Benchmark::{
             Access, Blocking, Cost, CostFollowed, Fanout, Footprint, Fresh, FreshSent, HandOver,
-            Latency, Paced, Pooled, PooledPages, Setup, Throughput, Tokio, Touch,
+            Latency, Paced, Pooled, PooledPages, Readers, Setup, Throughput, Tokio, Touch,
         };
         use Contender::{
-            AsyncFd, AsyncFdOnce, Bare, CacheLine, Eventfd, EventfdEpoll, EventfdRing,
-            ExchangeLanes, ExchangeLink, Frozen, FrozenCopy, FrozenPrefault, IpcChannel, Live,
-            LiveCopy, LiveHuge, LivePrefault, Loan, LoanTrusting, Memfd, MemfdAllocated,
-            MemfdPopulated, Memlane, MemlaneAdaptive, MemlaneAdaptiveSocket, MemlaneBatch16,
-            MemlaneBatch64, MemlaneBlock, MemlaneBlockSocket, MemlaneMembarrier, MemlanePoll,
-            MemlaneTrusting, Plain, PlainCopy, PlainRing, PlainSlots, Ring64, Slots, SlotsAsleep,
-            Stream, StreamEpoll, TunedRing, UnixStream,
+            AsyncFd, AsyncFdOnce, Bare, CacheLine, EightReaders, Eventfd, EventfdEpoll,
+            EventfdRing, ExchangeLanes, ExchangeLink, FourReaders, Frozen, FrozenCopy,
+            FrozenPrefault, IpcChannel, Live, LiveCopy, LiveHuge, LivePrefault, Loan, LoanTrusting,
+            Memfd, MemfdAllocated, MemfdPopulated, Memlane, MemlaneAdaptive, MemlaneAdaptiveSocket,
+            MemlaneBatch16, MemlaneBatch64, MemlaneBlock, MemlaneBlockSocket, MemlaneMembarrier,
+            MemlanePoll, MemlaneTrusting, OneReader, Plain, PlainCopy, PlainRing, PlainSlots,
+            Ring64, Slots, SlotsAsleep, Stream, StreamEpoll, TunedRing, TwoReaders, UnixStream,
         };
 
         let (first, second) = self.cores;
@@ -61,7 +61,7 @@ impl Plan {
         if !apart
             && matches!(
                 benchmark,
-                Latency | Throughput | Fanout | Access | Touch | Paced | CostFollowed
+                Latency | Throughput | Fanout | Readers | Access | Touch | Paced | CostFollowed
             )
         {
             return vec![];
@@ -77,6 +77,7 @@ impl Plan {
                 StreamEpoll,
                 Memlane,
             ],
+            Readers => &[OneReader, TwoReaders, FourReaders, EightReaders],
             Setup | Footprint => &[Bare, Memlane, MemlaneTrusting],
             Fresh | FreshSent => &[
                 Memfd,
@@ -138,7 +139,12 @@ impl Plan {
                 size: if contender == Ring64 { 64 } else { size },
                 iterations,
                 gap: 0,
-                cores: cores.clone(),
+                cores: match contender.readers() {
+                    Some(readers) => std::iter::once(first)
+                        .chain([second].repeat(readers))
+                        .collect(),
+                    None => cores.clone(),
+                },
             };
             let takes_part = |contender: &&Contender| {
                 (candidate::AVAILABLE || !contender.is_candidate())
@@ -192,6 +198,7 @@ impl Plan {
                     cores,
                 )]
             }
+            Readers => sized(&[(8, 4_000_000), (64, 2_000_000)]),
             Footprint => sized(&[(8, 1)]),
             Fresh => [(64 << 10, 500), (1 << 20, 50)]
                 .into_iter()

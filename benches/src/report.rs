@@ -271,6 +271,21 @@ fn layout(benchmark: Benchmark) -> Layout {
             differences: &[],
             best: Best::Greatest,
         },
+        Benchmark::Readers => Layout {
+            title: "What a message costs its sender while several readers keep up, all polling. Target: each reader more costs less than 5 ns.",
+            key: "message",
+            columns: &[
+                ("p50", "p50", Unit::Time),
+                ("p99", "p99", Unit::Time),
+                ("mean", "mean", Unit::Time),
+            ],
+            ratios: &[],
+            differences: &[
+                ("p50 over one", "p50", |_| &[Contender::OneReader]),
+                ("mean over one", "mean", |_| &[Contender::OneReader]),
+            ],
+            best: Best::Least,
+        },
         Benchmark::Footprint => Layout {
             title: "Footprint of one idle lane with a ring of 1 MiB, KiB where nothing else is said.",
             key: "message",

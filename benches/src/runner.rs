@@ -179,6 +179,7 @@ fn combine(task: &Task, workers: &[Worker]) -> Result<Metrics> {
         | Benchmark::Pooled
         | Benchmark::PooledPages
         | Benchmark::Touch
+        | Benchmark::Readers
         | Benchmark::HandOver
         | Benchmark::Tokio => all[0].clone(),
         Benchmark::Paced => all[1].clone(),

@@ -17,6 +17,8 @@ pub enum Benchmark {
     Setup,
     /// One process sends, four receive.
     Fanout,
+    /// What a message costs its sender, by how many readers keep up.
+    Readers,
     /// Descriptors, threads and memory of one idle lane.
     Footprint,
     /// A new region for each message: made, written, opened, read and dropped by one process.
@@ -51,6 +53,7 @@ impl Benchmark {
         Self::Blocking,
         Self::Setup,
         Self::Fanout,
+        Self::Readers,
         Self::Footprint,
     ];
 
@@ -163,6 +166,14 @@ pub enum Contender {
     MemlaneBatch64,
     /// As `memlane-adaptive`, but the reader carries the barrier, by membarrier(2), which spares the sender all fences.
     MemlaneMembarrier,
+    /// memlane with one reader, all polling, between processes that trust each other.
+    OneReader,
+    /// The same with two readers, which share a core.
+    TwoReaders,
+    /// The same with four.
+    FourReaders,
+    /// The same with eight.
+    EightReaders,
     /// tokio's `AsyncFd` on an eventfd, as its documentation has it: read until that would block.
     AsyncFd,
     /// The same by someone who knows that an eventfd read once is empty, which saves the second read.
@@ -186,7 +197,18 @@ impl Contender {
                 | Self::MemlaneBatch16
                 | Self::MemlaneBatch64
                 | Self::MemlaneMembarrier
-        )
+        ) || self.readers().is_some()
+    }
+
+    /// How many readers it has, where contenders differ in that.
+    pub fn readers(self) -> Option<usize> {
+        match self {
+            Self::OneReader => Some(1),
+            Self::TwoReaders => Some(2),
+            Self::FourReaders => Some(4),
+            Self::EightReaders => Some(8),
+            _ => None,
+        }
     }
 
     /// Whether this is fresh memory by hand.

@@ -144,7 +144,7 @@ impl Session {
 
     /// How a reader waits: with others on its core it has to let them run.
     pub fn spin(&self) -> Spin {
-        if self.task.benchmark == Benchmark::Fanout {
+        if matches!(self.task.benchmark, Benchmark::Fanout | Benchmark::Readers) {
             Spin::Yielding
         } else {
             Spin::Hard

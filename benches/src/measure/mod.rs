@@ -1,6 +1,7 @@
 //! The loops that take the time. They know a path only by its two ends, so references and memlane are
 //! measured by the same code.
 
+pub mod burst;
 pub mod footprint;
 pub mod ping_pong;
 pub mod probe;

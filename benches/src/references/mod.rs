@@ -56,6 +56,7 @@ pub fn provision(task: &Task) -> Result<Vec<Vec<OwnedFd>>> {
         (_, Contender::Bare | Contender::Memlane | Contender::MemlaneTrusting) => {
             task.cores.iter().map(|_| vec![]).collect()
         }
+        (Benchmark::Readers, _) => task.cores.iter().map(|_| vec![]).collect(),
         (benchmark, contender) => bail!("{contender} is no reference for {benchmark}"),
     })
 }

@@ -15,17 +15,13 @@ use memlane::{Publisher, Subscriber, Trusted, WaitPolicy};
 use super::{bind, connect, shared, unsuitable};
 use crate::candidate::{Outgoing, Terms};
 use crate::machine;
-use crate::measure::percentiles;
+use crate::measure::burst::{self, BURST, bursts};
 use crate::metrics::Metrics;
 use crate::path::{Inbox, Payloads, Receiver, Sender, Spin};
 use crate::references::spsc::{Consumer, Producer, Publish};
 use crate::shared::{self as memory, Mapping};
 use crate::task::{Benchmark, Contender, Task};
 use crate::worker::Session;
-
-/// Messages of a burst. With headers, 64 KiB for 8 bytes each: the ring has room for it even while its reader has not said
-/// yet that it is done with the eighth before.
-const BURST: u64 = 4096;
 
 /// The descriptors that each process of `task` starts with: a line to take turns with, and a ring where it is not
 /// memlane's.
@@ -190,36 +186,17 @@ impl Turns {
     }
 }
 
-fn bursts(messages: u64) -> u64 {
-    messages.div_ceil(BURST)
-}
-
-/// Takes the time of each burst: `p50` and `p99` of the bursts and the `mean`, for a message each.
+/// Takes the time of each burst.
 fn send(session: &mut Session, mut turns: Turns, burst: &mut impl Burst) -> Result<Metrics> {
-    let task = session.task();
-    let mut payloads = Payloads::new(task.size);
-    let mut samples = vec![0_u32; bursts(task.iterations) as usize];
-    let warm_up = bursts(task.warm_up());
-    session.bracketed(|_| {
-        let mut timed = || {
-            turns.take();
-            let start = Instant::now();
-            burst.send(&mut payloads)?;
-            let took = start.elapsed();
-            if turns.apart {
-                turns.give();
-            }
-            anyhow::Ok(u32::try_from(took.as_nanos()).unwrap_or(u32::MAX))
-        };
-        for _ in 0..warm_up {
-            timed()?;
+    burst::measure(session, |payloads| {
+        turns.take();
+        let start = Instant::now();
+        burst.send(payloads)?;
+        let took = start.elapsed();
+        if turns.apart {
+            turns.give();
         }
-        for sample in &mut samples {
-            *sample = timed()?;
-        }
-        let messages = samples.len() as u64 * BURST;
-        let sum: u64 = samples.iter().copied().map(u64::from).sum();
-        Ok(percentiles(&samples, BURST as f64)?.with("mean", sum as f64 / messages as f64))
+        Ok(took)
     })
 }
 
