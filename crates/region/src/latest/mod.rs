@@ -35,7 +35,7 @@
 //! | store | load | what it carries |
 //! |---|---|---|
 //! | word `2s`, `Release` (writer) | word, `Relaxed`, then `fence(Acquire)` (reader) | length and value of update `s` |
-//! | word `2s + 1`, then `fence(Release)`, then the value (writer) | value, then `fence(Acquire)`, then the word (reader) | if any byte is of a later update, the word is not the same any more |
+//! | word `2s + 1`, then `fence(Release)` (`SeqCst` for a long value), then the value (writer) | value, then `fence(Acquire)`, then the word (reader) | if any byte is of a later update, the word is not the same any more |
 //! | word `2s` / armed flag around `SeqCst` fences | the other of the two | either the writer sees the flag, or the reader sees the update |
 //! | word `2s` / epoch of the roster around `SeqCst` fences | the other of the two | either the writer sees the reader, or the start that `join` answers is not before `s` |
 //!

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     Error, Options, Shared,
     primitive::{Ordering, fence, fence_light},
-    ring::{Joined, Roster},
+    ring::{Joined, Roster, STREAMED},
     words::WordsMut,
 };
 
@@ -184,7 +184,14 @@ impl<M: WordsMut, W: Watcher> LatestWriter<M, W> {
         self.memory.store(at, layout::begun(layout::written(next)));
         // Pairs with the fence behind a reader's copy: if that has any of the bytes stored from here on, its
         // second load of the slot's word shows that they are being written.
-        fence(Ordering::Release);
+        if (len as u64) < STREAMED {
+            fence(Ordering::Release);
+        } else {
+            // A long value may be written with stores that overtake the one above (MOVNTDQ, as memcpy does from some
+            // hundred KiB on), for which x86-64 has no lesser fence. Those of the value and the commit need none: who
+            // uses such stores ends with one (SFENCE).
+            fence(Ordering::SeqCst);
+        }
         Ok(at)
     }
 

@@ -26,7 +26,7 @@ pub(super) const ANCHOR_SEQUENCE: usize = 24;
 pub(super) const ANCHOR_STRIDE: usize = 16;
 
 /// A payload that is shorter than this is written with stores that come in order.
-const STREAMED: u64 = 4096;
+pub(crate) const STREAMED: u64 = 4096;
 
 /// How often a reader looks for an anchor that stays as it is while it is read.
 const ATTEMPTS: usize = 16;

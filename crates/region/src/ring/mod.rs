@@ -87,6 +87,7 @@ mod roster;
 mod writer;
 
 pub use laps::LAP_WORDS;
+pub(crate) use laps::STREAMED;
 pub use layout::{Corrupt, end, max_payload};
 pub use lossy::{LossyError, LossyReader, Polled, Taken};
 pub use reader::{CursorPage, Record, RingReader};
