@@ -47,7 +47,8 @@
 //! is none, and when twice as many chunks have been sent as were out after the look before, at least
 //! 16: a look takes time in proportion to what it frees, and a pool of thousands of chunks goes on using
 //! few of them while readers keep up, so that the others become quiet. To lossy readers, who would lose what they
-//! have not read yet, the newest 8 messages of a size are left while the pool can grow, and half of them after that.
+//! have not read yet, the newest 8 messages of a size are left while the pool can grow, and half of them after that, or
+//! fewer, if slots keep the others.
 //! A look allocates nothing, nor does anything else here but making and giving up segments, and running into the
 //! limit.
 //!

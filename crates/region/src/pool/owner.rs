@@ -355,10 +355,18 @@ impl Pool {
         let limit = self.options.limit;
         let (size, chunks) = (self.classes[class].size, self.classes[class].chunks);
         if !self.fits(size) {
-            let keep = self.classes[class].sent.recent() / 2;
-            self.look(class, keep, readers);
-            if !self.classes[class].free.is_empty() {
-                return Ok(());
+            let mut keep = self.classes[class].sent.recent() / 2;
+            loop {
+                self.look(class, keep, readers);
+                if !self.classes[class].free.is_empty() {
+                    return Ok(());
+                }
+                // Slots may keep all that was not left to lossy readers: then these have to do with less. If more is left
+                // than that, cursors are in the way.
+                if keep == 0 || self.classes[class].sent.recent() > keep {
+                    break;
+                }
+                keep /= 2;
             }
             if !self.make_room(size, class, readers) {
                 return Err(self.exhausted());
