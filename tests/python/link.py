@@ -5,7 +5,7 @@ import os
 import socket
 import struct
 
-VERSION = 3
+VERSION = 4
 # Of a lane's messages.
 MAX_BODY, MAX_DESCRIPTORS = 4096, 4
 # Seals, as in fcntl(2).

@@ -41,6 +41,7 @@ class Publisher:
     def __init__(self, say, listener=None, capacity=1 << 16):
         self.say = say
         self.listener, self.readers, self.capacity, self.head, self.sleeps = listener, [], capacity, 0, 0
+        self.sent = 0  # Records, which end at the head.
         self.ring = Region.create("memlane-ring", PAGE + capacity)
 
     def serve(self):
@@ -78,12 +79,15 @@ class Publisher:
                     return self.refuse(link, 2, "expected a socket, got an eventfd alone")
             packet.byte(2, "a bool")
             expected = payload(packet) if packet.byte(2, "an option") else "bytes"
+            overwrite = packet.byte(2, "what becomes of records")
             packet.end()
         if expected != "bytes":
             return self.refuse(link, 5, "bytes", expected)
+        if overwrite:
+            return self.refuse(link, 6, "a publisher that waits for every subscriber")
         reader = Reader(link, page, bell, self.head)
         rings = b"\x01" if bell else b"\x00"
-        welcome = b"\x00\x00" + number(self.capacity) + number(self.head) + rings + b"\x01\x01\x00"
+        welcome = b"\x00\x00" + number(self.capacity) + number(self.head) + rings + b"\x01\x01\x00" + number(self.sent)
         link.send(welcome, [self.ring.descriptor, reader.sent.fileno()])
         reader.sent.close()
         link.socket.settimeout(None)
@@ -133,6 +137,7 @@ class Publisher:
         header = advance | INLINE << 32 | (advance - 8 - len(message)) << 40
         self.set(self.head, header)
         self.head += advance
+        self.sent += 1
         fence()
         for reader in self.readers:
             reader.wake()

@@ -37,6 +37,7 @@ class Subscriber:
             greeting += b"\x01\x00\x00\x00"
         else:
             greeting += b"\x01\x03" + string(expects) + number(0)
+        greeting += b"\x00"  # The publisher waits.
         try:
             link.send(number(VERSION))
             link.send(greeting, [self.page.descriptor, theirs.fileno()])
@@ -77,6 +78,8 @@ class Subscriber:
             expect(kind < 2, "no doorbell or a socket", "an eventfd")
             self.theirs = socket.socket(fileno=packet.descriptor()) if kind else None
             packet.byte(2, "a bool")
+            sequence = packet.number()
+            expect(sequence <= self.start // 8, "as many records as fit before the start", sequence)
             packet.end()
             return True
 

@@ -179,6 +179,7 @@ fn receive<T: Trust>(
                     }
                     Err(TryRecvError::Corrupt(corrupt)) => return Err(corrupt.into()),
                     Err(TryRecvError::Chunk(error)) => return Err(error.into()),
+                    Err(TryRecvError::Anchor(error)) => return Err(error.into()),
                 }
                 misses += 1;
                 if misses.is_multiple_of(64) {
@@ -194,6 +195,7 @@ fn receive<T: Trust>(
             Err(RecvTimeoutError::TimedOut) => panic!("no message for {PATIENCE:?}"),
             Err(RecvTimeoutError::Corrupt(corrupt)) => return Err(corrupt.into()),
             Err(RecvTimeoutError::Chunk(error)) => return Err(error.into()),
+            Err(RecvTimeoutError::Anchor(error)) => return Err(error.into()),
             Err(RecvTimeoutError::Wait(error)) => return Err(RecvError::Wait(error)),
             Err(RecvTimeoutError::Silent { silence }) => {
                 return Err(RecvError::Silent { silence });

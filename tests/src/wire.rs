@@ -4,7 +4,7 @@ use memlane_transport::Fd;
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol that these tests know.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// In a subscriber's control page: its cursor.
 pub const CURSOR: usize = 0;
@@ -50,6 +50,16 @@ pub struct Greeting {
     pub trusts: bool,
     /// Encoding (0: bytes; others have fields that are not here), name, version. None if messages may be anything.
     pub expects: Option<(u32, String, u32)>,
+    pub overflow: Overflow,
+}
+
+/// What becomes of what it has not read in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Overflow {
+    #[default]
+    Block,
+    Overwrite,
 }
 
 /// The doorbells that wake the subscriber.
@@ -78,6 +88,7 @@ pub struct Welcome {
     pub rings: Rings,
     pub doorbell: Bell,
     pub registered: bool,
+    pub sequence: u64,
 }
 
 /// Which doorbell of the subscriber's will be rung.

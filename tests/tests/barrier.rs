@@ -9,7 +9,7 @@ use memlane_signaling::CARRIED;
 use memlane_tests::{
     Child, PATIENCE, Part, Role, Scene, alive, cores, play, thread_id, unbound, wait_asleep,
     wait_until,
-    wire::{ARMED, Answer, Bell, Greeting, Offer, Opening, VERSION},
+    wire::{ARMED, Answer, Bell, Greeting, Offer, Opening, Overflow, VERSION},
 };
 use memlane_transport::Fd;
 use serde::{Deserialize, Serialize};
@@ -351,6 +351,7 @@ fn whoever_lies_about_it_hurts_nobody_else() {
             },
             trusts: false,
             expects: None,
+            overflow: Overflow::Block,
         })
         .unwrap();
         let _: Opening = link.recv_timeout(PATIENCE).unwrap();

@@ -21,7 +21,8 @@ use memlane_tests::{
     Child, PATIENCE, Part, Policy, Role, Scene, alive, check, fill, play, steady, thread_id,
     unbound, wait_asleep, wait_until,
     wire::{
-        Answer, Bell, CURSOR, Farewell, Greeting, Notice, Offer, Opening, Rings, VERSION, Welcome,
+        Answer, Bell, CURSOR, Farewell, Greeting, Notice, Offer, Opening, Overflow, Rings, VERSION,
+        Welcome,
     },
 };
 use memlane_transport::Fd;
@@ -473,6 +474,7 @@ fn join(link: &Link) -> (Shared, Welcome) {
         doorbell: Offer::default(),
         trusts: false,
         expects: None,
+        overflow: Overflow::Block,
     };
     let opening = Opening { version: VERSION };
     link.send(&opening).expect("room");
@@ -613,6 +615,7 @@ fn by_hand() -> (Link, Subscriber) {
             rings: Rings::Socket,
             doorbell: Bell::None,
             registered: false,
+            sequence: 0,
         }))
         .unwrap();
         subscribing.join().unwrap()

@@ -20,8 +20,8 @@ use memlane_tests::{
     Census, PATIENCE, Part, Policy, Role, Scene, Steady, Stream, Wish, alive, play, ready_to_sleep,
     steady, unbound, wait_until,
     wire::{
-        ARMED, Answer, Bell, CURSOR, Greeting, Offer, Opening, Refusal, Rings, VERSION, WANTED,
-        Welcome, advance, header,
+        ARMED, Answer, Bell, CURSOR, Greeting, Offer, Opening, Overflow, Refusal, Rings, VERSION,
+        WANTED, Welcome, advance, header,
     },
 };
 use memlane_transport::{Error as LinkError, Fd, Listener};
@@ -209,6 +209,7 @@ fn greet(link: &Link, page: Fd, doorbell: Offer, trusts: bool) -> Result<(), Out
         doorbell,
         trusts,
         expects: None,
+        overflow: Overflow::Block,
     };
     link.send_timeout(&greeting, PATIENCE)
         .map_err(|_| Outcome::HungUp)
@@ -374,6 +375,7 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
                     doorbell: none,
                     trusts: false,
                     expects: None,
+                    overflow: Overflow::Block,
                 },
                 (0..200).map(|_| null()).collect(),
             );
@@ -810,6 +812,7 @@ fn deceive(role: &Role, link: &Link, roguery: Roguery) {
         rings: Rings::Socket,
         doorbell: Bell::None,
         registered: false,
+        sequence: 0,
     };
     match roguery {
         RingUnsealed => welcome.ring = memfd(len, true, SealFlags::SHRINK),
@@ -1032,6 +1035,7 @@ fn corrupt_rings() {
                     },
                     doorbell: Bell::None,
                     registered: false,
+                    sequence: 0,
                 }))
                 .unwrap();
                 let memlane_tests::AnySubscriber::Untrusting(mut subscriber) =
@@ -1091,6 +1095,7 @@ fn rings_that_change_under_the_reader() {
         rings: Rings::Nothing,
         doorbell: Bell::None,
         registered: false,
+        sequence: 0,
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();
@@ -1148,6 +1153,7 @@ fn publishers_that_ring_without_end() {
         rings: Rings::Socket,
         doorbell: Bell::None,
         registered: false,
+        sequence: 0,
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();

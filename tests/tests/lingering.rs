@@ -17,7 +17,7 @@ use memlane::{Link, Publisher};
 use memlane_region::{Shared, page_size};
 use memlane_tests::{
     Scene, unbound,
-    wire::{Answer, Bell, Greeting, Offer, Opening, VERSION},
+    wire::{Answer, Bell, Greeting, Offer, Opening, Overflow, VERSION},
 };
 use rustix::{
     io::Errno,
@@ -80,6 +80,7 @@ fn from_a_subscriber() {
         },
         trusts: false,
         expects: None,
+        overflow: Overflow::Block,
     })
     .expect("room");
     assert_eq!(ours.recv::<Opening>().expect("an opening").version, VERSION);

@@ -29,8 +29,8 @@ use memlane_tests::{
     PATIENCE, Policy, Received, Role, Scene, Wish, alive, fill, length, play, thread_id, unbound,
     wait_asleep, wait_stopped, wait_until,
     wire::{
-        ARMED, Answer, Bell, CURSOR, Farewell, Greeting, Hello, Notice, Offer, Opening, Refusal,
-        Rings, VERSION, Welcome,
+        ARMED, Answer, Bell, CURSOR, Farewell, Greeting, Hello, Notice, Offer, Opening, Overflow,
+        Refusal, Rings, VERSION, Welcome,
     },
 };
 use memlane_transport::{Fd, Listener};
@@ -440,6 +440,7 @@ fn it_heeds_notices() {
         rings: Rings::Socket,
         doorbell: Bell::None,
         registered: false,
+        sequence: 0,
     };
     link.send(&Answer::Welcome(welcome)).unwrap();
     python.says("subscribed");
@@ -569,6 +570,7 @@ fn greet(address: &Address, page: OwnedFd) -> (Link, Answer) {
         doorbell: Offer::default(),
         trusts: false,
         expects: None,
+        overflow: Overflow::Block,
     };
     link.send(&greeting).unwrap();
     let opening: Opening = link.recv_timeout(PATIENCE).unwrap();

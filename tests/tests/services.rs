@@ -11,7 +11,7 @@ use memlane::{Access, Directory, Error, Link, Publisher, Reason, RecvError, Subs
 use memlane_region::{Shared, page_size};
 use memlane_tests::{
     Child, Dice, PATIENCE, Part, Role, Scene, Start, alive, play, unbound, wait_until,
-    wire::{Greeting, Offer, Opening, VERSION},
+    wire::{Greeting, Offer, Opening, Overflow, VERSION},
 };
 use memlane_transport::{Error as LinkError, Listener};
 use serde::{Deserialize, Serialize};
@@ -474,6 +474,7 @@ fn old_and_new() {
                         doorbell: Offer::default(),
                         trusts: false,
                         expects: None,
+                        overflow: Overflow::Block,
                     })
                 };
                 let theirs: Opening = link.recv_timeout(PATIENCE).unwrap();

@@ -3,7 +3,7 @@ use std::{
     io,
 };
 
-use memlane_region::ring::Corrupt;
+use memlane_region::ring::{Corrupt, LossyError};
 
 /// Why a service could not be bound, or a lane not be made.
 #[derive(Debug, thiserror::Error)]
@@ -255,6 +255,9 @@ pub enum RecvError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+    /// The publisher says nonsense of how far it is, to a subscriber that was [overwritten](crate::Overflow::Overwrite).
+    #[error(transparent)]
+    Anchor(#[from] LossyError),
     /// The message lies in memory of the publisher's that cannot be had. It stays the next one, so that no other will
     /// come: drop the subscriber.
     #[error(transparent)]
@@ -286,6 +289,9 @@ pub enum TryRecvError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+    /// The publisher says nonsense of how far it is, to a subscriber that was [overwritten](crate::Overflow::Overwrite).
+    #[error(transparent)]
+    Anchor(#[from] LossyError),
     /// The message lies in memory of the publisher's that cannot be had. It stays the next one, so that no other will
     /// come: drop the subscriber.
     #[error(transparent)]
@@ -307,6 +313,9 @@ pub enum RecvTimeoutError {
     /// The publisher wrote something that no publisher writes.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+    /// The publisher says nonsense of how far it is, to a subscriber that was [overwritten](crate::Overflow::Overwrite).
+    #[error(transparent)]
+    Anchor(#[from] LossyError),
     /// The message lies in memory of the publisher's that cannot be had. It stays the next one, so that no other will
     /// come: drop the subscriber.
     #[error(transparent)]

@@ -24,8 +24,9 @@
 //! one control page of each subscriber's own, a doorbell each way, and the link (a Unix socket) over which they
 //! met. While both sides are awake, a message costs no system call, no lock and no allocation.
 //!
-//! - **Lossless.** A publisher waits for its slowest subscriber ([`Publisher::send`]) or says so
-//!   ([`Publisher::try_send`]). One that has left, or died, holds nothing up.
+//! - **Lossless, unless asked for otherwise.** A publisher waits for its slowest subscriber ([`Publisher::send`]) or says so
+//!   ([`Publisher::try_send`]). One that has left, or died, holds nothing up; nor does one that is to be overwritten
+//!   ([`Overflow::Overwrite`]), which is told exactly how many messages it has missed.
 //! - **Of any length.** What is too long for the ring lies in a pool of the publisher's, written and read in place
 //!   ([`Publisher::reserve`], [`Publisher::loan`]), and can be kept ([`Message::hold`]).
 //! - **Death comes from the kernel.** A killed publisher's committed messages are still delivered, then
@@ -41,7 +42,7 @@
 //! Each end blocks, or is polled (`try_`); in a loop of one's own it is a descriptor ([`Watched`]), and in a task it is
 //! awaited ([`Async`]).
 //!
-//! What it does not do yet: drop messages for slow subscribers, requests. It runs on Linux 5.11 or newer.
+//! What it does not do yet: requests. It runs on Linux 5.11 or newer.
 //!
 //! # Features
 //! None is on by itself.
@@ -79,7 +80,10 @@ pub use error::{
 pub use future::{Async, ControlThread, Readiness};
 #[doc(no_inline)]
 pub use memlane_region as region;
-pub use memlane_region::{pool::Loan, ring::Corrupt};
+pub use memlane_region::{
+    pool::Loan,
+    ring::{Corrupt, LossyError},
+};
 #[doc(no_inline)]
 pub use memlane_signaling as signaling;
 pub use memlane_signaling::{Backing, WaitPolicy};
@@ -98,6 +102,7 @@ pub use payload::{
     AsPublisher, Encoded, Payload, PayloadError, PayloadType, Plain, PlainMessage,
     PlainReservation, Receives, Slice, SliceMessage, SliceReservation, Typed,
 };
+pub use protocol::Overflow;
 #[cfg(feature = "stream")]
 pub use publisher::Sending;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{PayloadType, Reason};
 
 /// Version of everything in this file and of the memory layout.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// More than any of these packets takes, and all that a stranger can make this process read. A welcome and two notices
 /// of as many segments as there can be (those that were there when it came, and those made since) can be on their way at a
@@ -42,6 +42,20 @@ pub(crate) struct GreetingRef<'a> {
     pub(crate) trusts: bool,
     /// What messages have to be; none if they may be anything.
     pub(crate) expects: Option<&'a PayloadType>,
+    pub(crate) overflow: Overflow,
+}
+
+/// What becomes of messages that a subscriber has not received when its publisher needs their room
+/// ([`SubscriberBuilder::overflow`](crate::SubscriberBuilder::overflow)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// The publisher waits: nothing is lost.
+    #[default]
+    Block,
+    /// They are overwritten: the subscriber holds nobody up, and is told exactly how many it has missed
+    /// ([`Message::missed`](crate::Message::missed)).
+    Overwrite,
 }
 
 /// The doorbells that wake a subscriber: none if it never sleeps. The publisher takes the eventfd if it
@@ -59,6 +73,7 @@ pub(crate) struct Greeting {
     pub(crate) doorbell: DoorbellOffer,
     pub(crate) trusts: bool,
     pub(crate) expects: Option<PayloadType>,
+    pub(crate) overflow: Overflow,
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,6 +107,8 @@ pub(crate) struct WelcomeRef<'a> {
     pub(crate) doorbell: PublisherDoorbellRef<'a>,
     /// The publisher's process is registered: the subscriber may carry the barrier.
     pub(crate) registered: bool,
+    /// How many messages there were before that position.
+    pub(crate) sequence: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +143,7 @@ pub(crate) struct Welcome {
     pub(crate) rings: Rings,
     pub(crate) doorbell: PublisherDoorbell,
     pub(crate) registered: bool,
+    pub(crate) sequence: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -262,11 +280,11 @@ mod tests {
     fn as_documented() {
         let fd: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         let one = || FdRef::new(&fd);
-        says("opening: version 3", &Opening { version: VERSION });
+        says("opening: version 4", &Opening { version: VERSION });
 
         let bytes = PayloadType::bytes();
         let point = Plain::<[u32; 2]>::describe();
-        let greeting = |what, socket: bool, eventfd: bool, trusts, expects| {
+        let greeting = |what, socket: bool, eventfd: bool, trusts, expects, overflow| {
             let greeting = GreetingRef {
                 page: one(),
                 doorbell: DoorbellOfferRef {
@@ -275,17 +293,18 @@ mod tests {
                 },
                 trusts,
                 expects,
+                overflow,
             };
             says(what, &PacketRef::Greeting(greeting));
         };
-        let what = "greeting: page, no doorbell, no trust, anything";
-        greeting(what, false, false, false, None);
+        let what = "greeting: page, no doorbell, no trust, anything, overwrite";
+        greeting(what, false, false, false, None, Overflow::Overwrite);
         let what = "greeting: page, socket, no trust, bytes";
-        greeting(what, true, false, false, Some(&bytes));
+        greeting(what, true, false, false, Some(&bytes), Overflow::Block);
         let what = "greeting: page, socket, eventfd, trust, plain [u32; 2]";
-        greeting(what, true, true, true, Some(&point));
+        greeting(what, true, true, true, Some(&point), Overflow::Block);
 
-        let welcome = |what, capacity, start, rings, doorbell, registered| {
+        let welcome = |what, capacity, (start, sequence), rings, doorbell, registered| {
             let welcome = WelcomeRef {
                 ring: one(),
                 capacity,
@@ -293,29 +312,30 @@ mod tests {
                 rings,
                 doorbell,
                 registered,
+                sequence,
             };
             says(what, &PacketRef::Welcome(welcome));
         };
         welcome(
             "welcome: 1 MiB, start 0, socket rung, no doorbell",
             1 << 20,
-            0,
+            (0, 0),
             Rings::Socket,
             PublisherDoorbellRef::None,
             false,
         );
         welcome(
-            "welcome: 4 KiB, start 4096, nothing rung, socket",
+            "welcome: 4 KiB, start 4096 (64), nothing rung, socket",
             4096,
-            4096,
+            (4096, 64),
             Rings::Nothing,
             PublisherDoorbellRef::Socket(one()),
             false,
         );
         welcome(
-            "welcome: 64 KiB, start 8, eventfd rung, eventfd, registered",
+            "welcome: 64 KiB, start 8 (1), eventfd rung, eventfd, registered",
             1 << 16,
-            8,
+            (8, 1),
             Rings::EventFd,
             PublisherDoorbellRef::EventFd(one()),
             true,

@@ -252,6 +252,18 @@ pub struct PlainMessage<'a, T> {
     value: PhantomData<fn() -> T>,
 }
 
+impl<T> PlainMessage<'_, T> {
+    /// How many messages its publisher had sent before it ([`Message::sequence`]).
+    pub fn sequence(&self) -> u64 {
+        self.message.sequence()
+    }
+
+    /// How many messages were missed right before it ([`Message::missed`]).
+    pub fn missed(&self) -> u64 {
+        self.message.missed()
+    }
+}
+
 impl<T: FromBytes + Immutable + KnownLayout> Deref for PlainMessage<'_, T> {
     type Target = T;
 

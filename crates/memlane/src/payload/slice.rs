@@ -270,6 +270,16 @@ impl<'a, T, Tr: Trust> SliceMessage<'a, T, Tr> {
     pub fn is_empty(&self) -> bool {
         self.message.is_empty()
     }
+
+    /// How many messages its publisher had sent before it ([`Message::sequence`]).
+    pub fn sequence(&self) -> u64 {
+        self.message.sequence()
+    }
+
+    /// How many messages were missed right before it ([`Message::missed`]).
+    pub fn missed(&self) -> u64 {
+        self.message.missed()
+    }
 }
 
 impl<T: FromBytes + IntoBytes, Tr: Trust> SliceMessage<'_, T, Tr> {

@@ -198,6 +198,7 @@ impl Control {
         }
         let peer = Arc::new(Peer::new(
             page,
+            greeting.overflow,
             ringer,
             doorbell,
             link,
@@ -235,6 +236,7 @@ impl Control {
                         }
                     },
                     registered: self.terms.registered,
+                    sequence: joined.sequence,
                 }))
                 .is_ok()
             }),

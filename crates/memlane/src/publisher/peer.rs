@@ -18,7 +18,7 @@ use rustix::net::sockopt;
 use crate::{
     doorbells::Bell,
     page::{CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED},
-    protocol::{Farewell, NoticeRef},
+    protocol::{Farewell, NoticeRef, Overflow},
 };
 
 /// One subscriber, as its publisher sees it. Shared by the hot side (cursor, doorbells) and the control side
@@ -27,6 +27,8 @@ use crate::{
 pub(super) struct Peer {
     /// The subscriber's control page.
     page: Remote,
+    /// It holds nobody up, whatever its page says.
+    lossy: bool,
     /// Wakes the subscriber; none if it never sleeps.
     ringer: Option<Bell>,
     rung: Rung,
@@ -40,6 +42,7 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(
         page: Remote,
+        overflow: Overflow,
         ringer: Option<Bell>,
         doorbell: Option<Doorbell>,
         link: Link,
@@ -47,6 +50,7 @@ impl Peer {
     ) -> Peer {
         Peer {
             page,
+            lossy: overflow == Overflow::Overwrite,
             ringer,
             rung: if registered {
                 Rung::registered()
@@ -161,7 +165,11 @@ fn say(link: &Link, farewell: &Farewell) {
 impl ring::Reader for Peer {
     #[inline(always)]
     fn cursor(&self) -> u64 {
-        self.page.load_word(CURSOR)
+        if self.lossy {
+            LEFT
+        } else {
+            self.page.load_word(CURSOR)
+        }
     }
 
     fn corrupt(&self, found: u64) {
@@ -178,6 +186,7 @@ impl pool::Holder for Peer {
         match self.page.load_word(CURSOR) {
             // Everything, and it does not read what it holds nothing of, as a lossy one might ([`NOTHING`]).
             LEFT => NOTHING - 1,
+            _ if self.lossy => NOTHING,
             cursor => start.wrapping_add(cursor),
         }
     }

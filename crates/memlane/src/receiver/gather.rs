@@ -9,7 +9,6 @@ use std::{
     time::Instant,
 };
 
-use memlane_region::ring::Record;
 use memlane_signaling::{Pacer, WaitPolicy, remaining};
 use rustix::{
     event::{
@@ -20,7 +19,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Message, NOW, Subscriber, Trust, subscriber::NoMessage};
+use crate::{
+    Message, NOW, Subscriber, Trust,
+    subscriber::{Arming, Next, NoMessage},
+};
 
 /// Lanes, each with a publisher of its own, that are received from by turns.
 ///
@@ -53,11 +55,19 @@ pub(crate) struct GatherStats {
 #[derive(Debug)]
 pub(crate) enum Found {
     /// A message in this lane, to be [delivered](Gather::deliver).
-    Record(Key, Record),
+    Record(Key, Next),
     /// Nothing more will come of this lane, which is to be [removed](Gather::remove).
     Ended(Key, NoMessage),
     /// A source of the owner's.
     Other(u64),
+}
+
+/// What came of arming all lanes.
+enum Armed {
+    All,
+    Found(Found),
+    /// A lane that is overwritten is to be looked at again.
+    Overtaken,
 }
 
 /// Names a lane, and never another.
@@ -145,11 +155,7 @@ impl<T: Trust> Gather<T> {
 
     /// The message that was found.
     #[inline]
-    pub(crate) fn deliver(
-        &mut self,
-        key: Key,
-        record: Record,
-    ) -> Result<Message<'_, T>, NoMessage> {
+    pub(crate) fn deliver(&mut self, key: Key, record: Next) -> Result<Message<'_, T>, NoMessage> {
         self.stats.messages += 1;
         let lane = self.lanes.get(key).expect("found a moment ago");
         lane.subscriber.deliver(Ok(record))
@@ -225,12 +231,14 @@ impl<T: Trust> Gather<T> {
             more.set(false);
         }
         let found = match self.take(Some(&NOW))? {
-            None => self.lanes.arm(),
+            None => match self.lanes.arm() {
+                Armed::All => return Ok(None),
+                Armed::Found(found) => Some(found),
+                Armed::Overtaken => None,
+            },
             found => found,
         };
-        if found.is_some() {
-            self.stay_ready();
-        }
+        self.stay_ready();
         Ok(found)
     }
 
@@ -260,8 +268,10 @@ impl<T: Trust> Gather<T> {
                 }
                 continue;
             }
-            if let Some(found) = self.lanes.arm() {
-                return Ok(Some(found));
+            match self.lanes.arm() {
+                Armed::All => {}
+                Armed::Found(found) => return Ok(Some(found)),
+                Armed::Overtaken => continue,
             }
             self.stats.sleeps += 1;
             let since = Instant::now();
@@ -498,7 +508,7 @@ impl<T: Trust> Lanes<T> {
     }
 
     /// Arms every lane that is hot. A message that one of them has after all leaves it hot, and those behind it.
-    fn arm(&mut self) -> Option<Found> {
+    fn arm(&mut self) -> Armed {
         self.served = 0;
         while let Some(key) = self.hot.front().copied() {
             let Some(lane) = self.get(key) else {
@@ -506,7 +516,7 @@ impl<T: Trust> Lanes<T> {
                 continue;
             };
             match lane.subscriber.arm() {
-                Ok(None) => {
+                Ok(Arming::Armed) => {
                     lane.armed = true;
                     let queued = std::mem::replace(&mut lane.queued, true);
                     self.hot.pop_front();
@@ -514,10 +524,11 @@ impl<T: Trust> Lanes<T> {
                         self.armed.push_back(key);
                     }
                 }
-                Ok(Some(record)) => return Some(Found::Record(key, record)),
-                Err(error) => return Some(Found::Ended(key, error)),
+                Ok(Arming::Found(record)) => return Armed::Found(Found::Record(key, record)),
+                Ok(Arming::Overtaken) => return Armed::Overtaken,
+                Err(error) => return Armed::Found(Found::Ended(key, error)),
             }
         }
-        None
+        Armed::All
     }
 }

@@ -5,7 +5,6 @@ mod joining;
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use memlane_region::ring::Record;
 use memlane_signaling::WaitPolicy;
 use memlane_transport::{Address, Link, Listener};
 
@@ -16,7 +15,7 @@ use crate::{
     Error, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
     TryRecvError, Untrusted, accepting, address_of, after,
     receiving::Receiving,
-    subscriber::NoMessage,
+    subscriber::{Next, NoMessage},
     watched::{Watch, polls},
 };
 
@@ -195,7 +194,7 @@ impl<T: Trust> Receiver<T> {
     fn next(
         &mut self,
         look: impl Fn(&mut Gather<T>) -> io::Result<Option<Found>>,
-    ) -> Result<(Key, Record), NoMessage> {
+    ) -> Result<(Key, Next), NoMessage> {
         loop {
             match look(&mut self.gather).map_err(NoMessage::Wait)? {
                 None => return Err(NoMessage::TimedOut),
@@ -208,7 +207,7 @@ impl<T: Trust> Receiver<T> {
 
     fn deliver(
         &mut self,
-        next: Result<(Key, Record), NoMessage>,
+        next: Result<(Key, Next), NoMessage>,
     ) -> Result<Message<'_, T>, NoMessage> {
         let (key, record) = next?;
         self.gather.deliver(key, record)
@@ -228,10 +227,10 @@ impl<T: Trust> Receiver<T> {
 
 impl<T: Trust> Receiving for Receiver<T> {
     type Trust = T;
-    type Found = (Key, Record);
+    type Found = (Key, Next);
 
     /// Whatever does not concern messages is done by the way.
-    fn find(&mut self) -> Result<Option<(Key, Record)>, NoMessage> {
+    fn find(&mut self) -> Result<Option<(Key, Next)>, NoMessage> {
         match self.next(Gather::find) {
             Ok(next) => Ok(Some(next)),
             Err(NoMessage::TimedOut) => Ok(None),
@@ -241,7 +240,7 @@ impl<T: Trust> Receiving for Receiver<T> {
 
     fn deliver(
         &mut self,
-        next: Result<(Key, Record), NoMessage>,
+        next: Result<(Key, Next), NoMessage>,
     ) -> Result<Message<'_, T>, NoMessage> {
         Receiver::deliver(self, next)
     }

@@ -13,7 +13,7 @@ use super::{
     trust::{Trusted, Untrusted},
 };
 use crate::{
-    Error, Payload, PayloadType, Typed, after, names::address_of, pidfd_of, process_of,
+    Error, Overflow, Payload, PayloadType, Typed, after, names::address_of, pidfd_of, process_of,
     protocol::LIMITS,
 };
 
@@ -29,6 +29,7 @@ pub struct SubscriberBuilder<T: Trust = Untrusted> {
     pub(super) expects: Option<PayloadType>,
     pub(crate) max_senders: usize,
     pub(super) membarrier: Option<u64>,
+    pub(super) overflow: Overflow,
     trust: PhantomData<T>,
 }
 
@@ -54,6 +55,7 @@ impl Default for SubscriberBuilder {
             expects: Some(PayloadType::bytes()),
             max_senders: 64,
             membarrier: None,
+            overflow: Overflow::Block,
             trust: PhantomData,
         }
     }
@@ -116,6 +118,38 @@ impl<T: Trust> SubscriberBuilder<T> {
         self
     }
 
+    /// What becomes of messages that have not been received when the publisher needs their room. Default: [`Overflow::Block`], it
+    /// waits.
+    ///
+    /// A subscriber that is [overwritten](Overflow::Overwrite) is never waited for, however slow it is, or stopped: it can be up to
+    /// 7/8 of the publisher's ring behind without missing anything, and goes on where the publisher is once it was overtaken. Each
+    /// message says how many were missed right before it; what was missed at the very end, [`stats`](Subscriber::stats) do. Short
+    /// messages are copied when they are found, also those of a [trusted](SubscriberBuilder::trust_publisher) publisher, long ones
+    /// are kept in the publisher's memory for as long as they are looked at: a subscriber that stops just then keeps that one, and
+    /// what it [holds](crate::Message::hold).
+    ///
+    /// ```
+    /// use memlane::{Overflow, Publisher, Subscriber};
+    ///
+    /// # let link = memlane::Link::pair()?;
+    /// let mut publisher = Publisher::builder().ring_bytes(4096).unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// let builder = Subscriber::builder().overflow(Overflow::Overwrite);
+    /// // let mut subscriber = builder.connect("prices")?;
+    /// # let mut subscriber = builder.over(link.1)?;
+    /// for price in 0..1000_u64 {
+    ///     publisher.send(&price.to_le_bytes())?; // waits for nobody
+    /// }
+    /// let message = subscriber.recv()?;
+    /// assert!(message.missed() > 0);
+    /// assert_eq!(message.to_vec(), message.sequence().to_le_bytes());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn overflow(mut self, overflow: Overflow) -> SubscriberBuilder<T> {
+        self.overflow = overflow;
+        self
+    }
+
     /// Vouches for the publisher: messages are slices ([`Message`](crate::Message) derefs to `[u8]`), and it
     /// may be woken through an eventfd.
     ///
@@ -148,6 +182,7 @@ impl<T: Trust> SubscriberBuilder<T> {
             expects: self.expects,
             max_senders: self.max_senders,
             membarrier: self.membarrier,
+            overflow: self.overflow,
             trust: PhantomData,
         }
     }

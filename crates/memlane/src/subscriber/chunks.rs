@@ -1,6 +1,11 @@
-use memlane_region::pool::{Chunk, ChunkRef, Geometry, MAX_SEGMENTS, PoolReader, Unresolved};
+use std::sync::Arc;
+
+use memlane_region::pool::{
+    Chunk, ChunkRef, Geometry, HeldChunk, Holds, MAX_SEGMENTS, PoolReader, Unresolved,
+};
 use memlane_transport::{Error as LinkError, Link, dispose};
 
+use super::page::Slots;
 use crate::{ChunkError, Reason, protocol::Notice};
 
 /// So many notices are taken in one go: more than an honest publisher has to give.
@@ -10,8 +15,8 @@ const MAX_NOTICES: usize = 4 * MAX_SEGMENTS;
 #[derive(Debug)]
 pub(super) struct Chunks {
     reader: PoolReader,
-    /// Why a segment is not here, though it was announced.
-    refused: Option<String>,
+    /// Why a segment is not here, though it was announced, and which one; none if nothing more is heard of any.
+    refused: Option<(Option<u32>, String)>,
     /// What the publisher said last, or why nothing more is heard of it.
     farewell: Option<Reason>,
 }
@@ -58,6 +63,26 @@ impl Chunks {
             .map_err(|unresolved| why(refused.as_ref(), unresolved))
     }
 
+    /// Keeps the chunk that a record names, for a reader that may be too late for that: `None` if it is.
+    #[inline]
+    pub(super) fn announce(
+        &mut self,
+        found: ChunkRef,
+        link: &Link,
+        holds: &Arc<Holds<Slots>>,
+    ) -> Result<Option<HeldChunk<Slots>>, ChunkError> {
+        if !self.reader.contains(found.segment) {
+            self.take_notices(link);
+            if !self.reader.contains(found.segment) && self.refused.is_none() {
+                // It was given up meanwhile: all that was in it has been read, or missed.
+                return Ok(None);
+            }
+        }
+        let chunk = self.resolve(found, link)?;
+        // There is a slot: of those who keep messages, one is left.
+        Ok(chunk.announce(holds).ok())
+    }
+
     /// Takes what the publisher has said of its pool since the last time.
     #[cold]
     pub(super) fn take_notices(&mut self, link: &Link) {
@@ -69,7 +94,7 @@ impl Chunks {
                 // The link has ended by that.
                 Err(error) => {
                     let why = error.to_string();
-                    self.refused = Some(why.clone());
+                    self.refused = Some((None, why.clone()));
                     self.farewell.get_or_insert(Reason::Broken { why });
                     return;
                 }
@@ -89,11 +114,12 @@ impl Chunks {
                 let geometry = Geometry { chunks, chunk_size };
                 if let Err(refused) = self.reader.insert(id, memory.into(), geometry) {
                     dispose(refused.descriptor);
-                    self.refused = Some(format!("segment {id}: {}", refused.error));
+                    self.refused = Some((Some(id), format!("segment {id}: {}", refused.error)));
                 }
             }
             Notice::Removed { id } => {
                 self.reader.remove(id);
+                self.refused.take_if(|(refused, _)| *refused == Some(id));
             }
             Notice::Farewell(farewell) => {
                 self.farewell.get_or_insert(farewell.into());
@@ -103,8 +129,8 @@ impl Chunks {
 }
 
 #[cold]
-fn why(refused: Option<&String>, unresolved: Unresolved) -> ChunkError {
-    let why = refused.cloned();
+fn why(refused: Option<&(Option<u32>, String)>, unresolved: Unresolved) -> ChunkError {
+    let why = refused.map(|(_, why)| why.clone());
     ChunkError {
         why: why.unwrap_or_else(|| unresolved.to_string()),
     }

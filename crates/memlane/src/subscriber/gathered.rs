@@ -1,9 +1,18 @@
 //! A lane among others, whose reader looks at all of them before it sleeps.
 
-use memlane_region::ring::Record;
 use memlane_signaling::{Waiter, Woken};
 
-use super::{NoMessage, Subscriber, Trust};
+use super::{Next, NoMessage, Subscriber, Trust};
+
+/// What came of seeing to it that the next message rings.
+#[derive(Debug)]
+pub(crate) enum Arming {
+    Armed,
+    /// There is one now.
+    Found(Next),
+    /// It is not armed: the reader was overtaken while it looked, and has to look again.
+    Overtaken,
+}
 
 impl<T: Trust> Subscriber<T> {
     /// What it is woken through; none if it polls.
@@ -14,38 +23,46 @@ impl<T: Trust> Subscriber<T> {
     /// Whether no record waits: one load.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.ring.is_empty()
+        match &self.lossy {
+            None => self.ring.is_empty(),
+            Some(lossy) => lossy.is_empty(),
+        }
     }
 
     /// The next record, if there is one. Asks the kernel nothing, but, now and then, where it is never woken.
     #[inline]
-    pub(crate) fn look(&mut self) -> Result<Option<Record>, NoMessage> {
-        match self.ring.poll_record() {
-            Ok(None) if self.sleep.is_none() => self.missed(),
-            Ok(None) if self.life.gone => self.rest().map(Some),
-            found => found.map_err(NoMessage::Corrupt),
+    pub(crate) fn look(&mut self) -> Result<Option<Next>, NoMessage> {
+        match self.poll() {
+            Ok(None) if self.sleep.is_none() => self.found_nothing(),
+            Ok(None) if self.life.gone => self.rest(),
+            found => found,
         }
     }
 
     /// Sees to it that the next message rings. One that has come by now is found instead.
-    pub(crate) fn arm(&mut self) -> Result<Option<Record>, NoMessage> {
+    pub(crate) fn arm(&mut self) -> Result<Arming, NoMessage> {
         if self.life.gone {
-            return self.rest().map(Some);
+            return Ok(match self.rest()? {
+                Some(next) => Arming::Found(next),
+                None => Arming::Overtaken,
+            });
         }
         if let Some(sleep) = &mut self.sleep {
             sleep.arm(self.ring.page().armed(), self.stats.messages);
         }
         self.take_notices();
-        match self.ring.poll_record() {
-            Ok(None) => {
+        let found = self.poll();
+        match found {
+            Ok(None) if self.may_sleep() => {
                 self.stats.sleeps += 1;
-                Ok(None)
+                return Ok(Arming::Armed);
             }
-            found => {
-                self.disarm();
-                found.map_err(NoMessage::Corrupt)
-            }
+            _ => self.disarm(),
         }
+        Ok(match found? {
+            Some(next) => Arming::Found(next),
+            None => Arming::Overtaken,
+        })
     }
 
     pub(crate) fn disarm(&mut self) {
@@ -75,6 +92,7 @@ impl<T: Trust> Subscriber<T> {
 mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+    use super::Arming;
     use crate::{Link, Publisher, Subscriber, WaitPolicy};
 
     /// As a lane among others is, whose message is seen before its ring.
@@ -86,7 +104,7 @@ mod tests {
         let builder = Subscriber::builder().wait(WaitPolicy::Block);
         let mut lane = builder.over(theirs).unwrap();
         let mut round = |lane: &mut Subscriber| {
-            assert!(lane.arm().unwrap().is_none());
+            assert!(matches!(lane.arm().unwrap(), Arming::Armed));
             publisher.send(b"a message").unwrap();
         };
         for _ in 0..1000 {

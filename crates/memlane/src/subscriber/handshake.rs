@@ -13,11 +13,11 @@ use memlane_transport::{Error as LinkError, FdRef, Link, dispose};
 use rustix::time::Timespec;
 
 use super::{
-    Life, Subscriber, SubscriberBuilder, SubscriberStats, Trust, chunks::Chunks, page::Page,
-    signs::Signs, sleep::Sleep, watch,
+    Life, Subscriber, SubscriberBuilder, SubscriberStats, Trust, chunks::Chunks, lossy::Lossy,
+    page::Page, signs::Signs, sleep::Sleep, watch,
 };
 use crate::{
-    Error, PayloadType,
+    Error, Overflow, PayloadType,
     doorbells::{self, Bell},
     page::ALIVE,
     protocol::{
@@ -31,6 +31,9 @@ const LAST_START: u64 = 1 << 62;
 
 #[cfg(test)]
 documented!(LAST_START);
+
+/// No record is shorter, in bytes.
+const HEADER: u64 = 8;
 
 /// What a subscriber is told that meets another reader.
 const RECEIVES: &str =
@@ -169,12 +172,17 @@ impl<T: Trust> Handshake<T> {
             }
             None => None,
         };
-        let (memory, start, ringer) = examine(welcome, builder.max_ring_bytes, T::TRUSTED)?;
+        let (start, first) = (welcome.start, welcome.sequence);
+        let (memory, ringer) = examine(welcome, builder.max_ring_bytes, T::TRUSTED)?;
+        let lossy = (builder.overflow == Overflow::Overwrite)
+            .then(|| Box::new(Lossy::new(memory.clone(), start, first)));
         let link = Arc::new(link);
         let page = Page::new(mine, ringer, memory.clone(), link.clone());
         let signs = Signs::new(builder.liveliness, memory.load_word(ALIVE));
         Ok(Subscriber {
             ring: RingReader::new(memory, page, start),
+            lossy,
+            first,
             signs,
             chunks,
             sleep,
@@ -190,6 +198,7 @@ impl<T: Trust> Handshake<T> {
                 },
             },
             stats: SubscriberStats::default(),
+            missed_last: 0,
             caught_up: 0,
             address: None,
             watched: None,
@@ -220,6 +229,7 @@ pub(super) struct Prepared {
     offers: Offers,
     trusts: bool,
     expects: Option<PayloadType>,
+    overflow: Overflow,
 }
 
 impl Prepared {
@@ -232,6 +242,7 @@ impl Prepared {
             offers,
             trusts: T::TRUSTED,
             expects: builder.expects.clone(),
+            overflow: builder.overflow,
         })
     }
 
@@ -251,6 +262,7 @@ impl Prepared {
             doorbell: self.offers.offer(),
             trusts: self.trusts,
             expects: self.expects.as_ref(),
+            overflow: self.overflow,
         };
         unless_gone(link.send_timeout(&PacketRef::Greeting(greeting), timeout))
     }
@@ -311,11 +323,7 @@ impl Offers {
 }
 
 /// Checks everything that came with a welcome.
-fn examine(
-    welcome: Welcome,
-    quota: usize,
-    trusted: bool,
-) -> Result<(Remote, u64, Option<Bell>), Error> {
+fn examine(welcome: Welcome, quota: usize, trusted: bool) -> Result<(Remote, Option<Bell>), Error> {
     let capacity = usize::try_from(welcome.capacity).unwrap_or(usize::MAX);
     if capacity < page_size() {
         let why = format!("expected a ring of at least one page, got {capacity} bytes");
@@ -325,6 +333,13 @@ fn examine(
         let why = format!(
             "expected a multiple of 8 up to 2^62 as the start, got {}",
             welcome.start
+        );
+        return Err(Error::Welcome { why });
+    }
+    if welcome.sequence > welcome.start / HEADER {
+        let why = format!(
+            "expected at most a message for each {HEADER} bytes before the start at {}, got {}",
+            welcome.start, welcome.sequence
         );
         return Err(Error::Welcome { why });
     }
@@ -339,7 +354,7 @@ fn examine(
         refused.error
     })?;
     let (end, backing) = match welcome.doorbell {
-        PublisherDoorbell::None => return Ok((memory, welcome.start, None)),
+        PublisherDoorbell::None => return Ok((memory, None)),
         PublisherDoorbell::Socket(end) => (end, Backing::Socket),
         PublisherDoorbell::EventFd(end) if trusted => (end, Backing::EventFd),
         PublisherDoorbell::EventFd(end) => {
@@ -355,5 +370,5 @@ fn examine(
             why: error.to_string(),
         }
     })?;
-    Ok((memory, welcome.start, Some(Bell::new(ringer))))
+    Ok((memory, Some(Bell::new(ringer))))
 }

@@ -1,43 +1,97 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
-use memlane_region::{Remote, pool::Chunk, ring::RingReader};
+use memlane_region::{
+    Remote,
+    pool::{Chunk, HOLD_SLOTS, HeldChunk},
+    ring::RingReader,
+};
 
-use super::{Held, Trust, page::Page, trust::Trusted};
+use super::{
+    Held, Trust,
+    page::{Page, Slots},
+    trust::Trusted,
+};
 
-/// A message, in place, in the publisher's memory. Dropping it releases that memory to be written again.
+/// A message, in place, in the publisher's memory. Dropping it releases that memory to be written again. (A short one of a
+/// subscriber that is [overwritten](crate::Overflow::Overwrite) is a copy already.)
 ///
 /// Its bytes are copied out, since the publisher, if it is broken or hostile, may be changing them: what is
 /// checked must be the copy. Over a [`Trusted`] publisher it is a `&[u8]` as well.
 #[must_use = "a message is released when it is dropped"]
 pub struct Message<'a, T: Trust = super::Untrusted> {
+    /// Of a reader that is overwritten, one that never found anything, and has nothing to release.
     ring: &'a mut RingReader<Remote, Page>,
-    /// Where it is, if it is not in the ring.
-    chunk: Option<Chunk<'a>>,
+    place: Place<'a>,
     len: usize,
+    sequence: u64,
     trust: PhantomData<T>,
+}
+
+/// Where it is.
+pub(super) enum Place<'a> {
+    /// In the ring.
+    Ring,
+    /// In a chunk, which is kept as long as the record is not released.
+    Chunk(Chunk<'a>),
+    /// In the subscriber's own memory; so many were missed before it.
+    Copy { bytes: &'a [u8], missed: u64 },
+    /// In a chunk that a slot keeps; so many were missed before it.
+    Kept {
+        chunk: HeldChunk<Slots>,
+        missed: u64,
+    },
 }
 
 impl<'a, T: Trust> Message<'a, T> {
     #[inline(always)]
-    pub(super) fn in_ring(ring: &'a mut RingReader<Remote, Page>, len: usize) -> Message<'a, T> {
+    pub(super) fn in_ring(
+        ring: &'a mut RingReader<Remote, Page>,
+        len: usize,
+        sequence: u64,
+    ) -> Message<'a, T> {
         Message {
             ring,
-            chunk: None,
+            place: Place::Ring,
             len,
+            sequence,
             trust: PhantomData,
         }
     }
 
     #[inline(always)]
-    pub(super) fn in_chunk(
+    pub(super) fn at(
         ring: &'a mut RingReader<Remote, Page>,
-        chunk: Chunk<'a>,
+        place: Place<'a>,
+        sequence: u64,
     ) -> Message<'a, T> {
+        let len = match &place {
+            Place::Ring => 0,
+            Place::Chunk(chunk) => chunk.len(),
+            Place::Copy { bytes, .. } => bytes.len(),
+            Place::Kept { chunk, .. } => chunk.chunk().len(),
+        };
         Message {
             ring,
-            chunk: Some(chunk),
-            len: chunk.len(),
+            place,
+            len,
+            sequence,
             trust: PhantomData,
+        }
+    }
+
+    /// How many messages its publisher had sent before it: the first one of all is 0.
+    #[inline]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// How many messages were missed right before it: between the one that was received before, or the moment that it
+    /// subscribed, and this one. Always 0, unless the subscriber is [overwritten](crate::Overflow::Overwrite).
+    #[inline]
+    pub fn missed(&self) -> u64 {
+        match &self.place {
+            Place::Ring | Place::Chunk(_) => 0,
+            Place::Copy { missed, .. } | Place::Kept { missed, .. } => *missed,
         }
     }
 
@@ -95,23 +149,33 @@ impl<'a, T: Trust> Message<'a, T> {
     ///
     /// # Errors
     ///
-    /// The message, if it is a long one and 64 of them are held already: drop one of those, or copy this one.
-    pub fn hold(self) -> Result<Held<T>, Message<'a, T>> {
-        match self.chunk {
-            None => Ok(Held::copy(self.to_vec())),
-            Some(chunk) => match chunk.hold(self.ring.page().holds()) {
+    /// The message, if it is a long one and 64 of them are held already (63, if the subscriber is
+    /// [overwritten](crate::Overflow::Overwrite)): drop one of those, or copy this one.
+    pub fn hold(mut self) -> Result<Held<T>, Message<'a, T>> {
+        let holds = self.ring.page().holds();
+        match &self.place {
+            Place::Ring | Place::Copy { .. } => Ok(Held::copy(self.to_vec())),
+            Place::Chunk(chunk) => match chunk.hold(holds) {
                 // Before the record is released, which dropping `self` does.
                 Ok(held) => Ok(Held::chunk(held)),
                 Err(_) => Err(self),
+            },
+            // The next one needs a slot before it is looked at.
+            Place::Kept { .. } if holds.taken() == HOLD_SLOTS => Err(self),
+            Place::Kept { .. } => match std::mem::replace(&mut self.place, Place::Ring) {
+                Place::Kept { chunk, .. } => Ok(Held::chunk(chunk)),
+                _ => unreachable!("looked at above"),
             },
         }
     }
 
     #[inline(always)]
     fn read(&self, offset: usize, dst: &mut [u8]) {
-        match &self.chunk {
-            None => self.ring.read(offset, dst),
-            Some(chunk) => chunk.read(offset, dst),
+        match &self.place {
+            Place::Ring => self.ring.read(offset, dst),
+            Place::Chunk(chunk) => chunk.read(offset, dst),
+            Place::Copy { bytes, .. } => dst.copy_from_slice(&bytes[offset..][..dst.len()]),
+            Place::Kept { chunk, .. } => chunk.chunk().read(offset, dst),
         }
     }
 }
@@ -124,11 +188,13 @@ impl Deref for Message<'_, Trusted> {
     fn deref(&self) -> &[u8] {
         // SAFETY: whoever made this subscriber a trusted one promised that the publisher does not write a
         // record, or the chunk it names, before it is released (`SubscriberBuilder::trust_publisher`), and it is
-        // released on drop.
+        // released on drop; nor a chunk that a slot keeps, as one does while `self` lives.
         unsafe {
-            match &self.chunk {
-                None => self.ring.payload(self.len),
-                Some(chunk) => chunk.bytes(),
+            match &self.place {
+                Place::Ring => self.ring.payload(self.len),
+                Place::Chunk(chunk) => chunk.bytes(),
+                Place::Copy { bytes, .. } => bytes,
+                Place::Kept { chunk, .. } => chunk.chunk().bytes(),
             }
         }
     }
@@ -145,6 +211,7 @@ impl<T: Trust> fmt::Debug for Message<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Message")
             .field("len", &self.len)
+            .field("sequence", &self.sequence)
             .finish_non_exhaustive()
     }
 }

@@ -4,6 +4,7 @@ mod connecting;
 mod gathered;
 mod handshake;
 mod held;
+mod lossy;
 mod message;
 mod page;
 mod signs;
@@ -23,7 +24,7 @@ use std::{
 use memlane_region::{
     Remote,
     pool::ChunkRef,
-    ring::{Corrupt, Record, RingReader},
+    ring::{Corrupt, LossyError, Record, RingReader},
 };
 use memlane_signaling::{Backing, Doorbell, Pacer, Waiter, Woken, gone};
 use memlane_transport::{Address, Link};
@@ -35,8 +36,11 @@ use rustix::{
 pub use builder::SubscriberBuilder;
 use chunks::Chunks;
 pub use connecting::Connecting;
+pub(crate) use gathered::Arming;
 pub use held::Held;
+use lossy::Lossy;
 pub use message::Message;
+use message::Place;
 use page::Page;
 use signs::Signs;
 use sleep::Sleep;
@@ -54,13 +58,16 @@ use crate::{
 /// A reading end of a lane: receives every message from the moment it subscribed.
 ///
 /// Messages are read in place and released when they are dropped. A subscriber that is slow makes the
-/// publisher wait once the ring is full; one that is dropped, or dies, holds nothing up.
+/// publisher wait once the ring is full, unless it is to be [overwritten](SubscriberBuilder::overflow) then; one that is
+/// dropped, or dies, holds nothing up.
 ///
 /// When the publisher is gone, in order or by dying, what it had committed is still received, and then comes
 /// [`RecvError::Disconnected`], with the [`Reason`].
 #[derive(Debug)]
 pub struct Subscriber<T: Trust = Untrusted> {
     ring: RingReader<Remote, Page>,
+    /// What reads in place of the ring's reader, which has the page then, and never finds anything: it is overwritten.
+    lossy: Option<Box<Lossy>>,
     chunks: Chunks,
     /// Before the doorbell and the link: it must not outlive what it watches.
     sleep: Option<Sleep>,
@@ -71,6 +78,10 @@ pub struct Subscriber<T: Trust = Untrusted> {
     life: Life,
     signs: Signs,
     stats: SubscriberStats,
+    /// How many messages there were before it subscribed.
+    first: u64,
+    /// Messages missed right before the one received last.
+    missed_last: u64,
     /// Messages received when the ring was last found empty by one who waits.
     caught_up: u64,
     /// Where the publisher was, to clear the name if it died there.
@@ -109,6 +120,9 @@ struct Life {
 pub struct SubscriberStats {
     /// Messages received.
     pub messages: u64,
+    /// Messages missed, by one that is [overwritten](crate::Overflow::Overwrite): as of the last call that looked for one, the end
+    /// included. With those received they are all that were sent since it subscribed.
+    pub missed: u64,
     /// Times a message came while it spun: no sleep, and no ring by the publisher.
     pub spins: u64,
     /// Times it went to sleep for want of a message; of one that is watched or in a task, times it found none.
@@ -134,10 +148,22 @@ const DYING: Timespec = Timespec {
     tv_nsec: 100_000_000,
 };
 
+/// The next message, which is found, and will be found again until it is given out.
+#[derive(Clone, Copy, Debug)]
+pub enum Next {
+    /// In the ring: its length.
+    InRing(usize),
+    /// In this chunk, if the publisher is honest.
+    InChunk(ChunkRef),
+    /// Taken from a ring that does not wait.
+    Taken,
+}
+
 #[derive(Debug)]
 pub enum NoMessage {
     Disconnected(Reason),
     Corrupt(Corrupt),
+    Anchor(LossyError),
     Chunk(ChunkError),
     TimedOut,
     Silent(Duration),
@@ -168,7 +194,7 @@ impl<T: Trust> Subscriber<T> {
     /// [`RecvError`]. After `Disconnected` and `Corrupt` no call will receive anything.
     #[inline]
     pub fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
-        let found = match self.ring.poll_record() {
+        let found = match self.poll() {
             Ok(Some(found)) => Ok(found),
             _ => self.wait(None),
         };
@@ -199,7 +225,7 @@ impl<T: Trust> Subscriber<T> {
     ///
     /// [`RecvTimeoutError`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Message<'_, T>, RecvTimeoutError> {
-        let found = match self.ring.poll_record() {
+        let found = match self.poll() {
             Ok(Some(found)) => Ok(found),
             _ => self.wait(after(timeout)),
         };
@@ -211,13 +237,38 @@ impl<T: Trust> Subscriber<T> {
     /// their own. At first, since the subscription.
     pub fn silence(&mut self) -> Duration {
         let alive = self.ring.memory().load_word(ALIVE);
-        self.signs.silence(self.stats.messages, alive)
+        self.signs.silence(self.heard(), alive)
+    }
+
+    /// Messages that are signs of life.
+    fn heard(&self) -> u64 {
+        self.stats.messages.wrapping_add(self.missed())
+    }
+
+    fn missed(&self) -> u64 {
+        self.lossy.as_ref().map_or(0, |lossy| lossy.missed())
+    }
+
+    /// How many messages its publisher had sent before the next one, as far as this subscriber has got
+    /// ([`Message::sequence`]).
+    pub fn sequence(&self) -> u64 {
+        match &self.lossy {
+            None => self.first.wrapping_add(self.stats.messages),
+            Some(lossy) => lossy.sequence(),
+        }
+    }
+
+    /// How many messages were missed right before the one received last ([`Message::missed`]): for typed lanes, whose messages
+    /// are values.
+    pub fn missed_last(&self) -> u64 {
+        self.missed_last
     }
 
     /// What it has done so far.
     pub fn stats(&self) -> SubscriberStats {
         let sleep = self.sleep.as_ref();
         SubscriberStats {
+            missed: self.missed(),
             barriers: sleep.map_or(0, |sleep| sleep.armed().barriers()),
             ..self.stats
         }
@@ -238,36 +289,66 @@ impl<T: Trust> Subscriber<T> {
     #[inline(always)]
     pub(crate) fn deliver(
         &mut self,
-        found: Result<Record, NoMessage>,
+        found: Result<Next, NoMessage>,
     ) -> Result<Message<'_, T>, NoMessage> {
         match found? {
-            Record::Inline(len) => {
+            Next::InRing(len) => {
+                let sequence = self.first.wrapping_add(self.stats.messages);
                 self.stats.messages += 1;
-                Ok(Message::in_ring(&mut self.ring, len))
+                Ok(Message::in_ring(&mut self.ring, len, sequence))
             }
-            Record::Chunk(chunk) => self.deliver_chunk(chunk),
+            Next::InChunk(chunk) => self.deliver_chunk(chunk),
+            Next::Taken => self.deliver_taken(),
         }
     }
 
     fn deliver_chunk(&mut self, found: ChunkRef) -> Result<Message<'_, T>, NoMessage> {
         let chunk = self.chunks.resolve(found, &self.link);
         let chunk = chunk.map_err(NoMessage::Chunk)?;
+        let sequence = self.first.wrapping_add(self.stats.messages);
         self.stats.messages += 1;
-        Ok(Message::in_chunk(&mut self.ring, chunk))
+        Ok(Message::at(&mut self.ring, Place::Chunk(chunk), sequence))
+    }
+
+    fn deliver_taken(&mut self) -> Result<Message<'_, T>, NoMessage> {
+        let taken = self.lossy.as_mut().and_then(|lossy| lossy.give());
+        let (sequence, place) = taken.expect("taken a moment ago");
+        self.stats.messages += 1;
+        let message = Message::at(&mut self.ring, place, sequence);
+        self.missed_last = message.missed();
+        Ok(message)
+    }
+
+    /// What comes next, if it is there. Exports what was released, if it is not.
+    #[inline(always)]
+    fn poll(&mut self) -> Result<Option<Next>, NoMessage> {
+        next(
+            &mut self.ring,
+            &mut self.lossy,
+            &mut self.chunks,
+            &self.link,
+        )
+    }
+
+    /// Whether one that has found nothing may sleep, once it is armed: nothing at all was there, and not just nothing that had
+    /// not been overwritten by the time it was copied.
+    #[inline]
+    fn may_sleep(&self) -> bool {
+        self.lossy.as_ref().is_none_or(|lossy| lossy.is_empty())
     }
 
     /// The next message, if there is one.
     #[inline]
-    fn find(&mut self) -> Result<Option<Record>, NoMessage> {
-        match self.ring.poll_record() {
-            Ok(None) => self.missed(),
-            found => found.map_err(NoMessage::Corrupt),
+    fn find(&mut self) -> Result<Option<Next>, NoMessage> {
+        match self.poll() {
+            Ok(None) => self.found_nothing(),
+            found => found,
         }
     }
 
     /// The ring is empty. Once in a while, asks the kernel whether the publisher lives.
     #[inline]
-    fn missed(&mut self) -> Result<Option<Record>, NoMessage> {
+    fn found_nothing(&mut self) -> Result<Option<Next>, NoMessage> {
         if self.watched.is_some() {
             return self.await_ring();
         }
@@ -283,7 +364,7 @@ impl<T: Trust> Subscriber<T> {
         self.take_notices();
         self.look_for_death()?;
         if self.life.gone {
-            self.rest().map(Some)
+            self.rest()
         } else {
             Ok(None)
         }
@@ -308,12 +389,13 @@ impl<T: Trust> Subscriber<T> {
     }
 
     /// The publisher is gone. What it committed before that is in the ring: what is not there now never
-    /// will be.
-    fn rest(&mut self) -> Result<Record, NoMessage> {
-        match self.ring.poll_record() {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => Err(NoMessage::Disconnected(self.chunks.farewell(&self.link))),
-            Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
+    /// will be. `None` if there is more to look at than one look takes.
+    fn rest(&mut self) -> Result<Option<Next>, NoMessage> {
+        match self.poll() {
+            Ok(None) if self.may_sleep() => {
+                Err(NoMessage::Disconnected(self.chunks.farewell(&self.link)))
+            }
+            found => found,
         }
     }
 
@@ -346,7 +428,7 @@ impl<T: Trust> Subscriber<T> {
 
     /// The ring is empty, and a loop of the user's waits for the descriptor. Either there is a message after all, or the
     /// descriptor is not readable before there is one.
-    fn await_ring(&mut self) -> Result<Option<Record>, NoMessage> {
+    fn await_ring(&mut self) -> Result<Option<Next>, NoMessage> {
         let (Some(sleep), Some(watching)) = (&mut self.sleep, &mut self.watched) else {
             return Ok(None);
         };
@@ -362,17 +444,24 @@ impl<T: Trust> Subscriber<T> {
             _ => {}
         }
         if self.life.gone {
-            return self.rest().map(Some);
+            let found = self.rest();
+            if let Ok(None) = found {
+                self.stay_ready();
+            }
+            return found;
         }
         match self.arm() {
-            Ok(None) => {
+            Ok(Arming::Armed) => {
                 self.stats.spurious += u64::from(in_vain);
                 Ok(None)
             }
-            found => {
+            armed => {
                 // There may be more than this one, and nobody rings for what came before it was armed.
                 self.stay_ready();
-                found
+                Ok(match armed? {
+                    Arming::Found(next) => Some(next),
+                    Arming::Armed | Arming::Overtaken => None,
+                })
             }
         }
     }
@@ -388,7 +477,7 @@ impl<T: Trust> Subscriber<T> {
 
     /// Waits for a message: spins, then sleeps, as the policy says.
     #[cold]
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<Record, NoMessage> {
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         if let (Some(sleep), Some(watching)) = (&self.sleep, &mut self.watched) {
             // Made readable for a loop, the waiter would never sleep.
             watching.not_ready(sleep, &self.link);
@@ -398,7 +487,7 @@ impl<T: Trust> Subscriber<T> {
         found
     }
 
-    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Record, NoMessage> {
+    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         // On the heels of a stream: looking at once would take the line from the publisher before it has filled it.
         if self.stats.messages - self.caught_up >= STREAM {
             for _ in 0..HEAD_START {
@@ -408,13 +497,22 @@ impl<T: Trust> Subscriber<T> {
         self.caught_up = self.stats.messages;
         loop {
             if self.life.gone {
-                return self.rest();
+                if let Some(found) = self.rest().transpose() {
+                    return found;
+                }
             }
-            let Subscriber { pacer, ring, .. } = &mut *self;
-            match pacer.spin(|| ring.poll_record().transpose()) {
+            let Subscriber {
+                pacer,
+                ring,
+                lossy,
+                chunks,
+                link,
+                ..
+            } = &mut *self;
+            match pacer.spin(|| next(ring, lossy, chunks, link).transpose()) {
                 Some(found) => {
                     self.stats.spins += 1;
-                    return found.map_err(NoMessage::Corrupt);
+                    return found;
                 }
                 None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
                     return Err(NoMessage::TimedOut);
@@ -423,7 +521,8 @@ impl<T: Trust> Subscriber<T> {
             }
             let deadline = if self.signs.matter() {
                 let alive = self.ring.memory().load_word(ALIVE);
-                if let Some(silence) = self.signs.too_long(self.stats.messages, alive) {
+                let heard = self.heard();
+                if let Some(silence) = self.signs.too_long(heard, alive) {
                     return Err(NoMessage::Silent(silence));
                 }
                 deadline.into_iter().chain(self.signs.deadline()).min()
@@ -441,10 +540,13 @@ impl<T: Trust> Subscriber<T> {
                 self.chunks.take_notices(&self.link);
             }
             // Exports what was released, too: the publisher may be waiting for just that.
-            let woken = match self.ring.poll_record() {
-                Ok(None) => {
+            let woken = match self.poll() {
+                Ok(None) if self.may_sleep() => {
                     self.stats.sleeps += 1;
                     let since = Instant::now();
+                    let Some(sleep) = &mut self.sleep else {
+                        continue;
+                    };
                     let woken = sleep.waiter.wait(&mut sleep.doorbell, deadline);
                     let met = matches!(woken, Ok(Woken::Rung));
                     self.pacer.slept(since.elapsed(), met);
@@ -452,11 +554,15 @@ impl<T: Trust> Subscriber<T> {
                 }
                 _ => {
                     // It may have been rung for this sleep all the same, and no wait counts that ring.
-                    sleep.doorbell.woken();
+                    if let Some(sleep) = &mut self.sleep {
+                        sleep.doorbell.woken();
+                    }
                     Ok(Woken::TimedOut)
                 }
             };
-            sleep.disarm(self.ring.page().armed());
+            if let Some(sleep) = &mut self.sleep {
+                sleep.disarm(self.ring.page().armed());
+            }
             let woken = woken?;
             match woken {
                 Woken::Rung => self.stats.wakeups += 1,
@@ -464,8 +570,8 @@ impl<T: Trust> Subscriber<T> {
                 Woken::TimedOut => {}
             }
             // Spinning again would be in vain if it was not rung for a message, and is not needed if it was.
-            if let Some(found) = self.ring.poll_record().transpose() {
-                return found.map_err(NoMessage::Corrupt);
+            if let Some(found) = self.poll().transpose() {
+                return found;
             }
             self.stats.spurious += u64::from(woken == Woken::Rung);
         }
@@ -474,13 +580,13 @@ impl<T: Trust> Subscriber<T> {
 
 impl<T: Trust> Receiving for Subscriber<T> {
     type Trust = T;
-    type Found = Record;
+    type Found = Next;
 
-    fn find(&mut self) -> Result<Option<Record>, NoMessage> {
+    fn find(&mut self) -> Result<Option<Next>, NoMessage> {
         Subscriber::find(self)
     }
 
-    fn deliver(&mut self, found: Result<Record, NoMessage>) -> Result<Message<'_, T>, NoMessage> {
+    fn deliver(&mut self, found: Result<Next, NoMessage>) -> Result<Message<'_, T>, NoMessage> {
         Subscriber::deliver(self, found)
     }
 }
@@ -515,6 +621,9 @@ impl<T: Trust> Drop for Subscriber<T> {
             return;
         }
         self.clear_name_of_the_dead();
+        if let Some(lossy) = &mut self.lossy {
+            lossy.forget();
+        }
         if holds.taken() > 0 {
             // What is held keeps the link, and so this subscriber's place among the others.
             self.ring.leave();
@@ -531,11 +640,40 @@ fn watch(doorbell: &Doorbell, link: &Link, process: Option<&OwnedFd>) -> io::Res
     Ok(waiter)
 }
 
+/// What comes next in a ring, or in one that does not wait.
+#[inline(always)]
+fn next(
+    ring: &mut RingReader<Remote, Page>,
+    lossy: &mut Option<Box<Lossy>>,
+    chunks: &mut Chunks,
+    link: &Link,
+) -> Result<Option<Next>, NoMessage> {
+    if let Some(lossy) = lossy {
+        return lossy.poll(chunks, link, ring.page().holds());
+    }
+    match ring.poll_record() {
+        Ok(None) => Ok(None),
+        Ok(Some(Record::Inline(len))) => Ok(Some(Next::InRing(len))),
+        Ok(Some(Record::Chunk(chunk))) => Ok(Some(Next::InChunk(chunk))),
+        Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
+    }
+}
+
+impl From<LossyError> for NoMessage {
+    fn from(error: LossyError) -> NoMessage {
+        match error {
+            LossyError::Header(corrupt) => NoMessage::Corrupt(corrupt),
+            anchor => NoMessage::Anchor(anchor),
+        }
+    }
+}
+
 impl NoMessage {
     pub(crate) fn forever(self) -> RecvError {
         match self {
             NoMessage::Disconnected(reason) => RecvError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => RecvError::Corrupt(corrupt),
+            NoMessage::Anchor(error) => RecvError::Anchor(error),
             NoMessage::Chunk(error) => RecvError::Chunk(error),
             NoMessage::Silent(silence) => RecvError::Silent { silence },
             NoMessage::Wait(error) => RecvError::Wait(error),
@@ -547,6 +685,7 @@ impl NoMessage {
         match self {
             NoMessage::Disconnected(reason) => TryRecvError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => TryRecvError::Corrupt(corrupt),
+            NoMessage::Anchor(error) => TryRecvError::Anchor(error),
             NoMessage::Chunk(error) => TryRecvError::Chunk(error),
             // Nothing waits here: the kernel could not say whether the publisher lives, and is asked again.
             NoMessage::Wait(_) | NoMessage::TimedOut | NoMessage::Silent(_) => TryRecvError::Empty,
@@ -557,6 +696,7 @@ impl NoMessage {
         match self {
             NoMessage::Disconnected(reason) => RecvTimeoutError::Disconnected { reason },
             NoMessage::Corrupt(corrupt) => RecvTimeoutError::Corrupt(corrupt),
+            NoMessage::Anchor(error) => RecvTimeoutError::Anchor(error),
             NoMessage::Chunk(error) => RecvTimeoutError::Chunk(error),
             NoMessage::Silent(silence) => RecvTimeoutError::Silent { silence },
             NoMessage::Wait(error) => RecvTimeoutError::Wait(error),

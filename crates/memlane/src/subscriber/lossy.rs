@@ -1,0 +1,134 @@
+//! Messages of a lane whose publisher does not wait for this subscriber.
+
+use std::sync::Arc;
+
+use memlane_region::{
+    Remote, Words,
+    pool::{HeldChunk, Holds},
+    ring::{LossyReader, Polled, Record, Taken, max_payload},
+};
+use memlane_transport::Link;
+use zerocopy::IntoBytes;
+
+use super::{Next, NoMessage, chunks::Chunks, message::Place, page::Slots};
+use crate::{ChunkError, page::LAPS};
+
+/// So many messages are found too late in one go, before others have their turn.
+const ATTEMPTS: usize = 64;
+
+/// A reader that is overtaken, and the message that it has taken last.
+#[derive(Debug)]
+pub(super) struct Lossy {
+    reader: LossyReader<Remote>,
+    /// Where messages are copied to: words, so that values lie in it as they would in place.
+    buffer: Vec<u64>,
+    taken: Option<(Taken, Option<HeldChunk<Slots>>)>,
+    broken: Option<ChunkError>,
+}
+
+impl Lossy {
+    /// From `start` on, before message `sequence`.
+    pub(super) fn new(memory: Remote, start: u64, sequence: u64) -> Lossy {
+        Lossy {
+            reader: LossyReader::new(memory, LAPS, start, sequence),
+            buffer: Vec::new(),
+            taken: None,
+            broken: None,
+        }
+    }
+
+    /// Takes the next message, unless one is taken already. That there is none does not say that there is nothing to look for:
+    /// see [`is_empty`](Lossy::is_empty).
+    #[inline]
+    pub(super) fn poll(
+        &mut self,
+        chunks: &mut Chunks,
+        link: &Link,
+        holds: &Arc<Holds<Slots>>,
+    ) -> Result<Option<Next>, NoMessage> {
+        if self.taken.is_some() {
+            return Ok(Some(Next::Taken));
+        }
+        if let Some(broken) = &self.broken {
+            return Err(NoMessage::Chunk(broken.clone()));
+        }
+        for _ in 0..ATTEMPTS {
+            let taken = match self.reader.poll(self.buffer.as_mut_bytes())? {
+                Polled::Message(taken) => taken,
+                Polled::Longer(len) => {
+                    self.grow(len);
+                    continue;
+                }
+                Polled::Empty | Polled::Overtaken => return Ok(None),
+            };
+            let held = match taken.record {
+                Record::Inline(_) => None,
+                Record::Chunk(found) => match chunks.announce(found, link, holds) {
+                    Ok(Some(held)) => Some(held),
+                    Ok(None) => {
+                        self.reader.forgo(taken);
+                        continue;
+                    }
+                    Err(error) => {
+                        self.reader.forgo(taken);
+                        self.broken = Some(error.clone());
+                        return Err(NoMessage::Chunk(error));
+                    }
+                },
+            };
+            self.taken = Some((taken, held));
+            return Ok(Some(Next::Taken));
+        }
+        Ok(None)
+    }
+
+    /// Makes the buffer longer: for `len` bytes, which some record has, or had.
+    #[cold]
+    fn grow(&mut self, len: usize) {
+        let longest = max_payload(self.reader.memory().capacity());
+        let len = len.max(len.next_power_of_two().min(longest));
+        self.buffer.resize(len.div_ceil(8), 0);
+    }
+
+    /// Whether there is nothing to poll for: neither a message nor one that was missed.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.taken.is_none() && self.reader.is_empty()
+    }
+
+    /// The message that is taken: how many there were before it, and where it is.
+    #[inline]
+    pub(super) fn give(&mut self) -> Option<(u64, Place<'_>)> {
+        let (taken, held) = self.taken.take()?;
+        let missed = taken.missed;
+        let place = match (taken.record, held) {
+            (Record::Inline(len), _) => Place::Copy {
+                bytes: &self.buffer.as_bytes()[..len],
+                missed,
+            },
+            (Record::Chunk(_), held) => Place::Kept {
+                chunk: held?,
+                missed,
+            },
+        };
+        Some((taken.sequence, place))
+    }
+
+    /// Lets go of what is taken.
+    pub(super) fn forget(&mut self) {
+        self.taken = None;
+    }
+
+    /// How many messages there were before the next one.
+    pub(super) fn sequence(&self) -> u64 {
+        match &self.taken {
+            Some((taken, _)) => taken.sequence,
+            None => self.reader.sequence(),
+        }
+    }
+
+    /// How many messages were missed.
+    pub(super) fn missed(&self) -> u64 {
+        self.reader.missed()
+    }
+}
