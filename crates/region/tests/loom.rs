@@ -550,3 +550,101 @@ fn one_leaves_and_one_joins() {
         }
     });
 }
+
+/// The reader is a ring behind for as long as the writer finds another one for it: the second, and the first again once it
+/// has gone on. It gets every record, from whichever. At most 3 preemptions.
+fn switch_under_way(rules: Rules) {
+    const LAST: u64 = 3;
+    model(Some(3), move || {
+        let (mut writer, roster) = writer(rules);
+        let rings = [writer.memory().map(), Memory::new(rules)];
+        let (_, _, mut side) = join(&roster, rings[0].map());
+        let second = rings[1].map();
+        assert!(Messages::Half.try_send(&mut writer, 0));
+        let reader = thread::spawn(move || {
+            for n in 0..=LAST {
+                while !Messages::Half.try_receive(&mut side, n) {
+                    match side.switched() {
+                        Some(ring) => drop(side.follow(rings[ring as usize].map())),
+                        None => thread::yield_now(),
+                    }
+                }
+            }
+        });
+        let mut second = Some(second);
+        for n in 1..=LAST {
+            while !Messages::Half.try_send(&mut writer, n) {
+                match (writer.spare(), second.take()) {
+                    (Some(spare), _) => writer.switch(spare, None),
+                    (None, Some(second)) => writer.switch(1, Some(second)),
+                    (None, None) => thread::yield_now(),
+                }
+            }
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_reader_follows_from_ring_to_ring() {
+    switch_under_way(HONEST);
+}
+
+#[test]
+#[should_panic(expected = "torn")]
+fn a_reader_of_relaxed_switches() {
+    switch_under_way(RELAXED_COMMIT);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn a_ring_that_is_used_again_by_relaxed_cursors() {
+    switch_under_way(RELAXED_EXPORT);
+}
+
+/// A reader is dismissed while it may be going on from the first ring to the second: it is told first, and looks whether it
+/// was before it goes on, so that what it reads is left to it. Exhaustive.
+fn dismiss_at_a_switch(looks: bool) {
+    model(None, move || {
+        let (mut writer, roster) = writer(HONEST);
+        let second = Memory::new(HONEST);
+        let (id, _, mut side) = join(&roster, writer.memory().map());
+        assert!(Messages::Half.try_send(&mut writer, 0));
+        writer.switch(1, Some(second.map()));
+        assert!(Messages::Half.try_send(&mut writer, 1));
+        let told = Arc::new(AtomicU64::new(0));
+        let reader = thread::spawn({
+            let told = told.clone();
+            move || {
+                assert!(Messages::Half.try_receive(&mut side, 0));
+                assert_eq!(side.poll(), Ok(None));
+                assert_eq!(side.switched(), Some(1));
+                // As a look at the link: what was said before the fence is there.
+                if looks && told.load(Ordering::Relaxed) == 1 {
+                    return;
+                }
+                side.follow(second);
+                Messages::Half.receive(&mut side, 1);
+            }
+        });
+        told.store(1, Ordering::Relaxed);
+        if writer.dismiss(id) {
+            writer.switch(2, Some(Memory::new(HONEST)));
+        }
+        for n in 2..4 {
+            assert!(Messages::Half.try_send(&mut writer, n), "no room");
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_dismissed_reader_reads_what_is_left_to_it() {
+    dismiss_at_a_switch(true);
+}
+
+#[test]
+#[should_panic]
+fn a_dismissed_reader_that_does_not_look() {
+    dismiss_at_a_switch(false);
+}

@@ -30,8 +30,9 @@ type Writer = RingWriter<HeapWords, Known<HeapPage>>;
 /// Words of the header, from `LAPS` on.
 const BOUND: usize = LAPS;
 const ANCHORS: usize = LAPS + 8;
-const ANCHOR: [usize; 2] = [LAPS + 16, LAPS + 32];
+const ANCHOR: [usize; 2] = [LAPS + 16, LAPS + 40];
 const ANCHOR_SEQUENCE: usize = LAPS + 24;
+const ANCHOR_RING: usize = LAPS + 32;
 
 fn words(capacity: usize) -> HeapWords {
     HeapWords::with_header(LAPS + LAP_WORDS, capacity)
@@ -189,7 +190,7 @@ fn anchors_that_make_no_sense() {
 /// A header that is none is corrupt where it was not overwritten, and nothing where it was.
 #[test]
 fn headers_that_make_no_sense() {
-    for header in [1, 16, 3 << 32 | 16, 1 << 32 | 4096, 2 << 32 | 16, u64::MAX] {
+    for header in [1, 16, 4 << 32 | 16, 1 << 32 | 4096, 2 << 32 | 16, u64::MAX] {
         let mut mine = words(4096);
         mine.store(0, header);
         let mut reader = LossyReader::new(mine.map(), LAPS, 0, 0);
@@ -238,6 +239,7 @@ impl Words for Restless {
             BOUND => u64::MAX,
             ANCHORS => (self.anchors)(self.looks.get()),
             ANCHOR_SEQUENCE => self.looks.get() / 2,
+            ANCHOR_RING => 0,
             _ => self.looks.get() * 8,
         }
     }
@@ -316,7 +318,7 @@ proptest! {
             reader.is_empty();
             for _ in 0..flips {
                 mine.store(numbers.next(), word(&mut numbers, capacity));
-                let control = LAPS + 8 * numbers.below(6) as usize;
+                let control = LAPS + 8 * numbers.below(8) as usize;
                 mine.store_control(control, lie(&mut numbers, capacity));
             }
         }
@@ -347,7 +349,7 @@ fn a_writer_that_scribbles() {
             while !stop.load(Ordering::Relaxed) {
                 for _ in 0..64 {
                     mine.store(numbers.next() & !7, word(&mut numbers, capacity as u64));
-                    let control = LAPS + 8 * numbers.below(6) as usize;
+                    let control = LAPS + 8 * numbers.below(8) as usize;
                     mine.store_control(control, lie(&mut numbers, capacity as u64));
                 }
             }

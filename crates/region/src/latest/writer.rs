@@ -222,7 +222,7 @@ impl<M: WordsMut, W: Watcher> LatestWriter<M, W> {
 
     #[cold]
     fn take_roster(&mut self) {
-        (self.epoch, self.watchers) = self.roster.snapshot();
+        (self.epoch, self.watchers, _) = self.roster.snapshot();
         self.asymmetric = self.roster.asymmetric();
         // For those who have just joined: they may have gone to sleep already.
         fence(Ordering::SeqCst);

@@ -41,6 +41,18 @@ pub trait Holders {
     /// position that the writer had before that fence. Those that it leaves out must not be told of chunks that
     /// were sent before.
     fn joined(&mut self) -> impl Iterator<Item = (u64, &Self::Holder)>;
+
+    /// The position from which on what records name is kept, whoever has passed them: for readers who join later. It is called
+    /// before [`joined`](Holders::joined), which has to tell of those who joined when this was less. By default, nothing is.
+    fn kept(&mut self) -> u64 {
+        u64::MAX
+    }
+
+    /// Every reader that is to get nothing more, and may still read what it had: where it joined, and the position up to
+    /// which it had something. It is called right after [`joined`](Holders::joined). By default, there are none.
+    fn dismissed(&mut self) -> impl Iterator<Item = (u64, u64, &Self::Holder)> {
+        std::iter::empty()
+    }
 }
 
 /// Nobody.
@@ -72,6 +84,20 @@ impl Holder for Nobody {
 
 fn slots<H: Holder>(holder: &H) -> usize {
     holder.slots().min(HOLD_SLOTS as u64) as usize
+}
+
+/// Marks what a reader's slots name.
+fn mark_slots<K, H: Holder>(passed: &mut [Sent<K>], holder: &H) {
+    for slot in 0..slots(holder) {
+        let sequence = holder.slot(slot);
+        if sequence == 0 {
+            continue;
+        }
+        let known = passed.binary_search_by_key(&sequence, |sent| sent.sequence);
+        if let Ok(at) = known {
+            passed[at].held = true;
+        }
+    }
 }
 
 /// Which chunks have been sent, and which of them no reader has any more: the owner's side of the protocol,
@@ -172,9 +198,11 @@ impl<K: Copy> Ledger<K> {
         if self.is_empty() {
             return;
         }
-        // Pairs with the fence in `Roster::join`: a reader that is not seen below starts after all that was sent.
+        let kept = holders.kept();
+        // Pairs with the fence in `Roster::join`: a reader that is not seen below starts after all that was sent, or at
+        // what is kept.
         fence(Ordering::SeqCst);
-        let (mut limit, mut lossy) = (u64::MAX, false);
+        let (mut limit, mut lossy) = (kept, false);
         for (start, holder) in holders.joined() {
             match holder.released(start) {
                 NOTHING => lossy = true,
@@ -195,19 +223,16 @@ impl<K: Copy> Ledger<K> {
         // Pairs, for lossy readers, with the fence in `Holds::announce`: their announcement is seen below, or they
         // see the 0. For lossless ones it orders the slots after the cursors.
         fence(Ordering::SeqCst);
+        let passed = &mut self.passed;
         for (_, holder) in holders.joined() {
-            for slot in 0..slots(holder) {
-                let sequence = holder.slot(slot);
-                if sequence == 0 {
-                    continue;
-                }
-                let known = self
-                    .passed
-                    .binary_search_by_key(&sequence, |sent| sent.sequence);
-                if let Ok(at) = known {
-                    self.passed[at].held = true;
-                }
+            mark_slots(passed, holder);
+        }
+        for (start, stop, holder) in holders.dismissed() {
+            let released = holder.released(start);
+            for sent in passed.iter_mut() {
+                sent.held |= (released..stop).contains(&sent.position);
             }
+            mark_slots(passed, holder);
         }
         // Pairs with the Release stores of cursors and slots: the readers are done with what they no longer hold.
         fence(Ordering::Acquire);

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Bytes of these words.
-pub const LAP_WORDS: usize = 48;
+pub const LAP_WORDS: usize = 64;
 
 /// The bound: no byte of the stream from there on was ever written.
 pub(super) const BOUND: usize = 0;
@@ -18,12 +18,14 @@ pub(super) const BOUND: usize = 0;
 /// How many anchors there have been; which of the two is the newest: the one of its parity.
 pub(super) const ANCHORS: usize = 8;
 
-/// The anchors, which take turns: a position where a record began, and how many records came before it.
+/// The anchors, which take turns: a position where a record began, how many records came before it, and the number of the
+/// ring that it is in.
 pub(super) const ANCHOR_POSITION: usize = 16;
 pub(super) const ANCHOR_SEQUENCE: usize = 24;
+pub(super) const ANCHOR_RING: usize = 32;
 
 /// From the even anchor to the odd one.
-pub(super) const ANCHOR_STRIDE: usize = 16;
+pub(super) const ANCHOR_STRIDE: usize = 24;
 
 /// A payload that is shorter than this is written with stores that come in order.
 pub(crate) const STREAMED: u64 = 4096;
@@ -41,6 +43,7 @@ fn anchor(at: usize, anchors: u64) -> usize {
 pub(super) struct Anchor {
     pub(super) position: u64,
     pub(super) sequence: u64,
+    pub(super) ring: u32,
 }
 
 /// The writer's end: what it has stored, which it never loads.
@@ -76,16 +79,19 @@ impl Laps {
         self.bound
     }
 
-    /// Moves the bound to `needed` or beyond, before a byte is written there. `here` is where the next record begins.
+    /// Moves the bound to `needed` or beyond, before a byte is written there. `here` is where the next record begins. `memory`
+    /// is that of the first ring.
     pub(super) fn export<M: WordsMut>(&mut self, memory: &mut M, here: Anchor, needed: u64) {
         let capacity = memory.capacity();
         // Not beyond a lap from here: whoever goes on from the anchor is not overtaken yet.
-        self.bound = (needed + layout::step(capacity)).min(here.position + capacity);
+        let bound = (needed + layout::step(capacity)).min(here.position + capacity);
+        self.bound = self.bound.max(bound);
         self.anchors += 1;
         // The anchor before the last. The fence below, of last time, has made it known that there is a newer one.
         let anchor = anchor(self.at, self.anchors);
         memory.store_control(anchor + ANCHOR_POSITION, here.position);
         memory.store_control(anchor + ANCHOR_SEQUENCE, here.sequence);
+        memory.store_control(anchor + ANCHOR_RING, here.ring.into());
         memory.store_control(self.at + ANCHORS, self.anchors);
         memory.store_control(self.at + BOUND, self.bound);
         // Pairs with the fence of a reader behind its copy: if that has any of the bytes written from here on, its load
@@ -127,6 +133,11 @@ impl LapWords {
             let anchor = Anchor {
                 position: memory.load_control(anchor + ANCHOR_POSITION),
                 sequence: memory.load_control(anchor + ANCHOR_SEQUENCE),
+                // A number that is none names no ring.
+                ring: memory
+                    .load_control(anchor + ANCHOR_RING)
+                    .try_into()
+                    .unwrap_or(u32::MAX),
             };
             // Pairs with the fence in `export`: a word of the anchor after the next one shows that there is a next one.
             fence(Ordering::Acquire);
@@ -149,8 +160,9 @@ mod tests {
         ANCHORS,
         ANCHOR_POSITION,
         ANCHOR_SEQUENCE,
+        ANCHOR_RING,
         ANCHOR_STRIDE
     );
 
-    const _: () = assert!(ANCHOR_SEQUENCE + ANCHOR_STRIDE + 8 == LAP_WORDS);
+    const _: () = assert!(ANCHOR_RING + ANCHOR_STRIDE + 8 == LAP_WORDS);
 }

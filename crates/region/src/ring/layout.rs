@@ -9,6 +9,9 @@ pub(super) const KIND_INLINE: u64 = 1;
 /// The kind of a record whose payload says where the message is: in a chunk of the writer's pool.
 pub(super) const KIND_CHUNK: u64 = 2;
 
+/// The kind of a header that is no record's: the stream goes on in another ring, whose number is in the low half.
+pub(super) const KIND_SWITCH: u64 = 3;
+
 /// A kind that no header can have.
 pub(super) const KIND_NONE: u64 = u64::MAX;
 
@@ -94,6 +97,16 @@ pub(super) fn parse(header: u64, kind: u64, max: u64) -> Option<(u64, usize)> {
     right.then(|| (advance, (advance - HEADER - slack) as usize))
 }
 
+/// The header that says in which ring the stream goes on.
+pub(super) fn switch(ring: u32) -> u64 {
+    u64::from(ring) | KIND_SWITCH << KIND_SHIFT
+}
+
+/// The ring in which the stream goes on, if a header says so.
+pub(super) fn parse_switch(header: u64) -> Option<u32> {
+    (header >> KIND_SHIFT == KIND_SWITCH).then_some(header as u32)
+}
+
 /// The longest record that a ring of `capacity` bytes can have: the next header has to fit too.
 pub(super) fn max_advance(capacity: u64) -> u64 {
     (capacity - HEADER).min(u32::MAX as u64 & !7)
@@ -122,6 +135,7 @@ mod tests {
         HEADER,
         KIND_INLINE,
         KIND_CHUNK,
+        KIND_SWITCH,
         KIND_SHIFT,
         SLACK_SHIFT,
         MAX_SLACK,
@@ -139,6 +153,7 @@ mod tests {
         assert!(says("header(KIND_INLINE, 32, 20)", inline), "{inline}");
         let chunk = header(KIND_CHUNK, 32, 24);
         assert!(says("header(KIND_CHUNK, 32, 24)", chunk), "{chunk}");
+        assert!(says("switch(2)", switch(2)), "{}", switch(2));
         for capacity in [4096, 1 << 20] {
             let max = max_payload(capacity) as u64;
             assert!(says(&format!("max_payload({capacity})"), max), "{max}");
@@ -199,6 +214,25 @@ mod tests {
                 assert_eq!(parsed, Some((advance, len)));
             }
         }
+    }
+
+    #[test]
+    fn a_switch_is_no_record_and_no_record_a_switch() {
+        for ring in [0, 1, 64, u32::MAX] {
+            let switch = switch(ring);
+            assert_ne!(switch, 0);
+            assert_eq!(parse_switch(switch), Some(ring));
+            for kind in [KIND_INLINE, KIND_CHUNK, KIND_NONE] {
+                assert_eq!(parse(switch, kind, u64::MAX), None);
+            }
+            assert_eq!(parse_switch(switch | 1 << SLACK_SHIFT), None);
+            assert_eq!(parse_switch(switch | 1 << 63), None);
+        }
+        for kind in [KIND_INLINE, KIND_CHUNK] {
+            assert_eq!(parse_switch(header(kind, 32, 24)), None);
+        }
+        assert_eq!(parse_switch(0), None);
+        assert_eq!(parse_switch(u64::MAX), None);
     }
 
     #[test]

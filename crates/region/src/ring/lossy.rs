@@ -26,6 +26,10 @@ pub enum Polled {
     /// Messages, but each one was overwritten while it was read. They are counted as missed; the next poll goes on
     /// where the writer is.
     Overtaken,
+    /// The stream goes on in another ring, that of this number: the reader takes that one's memory, and
+    /// [follows](LossyReader::follow). If it has none, for the writer has given that ring up, it polls again, and finds where the
+    /// writer is now.
+    Switch(u32),
 }
 
 /// A message that [`LossyReader::poll`] took.
@@ -107,7 +111,15 @@ pub enum LossyError {
 /// ```
 #[derive(Debug)]
 pub struct LossyReader<M> {
+    /// Of the first ring, whose header has the words.
     memory: M,
+    /// Of the ring that it reads, if that is another one; and the number of that.
+    other: Option<M>,
+    ring: u32,
+    /// The ring in which the position is, if that is another one.
+    next: Option<u32>,
+    /// Where it came to this ring.
+    arrived: Option<u64>,
     laps: LapWords,
     position: u64,
     sequence: u64,
@@ -125,6 +137,7 @@ enum Found {
     Nothing,
     Record { advance: u64, record: Record },
     Longer(usize),
+    Switch(u32),
     Nonsense(u64),
 }
 
@@ -145,6 +158,10 @@ impl<M: Words> LossyReader<M> {
         LossyReader {
             max: layout::max_advance(capacity),
             memory,
+            other: None,
+            ring: 0,
+            next: None,
+            arrived: None,
             laps: LapWords { at: laps },
             position: start & !7,
             sequence,
@@ -172,7 +189,13 @@ impl<M: Words> LossyReader<M> {
         if let Some(corrupt) = self.corrupt {
             return Err(corrupt);
         }
+        if self.next.is_some() {
+            self.look_ahead()?;
+        }
         for _ in 0..ATTEMPTS {
+            if let Some(ring) = self.next {
+                return Ok(Polled::Switch(ring));
+            }
             let found = self.look(buffer);
             // Pairs with the writer's fence between the bound and the bytes before it: whatever of a later lap was read
             // above, be it a header of 0, the bound tells.
@@ -196,16 +219,58 @@ impl<M: Words> LossyReader<M> {
                 }
                 Found::Nothing => Ok(Polled::Empty),
                 Found::Longer(len) => Ok(Polled::Longer(len)),
+                // A writer comes to a ring to write in it.
+                Found::Switch(ring) if self.arrived != Some(self.position) => {
+                    self.next = Some(ring);
+                    Ok(Polled::Switch(ring))
+                }
+                Found::Switch(ring) => Err(self.nonsense(layout::switch(ring))),
                 Found::Nonsense(header) => Err(self.nonsense(header)),
             };
         }
         Ok(Polled::Overtaken)
     }
 
+    /// Goes on in the ring that [`poll`](LossyReader::poll) has named: its memory, or none if it is the first one, number 0. Does
+    /// nothing if it has named none.
+    ///
+    /// # Panics
+    ///
+    /// If the capacity is another.
+    pub fn follow(&mut self, memory: Option<M>) {
+        let Some(ring) = self.next.take() else {
+            return;
+        };
+        if let Some(memory) = &memory {
+            assert_eq!(
+                memory.capacity(),
+                self.memory.capacity(),
+                "a ring of another size"
+            );
+        }
+        self.ring = ring;
+        self.other = memory;
+        self.arrived = Some(self.position);
+    }
+
+    /// Begins in this ring, not the first one.
+    pub fn starting_in(mut self, ring: u32, memory: M) -> LossyReader<M> {
+        self.next = Some(ring);
+        self.follow(Some(memory));
+        self.arrived = None;
+        self
+    }
+
+    /// The memory of the ring that it reads.
+    #[inline(always)]
+    fn records(&self) -> &M {
+        self.other.as_ref().unwrap_or(&self.memory)
+    }
+
     /// What is at the position now.
     #[inline(always)]
     fn look(&self, buffer: &mut [u8]) -> Found {
-        let header = self.memory.load(self.position);
+        let header = self.records().load(self.position);
         if header == 0 {
             return Found::Nothing;
         }
@@ -215,7 +280,7 @@ impl<M: Words> LossyReader<M> {
             Some((_, len)) if len > buffer.len() => Found::Longer(len),
             Some((advance, len)) => {
                 let payload = &mut buffer[..len];
-                self.memory.read(self.position, HEADER as usize, payload);
+                self.records().read(self.position, HEADER as usize, payload);
                 let record = Record::Inline(len);
                 Found::Record { advance, record }
             }
@@ -227,10 +292,13 @@ impl<M: Words> LossyReader<M> {
     #[inline(never)]
     fn chunk(&self, header: u64) -> Found {
         let Some((advance, ChunkRef::LEN)) = layout::parse(header, KIND_CHUNK, self.max) else {
-            return Found::Nonsense(header);
+            return match layout::parse_switch(header) {
+                Some(ring) => Found::Switch(ring),
+                None => Found::Nonsense(header),
+            };
         };
         let word = |at: u64| {
-            self.memory
+            self.records()
                 .load(self.position.wrapping_add(HEADER + 8 * at))
         };
         let record = Record::Chunk(ChunkRef::from_words([word(0), word(1), word(2)]));
@@ -240,9 +308,28 @@ impl<M: Words> LossyReader<M> {
     /// Goes on where the writer was a short while ago. False if it does not stand still for long enough to say where.
     #[cold]
     fn catch_up(&mut self) -> Result<bool, LossyError> {
-        let Some(Anchor { position, sequence }) = self.laps.anchor(&self.memory) else {
+        let Some(anchor) = self.laps.anchor(&self.memory) else {
             return Ok(false);
         };
+        self.go_on_from(anchor)?;
+        Ok(true)
+    }
+
+    /// The ring that it was to go on in may have been given up since: if the writer has said where it is behind that, there.
+    #[cold]
+    fn look_ahead(&mut self) -> Result<(), LossyError> {
+        match self.laps.anchor(&self.memory) {
+            Some(anchor) if anchor.position > self.position => self.go_on_from(anchor),
+            _ => Ok(()),
+        }
+    }
+
+    fn go_on_from(&mut self, anchor: Anchor) -> Result<(), LossyError> {
+        let Anchor {
+            position,
+            sequence,
+            ring,
+        } = anchor;
         // Backward is nowhere: the bound that tells of being overtaken is at most a lap from the anchor.
         let bytes = position.saturating_sub(self.position);
         let messages = sequence.saturating_sub(self.sequence);
@@ -261,8 +348,9 @@ impl<M: Words> LossyReader<M> {
         }
         self.position = position;
         self.sequence = sequence;
+        self.next = (ring != self.ring).then_some(ring);
         self.miss(messages);
-        Ok(true)
+        Ok(())
     }
 
     fn miss(&mut self, messages: u64) {
@@ -293,7 +381,7 @@ impl<M: Words> LossyReader<M> {
     /// does not tell: where the writer has overtaken, it may be 0 for ever.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        if self.memory.load(self.position) != 0 {
+        if self.next.is_some() || self.records().load(self.position) != 0 {
             return false;
         }
         // As in `poll`: a 0 of a later lap shows in the bound.
@@ -317,7 +405,7 @@ impl<M: Words> LossyReader<M> {
         self.missed
     }
 
-    /// The writer's memory.
+    /// The writer's memory, of the first ring.
     pub fn memory(&self) -> &M {
         &self.memory
     }

@@ -53,6 +53,23 @@
 //! A chunk that such a reader finds named may be used again at any time: it is
 //! [announced](crate::pool::Chunk::announce) first.
 //!
+//! # Rings that are left to those who are slow
+//!
+//! A writer whose ring is full of what some have not read may go on in another one ([`RingWriter::switch`]), and leave the
+//! first as it is: it stores a header there that is no record's, and names the other. Positions go on, so that nothing
+//! else changes for anybody: cursors, chunks, lossy readers. A reader that comes to that header goes on in the other ring
+//! ([`RingReader::switched`]). A ring is used again, or given up, when every cursor has passed its end; a chain of them is
+//! shared by all who are slow, and the writer is held up by those alone who read its own ([`RingWriter::laggards`]).
+//!
+//! A reader that is not to be waited for any longer is [dismissed](RingWriter::dismiss): the ring that it reads stays as it is
+//! until it is gone, and it ends there. So it is told the truth by whatever it still reads, in place or copied.
+//!
+//! # History
+//!
+//! A writer may keep its last records for those who join ([`RingWriter::keep`]): their positions, on its heap. Where the oldest
+//! one is that it keeps bounds it like a cursor, and moves on when it looks for room. Who joins takes it as the start, under
+//! the roster's lock, which the writer takes to move it.
+//!
 //! # Joining
 //!
 //! A reader joins at the next record, while the writer runs at full speed or sits idle, and the writer does
@@ -75,15 +92,19 @@
 //! | the number, then the fence above, then the other anchor (writer) | an anchor, then `fence(Acquire)`, then the number (lossy reader) | an anchor that is being stored is seen not to be the newest but one |
 //! | what the writer wants / cursor around `SeqCst` fences | the other of the two | either the writer sees the cursor, or the reader sees that it must wake it |
 //! | epoch / position around `SeqCst` fences | the other of the two | either the writer sees the reader, or the reader's start is late enough |
+//! | switch, `Release` (writer) | switch, `Relaxed`, then `fence(Acquire)` (reader) | the 0 in the other ring, and that this ring is whole |
+//! | word of a dismissal / cursor around `SeqCst` fences | the other of the two | either the writer sees the cursor, or the reader sees that it was dismissed |
 //!
 //! Loads from a peer's memory are `Relaxed` and followed by a fence because that memory is mapped read-only,
 //! where nothing stronger is defined.
 
+mod history;
 mod laps;
 mod layout;
 mod lossy;
 mod reader;
 mod roster;
+mod spill;
 mod writer;
 
 pub use laps::LAP_WORDS;
@@ -92,6 +113,7 @@ pub use layout::{Corrupt, end, max_payload};
 pub use lossy::{LossyError, LossyReader, Polled, Taken};
 pub use reader::{CursorPage, Record, RingReader};
 pub use roster::{Joined, LEFT, Reader, Roster};
+pub use spill::Laggard;
 pub use writer::{NoRoom, RingWriter};
 
 /// The word of a writer that waits until a reader has released the record at `position`; see [`RingWriter::want`].

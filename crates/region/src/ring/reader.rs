@@ -15,7 +15,8 @@ pub trait CursorPage<M> {
     fn writer_sleeps(&self) -> bool;
 
     /// What the writer waits for: the word that [`RingWriter::want`](super::RingWriter::want) computed, 0 if it
-    /// does not wait. A `Relaxed` load.
+    /// does not wait. A `Relaxed` load. `writer` is the memory of the ring that is read now, which need not be the one with
+    /// that word: it is the first one's that has it.
     fn wanted(&self, writer: &M) -> u64;
 
     /// Wakes the writer.
@@ -51,6 +52,10 @@ pub struct RingReader<M, P> {
     /// What headers must say; nothing is right any more once one was wrong.
     kind: u64,
     corrupt: Option<Corrupt>,
+    /// The ring in which the stream goes on, at the position.
+    next: Option<u32>,
+    /// Where it came to this ring.
+    arrived: Option<u64>,
 }
 
 impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
@@ -78,11 +83,14 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             exported: start & !7,
             kind: layout::KIND_INLINE,
             corrupt: None,
+            next: None,
+            arrived: None,
         }
     }
 
     /// Looks for a record: the length of its payload in bytes, or `None` if the ring is empty, in which case
-    /// everything released so far has been exported.
+    /// everything released so far has been exported. The stream may go on in another ring then
+    /// ([`switched`](RingReader::switched)).
     ///
     /// A hostile writer can fill the ring with records for ever: whoever reads until it is empty sets a limit.
     ///
@@ -92,7 +100,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     /// record that names a chunk makes no sense.
     #[inline(always)]
     pub fn poll(&mut self) -> Result<Option<usize>, Corrupt> {
-        self.poll_or(|reader, header| Err(reader.give_up(header)))
+        self.poll_or(|reader, header| reader.end_or_corrupt(header).map(|()| None))
     }
 
     /// Looks for a record, like [`poll`](RingReader::poll), in a ring whose writer has a pool.
@@ -107,8 +115,8 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     pub fn poll_record(&mut self) -> Result<Option<Record>, Corrupt> {
         let mut chunk = None;
         let found = self.poll_or(|reader, header| {
-            chunk = Some(reader.chunk(header)?);
-            Ok(0)
+            chunk = reader.chunk(header)?;
+            Ok(chunk.and(Some(0)))
         })?;
         Ok(match chunk {
             None => found.map(Record::Inline),
@@ -120,7 +128,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     #[inline(always)]
     fn poll_or(
         &mut self,
-        other: impl FnOnce(&mut Self, u64) -> Result<usize, Corrupt>,
+        other: impl FnOnce(&mut Self, u64) -> Result<Option<usize>, Corrupt>,
     ) -> Result<Option<usize>, Corrupt> {
         let header = self.memory.load(self.position);
         if header == 0 {
@@ -137,19 +145,19 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
                 self.advance = advance;
                 Ok(Some(len))
             }
-            None => other(self, header).map(Some),
+            None => other(self, header),
         }
     }
 
     /// The chunk that the record with this header names. Its words are loaded once.
     #[inline(never)]
-    fn chunk(&mut self, header: u64) -> Result<ChunkRef, Corrupt> {
+    fn chunk(&mut self, header: u64) -> Result<Option<ChunkRef>, Corrupt> {
         // Not `KIND_INLINE` any more once a header was wrong.
         let found = (self.kind == layout::KIND_INLINE)
             .then(|| layout::parse(header, layout::KIND_CHUNK, self.max))
             .flatten();
         let Some((advance, ChunkRef::LEN)) = found else {
-            return Err(self.give_up(header));
+            return self.end_or_corrupt(header).map(|()| None);
         };
         self.advance = advance;
         self.due = 0;
@@ -157,18 +165,65 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             self.memory
                 .load(self.position.wrapping_add(HEADER + 8 * at))
         };
-        Ok(ChunkRef::from_words([word(0), word(1), word(2)]))
+        let words = [word(0), word(1), word(2)];
+        Ok(Some(ChunkRef::from_words(words)))
     }
 
+    /// What a header says that is no record's: that the ring ends here, or nothing that makes sense.
     #[cold]
-    fn give_up(&mut self, header: u64) -> Corrupt {
+    fn end_or_corrupt(&mut self, header: u64) -> Result<(), Corrupt> {
+        let next = layout::parse_switch(header);
+        // A writer comes to a ring to write in it: two that lead to one another would have no end.
+        let honest = self.kind == layout::KIND_INLINE && self.arrived != Some(self.position);
+        if let (Some(next), true) = (next, honest) {
+            self.next = Some(next);
+            self.advance = 0;
+            if self.exported != self.position {
+                self.export();
+            }
+            return Ok(());
+        }
         let corrupt = Corrupt {
             position: self.position,
             header,
             max: self.max,
         };
         self.kind = layout::KIND_NONE;
-        *self.corrupt.get_or_insert(corrupt)
+        Err(*self.corrupt.get_or_insert(corrupt))
+    }
+
+    /// The number of the ring in which the stream goes on, if [`poll`](RingReader::poll) has found that it ends in this one:
+    /// the reader takes that one's memory, and [follows](RingReader::follow).
+    ///
+    /// Before it does so, it has to look whether the writer has [dismissed](super::RingWriter::dismiss) it, and be content with
+    /// what it has had if so. For that, this exports the cursor, and fences.
+    #[cold]
+    pub fn switched(&mut self) -> Option<u32> {
+        let next = self.next?;
+        self.page.export(self.position.wrapping_sub(self.start));
+        // Pairs with the fence in `RingWriter::dismiss`: it sees that all of this ring is released, or was said before it
+        // that this reader is dismissed.
+        fence(Ordering::SeqCst);
+        Some(next)
+    }
+
+    /// Goes on in the ring that [`switched`](RingReader::switched) has named, whose memory this is. The old one's is given
+    /// back. Does nothing but that if it has named none.
+    ///
+    /// # Panics
+    ///
+    /// If the capacity is another.
+    pub fn follow(&mut self, memory: M) -> M {
+        assert_eq!(
+            memory.capacity(),
+            self.memory.capacity(),
+            "a ring of another size"
+        );
+        if self.next.take().is_none() {
+            return memory;
+        }
+        self.arrived = Some(self.position);
+        std::mem::replace(&mut self.memory, memory)
     }
 
     /// Whether a record waits. Exports nothing.
@@ -249,7 +304,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         &self.page
     }
 
-    /// The writer's memory.
+    /// The writer's memory, of the ring that is read now.
     pub fn memory(&self) -> &M {
         &self.memory
     }

@@ -30,6 +30,10 @@ pub struct Joined<R> {
     pub start: u64,
     /// How many records there were before that.
     pub sequence: u64,
+    /// The number of the ring in which that record is, or will be ([`RingWriter::switch`](super::RingWriter::switch)).
+    pub ring: u32,
+    /// How many records from there on are older than it has asked for, and not for it.
+    pub skip: u64,
     /// The reader itself.
     pub reader: Arc<R>,
 }
@@ -40,9 +44,37 @@ impl<R> Clone for Joined<R> {
             id: self.id,
             start: self.start,
             sequence: self.sequence,
+            ring: self.ring,
+            skip: self.skip,
             reader: self.reader.clone(),
         }
     }
+}
+
+/// A reader that was dismissed, and may still read what it had before.
+#[derive(Debug)]
+pub(crate) struct Lingering<R> {
+    pub(crate) joined: Joined<R>,
+    /// Where the ring ends behind which it reads nothing more.
+    pub(crate) stop: u64,
+}
+
+impl<R> Clone for Lingering<R> {
+    fn clone(&self) -> Lingering<R> {
+        Lingering {
+            joined: self.joined.clone(),
+            stop: self.stop,
+        }
+    }
+}
+
+/// Where records are that are kept for those who join: from this position on, which so many came before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) position: u64,
+    pub(crate) sequence: u64,
+    /// Nobody gets more than so many of them.
+    pub(crate) most: u64,
 }
 
 /// Who reads a ring. Shared between its writer and whoever accepts readers, in one process.
@@ -72,6 +104,11 @@ const LOW: u64 = 7;
 struct State<R> {
     next_id: u64,
     joined: Vec<Joined<R>>,
+    lingering: Vec<Lingering<R>>,
+    /// Where rings begin that somebody may start in, and their numbers; the last one is that of the writer.
+    rings: Vec<(u64, u32)>,
+    /// None if no history is kept.
+    history: Option<Kept>,
 }
 
 impl<R> Roster<R> {
@@ -85,6 +122,9 @@ impl<R> Roster<R> {
             state: Mutex::new(State {
                 next_id: 0,
                 joined: Vec::new(),
+                lingering: Vec::new(),
+                rings: vec![(0, 0)],
+                history: None,
             }),
             asymmetric: AtomicBool::new(asymmetric()),
         }
@@ -99,6 +139,16 @@ impl<R> Roster<R> {
     /// membarrier(2) is gone since the ring was made (a seccomp filter was installed). The reader is not added;
     /// from then on `join` and the writer do without it.
     pub fn join(&self, reader: Arc<R>) -> io::Result<Joined<R>> {
+        self.join_behind(reader, 0)
+    }
+
+    /// [`join`](Roster::join), from the last `history` records on that there are, or as many as the writer has
+    /// [kept](super::RingWriter::keep).
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Roster::join).
+    pub fn join_behind(&self, reader: Arc<R>, history: u64) -> io::Result<Joined<R>> {
         let mut state = lock(&self.state);
         let id = state.next_id;
         state.next_id += 1;
@@ -110,11 +160,25 @@ impl<R> Roster<R> {
                 .store(false, std::sync::atomic::Ordering::Relaxed);
             return Err(error);
         }
-        let (start, sequence) = self.progress();
+        let (mut start, mut sequence) = self.progress();
+        let mut skip = 0;
+        if let (Some(kept), 1..) = (state.history, history) {
+            // What the writer keeps it keeps until it has this lock.
+            let records = sequence - kept.sequence;
+            if records > 0 {
+                (start, sequence) = (kept.position, kept.sequence);
+                skip = records.saturating_sub(history.min(kept.most));
+            }
+        }
+        // The last one that begins there or before.
+        let behind = state.rings.partition_point(|&(base, _)| base <= start);
+        let (_, ring) = state.rings[behind.saturating_sub(1)];
         let joined = Joined {
             id,
             start,
             sequence,
+            ring,
+            skip,
             reader,
         };
         state.joined.push(joined.clone());
@@ -143,13 +207,39 @@ impl<R> Roster<R> {
     /// Removes a reader: from the writer's next look on, it holds nothing up. False if it was not there.
     pub fn leave(&self, id: u64) -> bool {
         let mut state = lock(&self.state);
-        let before = state.joined.len();
+        let before = state.joined.len() + state.lingering.len();
         state.joined.retain(|joined| joined.id != id);
-        let left = state.joined.len() != before;
+        state.lingering.retain(|gone| gone.joined.id != id);
+        let left = state.joined.len() + state.lingering.len() != before;
         if left {
             self.epoch.fetch_add(1, Ordering::Release);
         }
         left
+    }
+
+    /// How many readers were [dismissed](super::RingWriter::dismiss) and have not left yet.
+    pub fn lingering(&self) -> usize {
+        lock(&self.state).lingering.len()
+    }
+
+    /// Makes a reader one that holds nothing up but what it may be reading, up to `stop`.
+    pub(crate) fn dismiss(&self, id: u64, stop: u64) {
+        let mut state = lock(&self.state);
+        if let Some(at) = state.joined.iter().position(|joined| joined.id == id) {
+            let joined = state.joined.remove(at);
+            state.lingering.push(Lingering { joined, stop });
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The rings that somebody may start in, where each begins.
+    pub(crate) fn set_rings(&self, rings: Vec<(u64, u32)>) {
+        lock(&self.state).rings = rings;
+    }
+
+    /// What is kept for those who join. Who has joined before is seen by the next [`snapshot`](Roster::snapshot).
+    pub(crate) fn set_history(&self, kept: Kept) {
+        lock(&self.state).history = Some(kept);
     }
 
     /// How many readers there are.
@@ -183,9 +273,13 @@ impl<R> Roster<R> {
             .store(position | sequence & LOW, Ordering::Release);
     }
 
-    /// The readers now, and the epoch they belong to.
-    pub(crate) fn snapshot(&self) -> (u64, Vec<Joined<R>>) {
+    /// The readers now, those that were dismissed, and the epoch they belong to.
+    pub(crate) fn snapshot(&self) -> (u64, Vec<Joined<R>>, Vec<Lingering<R>>) {
         let state = lock(&self.state);
-        (self.epoch.load(Ordering::Relaxed), state.joined.clone())
+        (
+            self.epoch.load(Ordering::Relaxed),
+            state.joined.clone(),
+            state.lingering.clone(),
+        )
     }
 }

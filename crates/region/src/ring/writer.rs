@@ -1,9 +1,11 @@
 use std::sync::Arc;
 
 use super::{
+    history::History,
     laps::{Anchor, LAP_WORDS, Laps},
     layout::{self, HEADER, KIND_CHUNK, KIND_INLINE},
     roster::{Joined, LEFT, Reader, Roster},
+    spill::{Dismissed, Past},
 };
 use crate::{
     Shared,
@@ -30,33 +32,45 @@ pub enum NoRoom {
 /// but the readers' cursors, and checks those.
 #[derive(Debug)]
 pub struct RingWriter<M, R> {
-    memory: M,
-    capacity: u64,
+    /// Of the ring that it writes in.
+    pub(super) memory: M,
+    pub(super) capacity: u64,
     max_payload: usize,
-    position: u64,
+    pub(super) position: u64,
     /// Records before that position.
-    sequence: u64,
+    pub(super) sequence: u64,
     /// Bytes before this position may be written at once: the lesser of `room` and the bound that lossy readers have
     /// been told.
-    limit: u64,
-    /// The slowest reader's cursor plus the capacity, when last looked at.
-    room: u64,
-    laps: Laps,
-    roster: Arc<Roster<R>>,
+    pub(super) limit: u64,
+    /// The slowest reader's cursor plus the capacity, when last looked at; of one that reads another ring, where this one
+    /// began.
+    pub(super) room: u64,
+    pub(super) laps: Laps,
+    /// The number of its ring, and where that began.
+    pub(super) ring: u32,
+    pub(super) base: u64,
+    /// The rings that it has left, the oldest first.
+    pub(super) past: Vec<Past<M>>,
+    /// The slowest reader's position, when last looked at.
+    slowest: u64,
+    /// Absent unless records are kept for those who join.
+    pub(super) history: Option<Box<History>>,
+    pub(super) roster: Arc<Roster<R>>,
     /// Of the roster, as `readers` are.
     epoch: u64,
     /// The last one that `sync` told its caller of.
     told: u64,
     /// Of the roster, when last looked at.
     asymmetric: bool,
-    readers: Vec<Seen<R>>,
+    pub(super) readers: Vec<Seen<R>>,
+    pub(super) dismissed: Vec<Dismissed<R>>,
 }
 
 #[derive(Debug)]
-struct Seen<R> {
-    joined: Joined<R>,
+pub(super) struct Seen<R> {
+    pub(super) joined: Joined<R>,
     /// Its position when last looked at. It never goes back.
-    position: u64,
+    pub(super) position: u64,
 }
 
 impl<M: WordsMut, R: Reader> RingWriter<M, R> {
@@ -99,11 +113,17 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             limit: capacity.min(laps.bound()),
             room: capacity,
             laps,
+            ring: 0,
+            base: 0,
+            past: Vec::new(),
+            slowest: 0,
+            history: None,
             asymmetric: roster.asymmetric(),
             roster,
             epoch: 0,
             told: 0,
             readers: Vec::new(),
+            dismissed: Vec::new(),
         }
     }
 
@@ -112,12 +132,15 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         &self.roster
     }
 
-    /// The memory below.
+    /// The memory of the first ring, whose header has the control words, whichever ring it writes in.
     pub fn memory(&self) -> &M {
-        &self.memory
+        match self.ring {
+            0 => &self.memory,
+            _ => self.first(),
+        }
     }
 
-    /// Where the next record begins: bytes since the ring began.
+    /// Where the next record begins: bytes since the first ring began.
     pub fn position(&self) -> u64 {
         self.position
     }
@@ -225,6 +248,9 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.memory.store(end, 0);
         let header = layout::header(kind, end - self.position, len);
         self.memory.store_release(self.position, header);
+        if let Some(history) = &mut self.history {
+            history.note(self.sequence, self.position);
+        }
         self.position = end;
         self.sequence += 1;
         self.roster.set_progress(end, self.sequence);
@@ -247,8 +273,8 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     /// Whether every reader has released every record. Looks at their cursors.
     #[cold]
     pub fn is_drained(&mut self) -> bool {
-        self.refresh();
-        self.room == self.position + self.capacity
+        self.refresh(0);
+        self.slowest == self.position
     }
 
     /// The word to show to readers before sleeping until the ring [is drained](RingWriter::is_drained), as
@@ -287,11 +313,16 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     }
 
     #[cold]
-    fn take_roster(&mut self) {
+    pub(super) fn take_roster(&mut self) {
         if self.roster.epoch() == self.epoch {
             return;
         }
-        let (epoch, joined) = self.roster.snapshot();
+        let (epoch, joined, lingering) = self.roster.snapshot();
+        let before = std::mem::take(&mut self.dismissed);
+        self.dismissed = lingering
+            .into_iter()
+            .map(|lingering| Dismissed::new(lingering, &before))
+            .collect();
         self.epoch = epoch;
         self.asymmetric = self.roster.asymmetric();
         let before = std::mem::take(&mut self.readers);
@@ -312,22 +343,34 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     #[inline(never)]
     fn make_room(&mut self, needed: u64) -> bool {
         if needed > self.room {
-            self.refresh();
+            self.refresh(needed);
         }
         let fits = needed <= self.room;
         if fits && needed > self.laps.bound() {
-            let here = Anchor {
-                position: self.position,
-                sequence: self.sequence,
-            };
-            self.laps.export(&mut self.memory, here, needed);
+            self.export(needed);
         }
         self.limit = self.room.min(self.laps.bound());
         fits
     }
 
-    /// Looks at every reader's cursor for more room.
-    fn refresh(&mut self) {
+    /// Tells lossy readers that bytes up to `needed` are about to be written.
+    pub(super) fn export(&mut self, needed: u64) {
+        let here = Anchor {
+            position: self.position,
+            sequence: self.sequence,
+            ring: self.ring,
+        };
+        let first = match self.ring {
+            0 => &mut self.memory,
+            _ => super::spill::first_mut(&mut self.past),
+        };
+        self.laps.export(first, here, needed);
+    }
+
+    /// Looks at every reader's cursor for more room, up to `needed` if that can be.
+    pub(super) fn refresh(&mut self, needed: u64) {
+        // Before the look at the roster: who has joined before this begins where it was said, and is seen there.
+        let kept = self.advance_history(needed);
         // Pairs with the fence in `Roster::join`, and, for a writer that has stored what it waits for, with the
         // one in `RingReader::export`.
         fence(Ordering::SeqCst);
@@ -353,6 +396,9 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         }
         // Pairs with the readers' Release stores of their cursors: they are done with what lies before.
         fence(Ordering::Acquire);
+        self.slowest = slowest;
+        // Who reads another ring is in nobody's way in this one.
+        let slowest = slowest.min(kept).max(self.base);
         // It never shrinks: a reader that said it had left, and comes back, is none whose bytes are spared.
         self.room = self.room.max(slowest + self.capacity);
     }
@@ -366,6 +412,15 @@ impl<M: WordsMut, R: Reader + Holder> Holders for RingWriter<M, R> {
         self.take_roster();
         let joined = self.readers.iter().map(|seen| &seen.joined);
         joined.map(|joined| (joined.start, &*joined.reader))
+    }
+
+    fn kept(&mut self) -> u64 {
+        self.advance_history(0)
+    }
+
+    fn dismissed(&mut self) -> impl Iterator<Item = (u64, u64, &R)> {
+        let dismissed = self.dismissed.iter();
+        dismissed.map(|gone| (gone.joined.start, gone.stop, &*gone.joined.reader))
     }
 }
 

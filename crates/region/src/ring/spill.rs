@@ -1,0 +1,241 @@
+//! Rings that a writer leaves to those who are slow.
+
+use super::{
+    RingWriter,
+    layout::{self, HEADER},
+    roster::{Joined, LEFT, Lingering, Reader},
+    writer::Seen,
+};
+use crate::{
+    primitive::{Ordering, fence},
+    words::WordsMut,
+};
+
+/// A ring that the writer has left.
+#[derive(Debug)]
+pub(super) struct Past<M> {
+    pub(super) ring: u32,
+    pub(super) memory: M,
+    /// Where it begins, and where it says in which ring the stream goes on.
+    pub(super) base: u64,
+    pub(super) end: u64,
+}
+
+/// The first ring of all, when it is not the writer's.
+pub(super) fn first_mut<M>(past: &mut [Past<M>]) -> &mut M {
+    let first = past.iter_mut().find(|past| past.ring == 0);
+    &mut first.expect("the first ring stays").memory
+}
+
+/// A reader that was dismissed.
+#[derive(Debug)]
+pub(super) struct Dismissed<R> {
+    pub(super) joined: Joined<R>,
+    pub(super) stop: u64,
+    /// Its position when last looked at.
+    position: u64,
+}
+
+impl<R> Dismissed<R> {
+    pub(super) fn new(lingering: Lingering<R>, before: &[Dismissed<R>]) -> Dismissed<R> {
+        let Lingering { joined, stop } = lingering;
+        let known = before.iter().find(|known| known.joined.id == joined.id);
+        Dismissed {
+            position: known.map_or(joined.start, |known| known.position),
+            joined,
+            stop,
+        }
+    }
+}
+
+/// A reader that is in the way of a message.
+#[derive(Debug)]
+pub struct Laggard<'a, R> {
+    /// The reader.
+    pub joined: &'a Joined<R>,
+    /// Bytes of the stream that it has not released.
+    pub behind: u64,
+    /// How many rings, beyond the writer's, are kept for it now.
+    pub rings: usize,
+}
+
+impl<M: WordsMut, R: Reader> RingWriter<M, R> {
+    #[cold]
+    pub(super) fn first(&self) -> &M {
+        let first = self.past.iter().find(|past| past.ring == 0);
+        &first.expect("the first ring stays").memory
+    }
+
+    /// The number of the ring that it writes in: 0 at first.
+    pub fn ring(&self) -> u32 {
+        self.ring
+    }
+
+    /// How many rings there are, its own included.
+    pub fn rings(&self) -> usize {
+        self.past.len() + 1
+    }
+
+    /// The readers that are in the way of a payload of `len` bytes, as of the last [`reserve`](RingWriter::reserve).
+    pub fn laggards(&self, len: usize) -> impl Iterator<Item = Laggard<'_, R>> {
+        let needed = layout::furthest_end(self.position, len) + HEADER;
+        let slow = self.readers.iter().filter(move |seen| {
+            seen.position + self.capacity < needed && seen.joined.reader.cursor() != LEFT
+        });
+        slow.map(|seen| Laggard {
+            joined: &seen.joined,
+            behind: self.position - seen.position,
+            rings: self.kept_behind(seen.position),
+        })
+    }
+
+    /// How many rings, beyond the writer's, are kept for a reader.
+    pub fn rings_behind(&self, id: u64) -> usize {
+        let seen = self.readers.iter().find(|seen| seen.joined.id == id);
+        seen.map_or(0, |seen| self.kept_behind(seen.position))
+    }
+
+    fn kept_behind(&self, position: u64) -> usize {
+        let past = self.past.iter();
+        past.filter(|past| past.end >= position && past.base < past.end)
+            .count()
+    }
+
+    /// Looks for a ring that nobody reads any more, of those that it has left: the first of all, if it is one.
+    pub fn spare(&mut self) -> Option<u32> {
+        self.refresh(0);
+        self.look_at_dismissed();
+        let free = self.past.iter().filter(|past| !self.is_needed(past));
+        free.map(|past| past.ring).min()
+    }
+
+    /// Whether anybody may be reading a ring, or looking for what comes behind it.
+    fn is_needed(&self, past: &Past<M>) -> bool {
+        // At its end, a reader has still to see where the stream goes on.
+        self.readers
+            .iter()
+            .any(|seen| seen.position <= past.end && seen.joined.reader.cursor() != LEFT)
+            || self
+                .dismissed
+                .iter()
+                .any(|gone| gone.position <= past.end && past.end <= gone.stop)
+            || self
+                .history
+                .as_ref()
+                .is_some_and(|history| history.kept().position < past.end)
+    }
+
+    fn look_at_dismissed(&mut self) {
+        for gone in &mut self.dismissed {
+            let position = match gone.joined.reader.cursor() {
+                LEFT => u64::MAX,
+                cursor => gone.joined.start.saturating_add(cursor),
+            };
+            gone.position = gone.position.max(position);
+        }
+        // Pairs with the readers' Release stores of their cursors.
+        fence(Ordering::Acquire);
+    }
+
+    /// Goes on in another ring of the same capacity, with the next record. The one that it leaves stays as it is, for those
+    /// who have not read it, and so does what is in it; all room of the other one is free.
+    ///
+    /// `ring` is the number of the other one: of a [`spare`](RingWriter::spare) one, or of a new one, whose `memory` is given then.
+    /// Readers must have been told of it, since they find nothing but its number.
+    ///
+    /// The writer must have written in this one since it came to it.
+    ///
+    /// # Panics
+    ///
+    /// If the capacity is another, the ring is none that it has left and is not free, or nothing was written in this one.
+    pub fn switch(&mut self, ring: u32, memory: Option<M>) {
+        assert!(
+            self.position > self.base,
+            "nothing was written in this ring"
+        );
+        let memory = memory.unwrap_or_else(|| {
+            let at = self.past.iter().position(|past| past.ring == ring);
+            let past = self.past.remove(at.expect("a ring that was left"));
+            assert!(!self.is_needed(&past), "ring {ring} is still read");
+            past.memory
+        });
+        assert_eq!(memory.capacity(), self.capacity, "a ring of another size");
+        let left = Past {
+            ring: std::mem::replace(&mut self.ring, ring),
+            memory: std::mem::replace(&mut self.memory, memory),
+            base: std::mem::replace(&mut self.base, self.position),
+            end: self.position,
+        };
+        self.past.push(left);
+        // Nothing is there for those who come.
+        self.memory.store(self.position, 0);
+        let bases = self.past.iter().map(|past| (past.base, past.ring));
+        let bases = bases.chain([(self.base, self.ring)]).collect();
+        self.roster.set_rings(bases);
+        if self.laps.bound() != u64::MAX {
+            // Who was overtaken in a ring that is given up later, or does not know this one, finds where it is.
+            self.export(self.position + HEADER);
+        }
+        // Pairs with the readers' loads of it: the 0 above is there.
+        let left = self.past.last_mut().expect("pushed above");
+        left.memory
+            .store_release(left.end, layout::switch(self.ring));
+        self.room = self.position + self.capacity;
+        self.limit = self.room.min(self.laps.bound());
+    }
+
+    /// Gives up a ring that nobody reads any more, and that is not the first; `None` if it is none. Readers may unmap it.
+    pub fn give_up(&mut self, ring: u32) -> Option<M> {
+        let at = self
+            .past
+            .iter()
+            .position(|past| past.ring == ring && past.ring != 0 && !self.is_needed(past))?;
+        let past = self.past.remove(at);
+        let bases = self.past.iter().map(|past| (past.base, past.ring));
+        let bases = bases.chain([(self.base, self.ring)]).collect();
+        self.roster.set_rings(bases);
+        Some(past.memory)
+    }
+
+    /// Waits for a reader no longer. What it may be reading is not written again until it has [left](super::Roster::leave):
+    /// all of the ring that it is in. There it has to end: before it goes on into another ring, it exports its cursor, fences
+    /// (`SeqCst`), and looks whether it was dismissed, of which it must have been told before this call.
+    ///
+    /// True if it may be in the writer's own ring, which must be left to it by a [`switch`](RingWriter::switch) now, before
+    /// anything else is called.
+    pub fn dismiss(&mut self, id: u64) -> bool {
+        // Pairs with the reader's fence between its cursor and its look whether it was dismissed: what it says now is where
+        // it has been, at most one ring ago, or it knows.
+        fence(Ordering::SeqCst);
+        self.take_roster();
+        let Some(at) = self.readers.iter().position(|seen| seen.joined.id == id) else {
+            return false;
+        };
+        let Seen { joined, position } = &self.readers[at];
+        let found = match joined.reader.cursor() {
+            LEFT => u64::MAX,
+            cursor => joined.start.wrapping_add(cursor),
+        };
+        let position = (*position).max(found.min(self.position));
+        // If it is at the very end of one, it may be in the next.
+        let ends = self.past.iter().map(|past| past.end);
+        let stop = ends.filter(|&end| end > position).min();
+        self.roster.dismiss(id, stop.unwrap_or(self.position));
+        self.take_roster();
+        if let Some(gone) = self.dismissed.iter_mut().find(|gone| gone.joined.id == id) {
+            gone.position = position;
+        }
+        stop.is_none() && self.position > self.base
+    }
+
+    /// The word to show to readers before sleeping until a ring that it has left is free, as [`want`](RingWriter::want) is
+    /// for room: where the slowest of them has passed the end of one. `None` if it has left none that is read.
+    pub fn want_ring(&self) -> Option<u64> {
+        let needed = self.past.iter().filter(|past| {
+            let waits = |seen: &&Seen<R>| seen.position <= past.end;
+            self.readers.iter().find(waits).is_some()
+        });
+        let end = needed.map(|past| past.end).min()?;
+        Some((end + HEADER) | layout::WAITING)
+    }
+}
