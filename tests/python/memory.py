@@ -22,7 +22,7 @@ PAGE = mmap.PAGESIZE
 # Indices of words: in the publisher's page, and in the subscriber's.
 WANTED, CURSOR, ARMED = 0, 0, 16
 CARRIED, LEFT, LAST_START = 1 << 63, (1 << 64) - 1, 1 << 62
-INLINE, CHUNK, MAX_SLACK, MAX_SEGMENTS = 1, 2, 71, 128
+INLINE, CHUNK, SWITCH, MAX_SLACK, MAX_SEGMENTS, MAX_RINGS = 1, 2, 3, 71, 128, 64
 
 _fence = threading.Lock()
 

@@ -11,9 +11,11 @@ from memory import (
     CURSOR,
     INLINE,
     LAST_START,
+    MAX_RINGS,
     MAX_SEGMENTS,
     MAX_SLACK,
     PAGE,
+    SWITCH,
     WANTED,
     Region,
     doorbell,
@@ -28,6 +30,7 @@ class Subscriber:
 
     def __init__(self, link, expects=None, queue=False):
         self.link, self.segments, self.ended, self.reason = link, {}, False, "died"
+        self.rings, self.announced, self.arrived, self.capacity = {}, {}, None, None
         self.page = Region.create("memlane-control", PAGE)
         self.bell, theirs = doorbell()
         greeting = bytes([3, 0, 1, 1, 0, 0])
@@ -72,7 +75,10 @@ class Subscriber:
                 os.close(ring)
             expect(power, "a capacity that is a power of two and a page", self.capacity)
             expect(self.start % 8 == 0 and self.start <= LAST_START, "a start in bounds", self.start)
-            self.ring = Region.open(ring, PAGE + self.capacity)
+            # Of all rings, the first has the publisher's words.
+            self.first = self.rings[0] = Region.open(ring, PAGE + self.capacity)
+            for identity, memory in self.announced.items():
+                self.rings[identity] = Region.open(memory, PAGE + self.capacity)
             expect(packet.byte(3, "a doorbell") == 1, "a publisher that rings the socket", "another")
             kind = packet.byte(3, "a doorbell")
             expect(kind < 2, "no doorbell or a socket", "an eventfd")
@@ -80,11 +86,16 @@ class Subscriber:
             packet.byte(2, "a bool")
             sequence = packet.number()
             expect(sequence <= self.start // 8, "as many records as fit before the start", sequence)
+            self.ring = self.known(packet.number())
             packet.end()
             return True
 
+    def known(self, identity):
+        expect(identity in self.rings, "a ring that was announced", identity)
+        return self.rings[identity]
+
     def notice(self, packet):
-        kind = packet.byte(3, "a notice")
+        kind = packet.byte(5, "a notice")
         if kind == 0:
             identity, chunks, size, memory = packet.number(), packet.number(), packet.number(), packet.descriptor()
             first = -(-8 * chunks // PAGE) * PAGE
@@ -95,6 +106,17 @@ class Subscriber:
             self.segments[identity] = (region, first, chunks, size)
         elif kind == 1:
             self.segments.pop(packet.number(), None)
+        elif kind == 3:
+            identity, memory = packet.number(), packet.descriptor()
+            new = identity not in self.rings and identity not in self.announced and identity != 0
+            if not new or self.capacity is None:
+                self.announced[identity] = memory
+            else:
+                self.rings[identity] = Region.open(memory, PAGE + self.capacity)
+            expect(new, "a new ring", identity)
+            expect(len(self.rings) + len(self.announced) < MAX_RINGS, f"{MAX_RINGS} rings at most", "another")
+        elif kind == 4:
+            self.rings.pop(packet.number(), None)
         else:
             why = packet.byte(3, "a farewell")
             self.reason = ("closed", "panicked", "evicted")[why] + (": " + packet.string() if why == 2 else "")
@@ -109,7 +131,7 @@ class Subscriber:
             self.ended = True
 
     def wanting(self):
-        return self.ring.words[WANTED]
+        return self.first.words[WANTED]
 
     def header(self):
         return self.ring.words[(PAGE + self.position % self.capacity) // 8]
@@ -134,6 +156,8 @@ class Subscriber:
         if header == 0:
             self.export()
             return None
+        if header >> 32 == SWITCH and self.arrived != self.position:
+            return self.try_receive() if self.follow(header & 0xFFFFFFFF) else None
         advance, kind, slack = header & 0xFFFFFFFF, header >> 32 & 0xFF, header >> 40 & 0xFF
         length = advance - 8 - slack
         good = advance % 8 == 0 and 0 <= length and advance <= self.capacity - 8 and slack <= MAX_SLACK
@@ -144,6 +168,17 @@ class Subscriber:
             message = self.chunk(*struct.unpack("=IIQQ", message))
         self.release(advance, kind)
         return message
+
+    def follow(self, identity):
+        """Goes on in another ring, unless the publisher goes on without this subscriber."""
+        self.export()
+        fence()
+        self.read_link()
+        if self.reason.startswith("evicted"):
+            self.ended = True
+            return False
+        self.ring, self.arrived = self.known(identity), self.position
+        return True
 
     def chunk(self, identity, chunk, sequence, length):
         if identity not in self.segments:

@@ -89,6 +89,7 @@ pub struct Welcome {
     pub doorbell: Bell,
     pub registered: bool,
     pub sequence: u64,
+    pub at: u32,
 }
 
 /// Which doorbell of the subscriber's will be rung.
@@ -134,6 +135,13 @@ pub enum Notice {
         id: u32,
     },
     Farewell(Farewell),
+    Ring {
+        id: u32,
+        memory: Fd,
+    },
+    RingRemoved {
+        id: u32,
+    },
 }
 
 /// Why a publisher hangs up.

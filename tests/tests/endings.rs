@@ -491,7 +491,7 @@ fn farewell(link: &Link) -> (u64, Farewell) {
     for others in 0.. {
         match link.recv_timeout(PATIENCE).expect("a farewell") {
             Notice::Farewell(farewell) => return (others, farewell),
-            Notice::Added { .. } | Notice::Removed { .. } => {}
+            _ => {}
         }
     }
     unreachable!()
@@ -616,6 +616,7 @@ fn by_hand() -> (Link, Subscriber) {
             doorbell: Bell::None,
             registered: false,
             sequence: 0,
+            at: 0,
         }))
         .unwrap();
         subscribing.join().unwrap()

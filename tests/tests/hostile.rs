@@ -813,6 +813,7 @@ fn deceive(role: &Role, link: &Link, roguery: Roguery) {
         doorbell: Bell::None,
         registered: false,
         sequence: 0,
+        at: 0,
     };
     match roguery {
         RingUnsealed => welcome.ring = memfd(len, true, SealFlags::SHRINK),
@@ -1036,6 +1037,7 @@ fn corrupt_rings() {
                     doorbell: Bell::None,
                     registered: false,
                     sequence: 0,
+                    at: 0,
                 }))
                 .unwrap();
                 let memlane_tests::AnySubscriber::Untrusting(mut subscriber) =
@@ -1096,6 +1098,7 @@ fn rings_that_change_under_the_reader() {
         doorbell: Bell::None,
         registered: false,
         sequence: 0,
+        at: 0,
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();
@@ -1154,6 +1157,7 @@ fn publishers_that_ring_without_end() {
         doorbell: Bell::None,
         registered: false,
         sequence: 0,
+        at: 0,
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();

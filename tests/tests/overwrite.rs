@@ -751,6 +751,7 @@ fn rogue(policy: Policy, sequence: u64) -> (Result<Subscriber, Error>, Shared, L
         doorbell: Bell::None,
         registered: false,
         sequence,
+        at: 0,
     }))
     .unwrap();
     (connecting.join().unwrap(), ring, here)
@@ -846,7 +847,7 @@ fn a_publisher_that_is_always_further() {
                             break;
                         }
                         position += 1 << 16;
-                        let at = LAPS + 16 + 16 * (anchors % 2) as usize;
+                        let at = LAPS + 16 + 24 * (anchors % 2) as usize;
                         ring.word(at).store(position, Ordering::Relaxed);
                         ring.word(at + 8)
                             .store(position / 64 + 7, Ordering::Relaxed);

@@ -441,6 +441,7 @@ fn it_heeds_notices() {
         doorbell: Bell::None,
         registered: false,
         sequence: 0,
+        at: 0,
     };
     link.send(&Answer::Welcome(welcome)).unwrap();
     python.says("subscribed");

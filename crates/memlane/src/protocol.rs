@@ -18,13 +18,16 @@ use crate::{PayloadType, Reason};
 /// Version of everything in this file and of the memory layout.
 pub(crate) const VERSION: u32 = 4;
 
+/// Rings that a publisher has at most, at a time.
+pub(crate) const MAX_RINGS: usize = 64;
+
 /// More than any of these packets takes, and all that a stranger can make this process read. A welcome and two notices
-/// of as many segments as there can be (those that were there when it came, and those made since) can be on their way at a
-/// time, of which the sender's estimate is up to half too high.
+/// of as many segments and rings as there can be (those that were there when it came, and those made since) can be on their way
+/// at a time, of which the sender's estimate is up to half too high.
 pub(crate) const LIMITS: Limits = Limits::new()
     .body(4096)
     .descriptors(4)
-    .in_flight(4 * MAX_SEGMENTS);
+    .in_flight(4 * (MAX_SEGMENTS + MAX_RINGS));
 
 /// First packet, in each direction.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -87,7 +90,7 @@ pub(crate) struct DoorbellOffer {
 pub(crate) enum PacketRef<'a> {
     Welcome(WelcomeRef<'a>),
     Refused(Refusal),
-    /// Before a welcome, of each segment that there is: a subscriber can receive as soon as it has joined.
+    /// Before a welcome, of each segment and each ring that there is: a subscriber can receive as soon as it has joined.
     Segment(NoticeRef<'a>),
     /// From a reader to its publisher, whichever of the two has connected.
     Greeting(GreetingRef<'a>),
@@ -109,6 +112,8 @@ pub(crate) struct WelcomeRef<'a> {
     pub(crate) registered: bool,
     /// How many messages there were before that position.
     pub(crate) sequence: u64,
+    /// The id of the ring in which the start is: 0, or one that there was a notice of.
+    pub(crate) at: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +149,7 @@ pub(crate) struct Welcome {
     pub(crate) doorbell: PublisherDoorbell,
     pub(crate) registered: bool,
     pub(crate) sequence: u64,
+    pub(crate) at: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -153,8 +159,8 @@ pub(crate) enum PublisherDoorbell {
     EventFd(Fd),
 }
 
-/// Later packets, from the publisher: what becomes of its pool, and why it hangs up. A segment's notice is sent before the
-/// first record that names it.
+/// Later packets, from the publisher: what becomes of its pool and its rings, and why it hangs up. A notice of a segment or a ring is
+/// sent before the first record, or the first end of a ring, that names it.
 #[derive(Debug, Serialize)]
 pub(crate) enum NoticeRef<'a> {
     Added {
@@ -167,6 +173,10 @@ pub(crate) enum NoticeRef<'a> {
     Removed { id: u32 },
     /// The last one, before the publisher hangs up.
     Farewell(&'a Farewell),
+    /// Another ring, of the first one's capacity.
+    Ring { id: u32, memory: FdRef<'a> },
+    /// No ring's end will name it any more.
+    RingRemoved { id: u32 },
 }
 
 /// [`NoticeRef`], received.
@@ -182,6 +192,13 @@ pub(crate) enum Notice {
         id: u32,
     },
     Farewell(Farewell),
+    Ring {
+        id: u32,
+        memory: Fd,
+    },
+    RingRemoved {
+        id: u32,
+    },
 }
 
 /// Why a publisher hangs up. Nothing depends on it.
@@ -261,7 +278,7 @@ mod tests {
     use super::*;
     use crate::{Payload, Plain};
 
-    documented!(VERSION);
+    documented!(VERSION, MAX_RINGS);
 
     /// The document has this line, with the body that is sent.
     fn says<T: Serialize>(what: &str, message: &T) {
@@ -304,7 +321,7 @@ mod tests {
         let what = "greeting: page, socket, eventfd, trust, plain [u32; 2]";
         greeting(what, true, true, true, Some(&point), Overflow::Block);
 
-        let welcome = |what, capacity, (start, sequence), rings, doorbell, registered| {
+        let welcome = |what, capacity, (start, sequence, at), rings, doorbell, registered| {
             let welcome = WelcomeRef {
                 ring: one(),
                 capacity,
@@ -313,13 +330,14 @@ mod tests {
                 doorbell,
                 registered,
                 sequence,
+                at,
             };
             says(what, &PacketRef::Welcome(welcome));
         };
         welcome(
             "welcome: 1 MiB, start 0, socket rung, no doorbell",
             1 << 20,
-            (0, 0),
+            (0, 0, 0),
             Rings::Socket,
             PublisherDoorbellRef::None,
             false,
@@ -327,15 +345,15 @@ mod tests {
         welcome(
             "welcome: 4 KiB, start 4096 (64), nothing rung, socket",
             4096,
-            (4096, 64),
+            (4096, 64, 0),
             Rings::Nothing,
             PublisherDoorbellRef::Socket(one()),
             false,
         );
         welcome(
-            "welcome: 64 KiB, start 8 (1), eventfd rung, eventfd, registered",
+            "welcome: start 8 (1) in ring 3, eventfds, registered",
             1 << 16,
-            (8, 1),
+            (8, 1, 3),
             Rings::EventFd,
             PublisherDoorbellRef::EventFd(one()),
             true,
@@ -380,6 +398,9 @@ mod tests {
         says("added: segment 0, 4 chunks of 256 KiB", &added);
         says("segment: as below", &PacketRef::Segment(added));
         says("removed: segment 300", &NoticeRef::Removed { id: 300 });
+        let memory = one();
+        says("ring: 1", &NoticeRef::Ring { id: 1, memory });
+        says("ring removed: 1", &NoticeRef::RingRemoved { id: 1 });
 
         let farewell = |what, farewell| says(what, &NoticeRef::Farewell(&farewell));
         farewell("farewell: closed", Farewell::Closed);

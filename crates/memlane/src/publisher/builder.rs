@@ -16,6 +16,7 @@ use rustix::event::epoll::{self, CreateFlags};
 use super::{
     Publisher, PublisherStats,
     control::{Control, Terms},
+    spill::Spill,
 };
 use crate::{
     Error, Payload, PayloadType, Typed, accepting, after, names::address_of, page::LAPS,
@@ -30,6 +31,7 @@ const INLINE: usize = 64 << 10;
 #[derive(Clone, Debug)]
 pub struct PublisherBuilder {
     ring_bytes: usize,
+    spill_bytes: usize,
     pool_bytes: usize,
     max_message: Option<usize>,
     zero: bool,
@@ -48,6 +50,7 @@ impl Default for PublisherBuilder {
     fn default() -> PublisherBuilder {
         PublisherBuilder {
             ring_bytes: 1 << 20,
+            spill_bytes: 0,
             pool_bytes: 64 << 20,
             max_message: None,
             zero: false,
@@ -70,6 +73,36 @@ impl PublisherBuilder {
     /// ring, if they fit; longer ones into the [pool](PublisherBuilder::pool_bytes).
     pub fn ring_bytes(mut self, bytes: usize) -> PublisherBuilder {
         self.ring_bytes = bytes;
+        self
+    }
+
+    /// How much is kept for a subscriber that is slow, beyond the ring, before it is in anybody's way, in bytes. Default: 0, the
+    /// publisher waits for it once the ring is full.
+    ///
+    /// A publisher that may spill leaves a full ring to those who have not read it, and goes on in another: memory is made when
+    /// that is needed, in rings of [`ring_bytes`](PublisherBuilder::ring_bytes), as many as are in this. What is kept for one is kept for all, so
+    /// that it is as much as the slowest one may have, and a free ring, however many are slow. Free ones are used in turn, and given
+    /// back when a subscriber leaves, or by [`Publisher::trim`]. Long messages are in the pool: one that waits for
+    /// [that](PublisherBuilder::pool_bytes) waits for the slow, too.
+    ///
+    /// ```
+    /// # let links = [memlane::Link::pair()?, memlane::Link::pair()?];
+    /// use memlane::{Publisher, Subscriber};
+    ///
+    /// let mut publisher = Publisher::builder().ring_bytes(4096).spill_bytes(1 << 16).unbound()?;
+    /// # let [mut fast, mut slow] = links.map(|(here, there)| {
+    /// #     publisher.attach(here).unwrap();
+    /// #     Subscriber::builder().over(there).unwrap()
+    /// # });
+    /// for number in 0..1000_u64 {
+    ///     publisher.send(&number.to_le_bytes())?; // the slow one has read nothing yet
+    ///     assert_eq!(fast.recv()?.to_vec(), number.to_le_bytes());
+    /// }
+    /// assert_eq!(slow.recv()?.to_vec(), 0_u64.to_le_bytes());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn spill_bytes(mut self, bytes: usize) -> PublisherBuilder {
+        self.spill_bytes = bytes;
         self
     }
 
@@ -295,6 +328,7 @@ impl PublisherBuilder {
             why: error.to_string(),
         })?;
         let options = self.memory.with_suffix("-ring").prefault(true);
+        let spill = Spill::new(options.clone(), bytes, self.spill_bytes)?;
         let (memory, ring) = Shared::create(options, page_size(), bytes)?;
         let writer = RingWriter::with_laps(memory, LAPS);
         let roster = writer.roster().clone();
@@ -326,6 +360,7 @@ impl PublisherBuilder {
             trim_at: super::TRIM_EVERY,
             writer,
             pool,
+            spill,
             sleepers: false,
             fences: false,
             wanting: false,

@@ -166,6 +166,8 @@ impl Publisher {
         }
         self.sleepers = self.writer.readers().any(|joined| joined.reader.sleeps());
         self.count_fences();
+        // What was left to one that has gone, perhaps.
+        self.give_rings_back();
         // The fence before may have been the cheap one.
         self.writer.fence(self.fences);
     }

@@ -81,6 +81,8 @@ pub(super) struct State {
     pub(super) last_source: u32,
     /// Of the publisher's pool, as subscribers know it.
     pub(super) segments: Vec<Segment>,
+    /// The publisher's rings, but for the first, as subscribers know them.
+    pub(super) rings: Vec<Ring>,
     /// What wakes the publisher when it waits for room; none before it has.
     pub(super) wakes: Option<Arc<Wakes>>,
     /// The task that waits for subscribers.
@@ -104,6 +106,22 @@ impl Segment {
             chunks: self.geometry.chunks,
             chunk_size: self.geometry.chunk_size,
             memory: FdRef::new(&*self.memory),
+        }
+    }
+}
+
+/// A ring that every subscriber has been told of.
+#[derive(Debug)]
+pub(super) struct Ring {
+    id: u32,
+    memory: OwnedFd,
+}
+
+impl Ring {
+    pub(super) fn notice(&self) -> NoticeRef<'_> {
+        NoticeRef::Ring {
+            id: self.id,
+            memory: FdRef::new(&self.memory),
         }
     }
 }
@@ -248,6 +266,25 @@ impl Control {
         };
         state.peers().for_each(|peer| peer.tell(&segment.notice()));
         state.segments.push(segment);
+    }
+
+    /// Tells every subscriber of a ring, before the publisher goes on in it.
+    pub(super) fn add_ring(&self, id: u32, memory: OwnedFd) {
+        let mut state = self.state();
+        let ring = Ring { id, memory };
+        state.peers().for_each(|peer| peer.tell(&ring.notice()));
+        state.rings.push(ring);
+    }
+
+    /// Tells every subscriber that a ring is given up.
+    pub(super) fn remove_ring(&self, id: u32) {
+        let mut state = self.state();
+        state.rings.retain(|ring| ring.id != id);
+        for peer in state.peers() {
+            peer.tell(&NoticeRef::RingRemoved { id });
+            // One that sleeps would keep the memory for as long.
+            peer.wake_again();
+        }
     }
 
     /// Tells every subscriber what has been given up that they know of.

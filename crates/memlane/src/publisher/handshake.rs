@@ -12,7 +12,7 @@ use memlane_transport::{Error as LinkError, Fd, FdRef, Link, dispose};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{
-    control::{Connection, Control, Greeter, State},
+    control::{Connection, Control, Greeter, Ring, Segment, State},
     peer::Peer,
 };
 use crate::{
@@ -209,8 +209,10 @@ impl Control {
             _ => Ok(()),
         };
         // Before it joins: a message in one of them may be sent the moment after, by a thread that does not wait for this.
-        let told = state.segments.iter().all(|segment| {
-            let notice = PacketRef::Segment(segment.notice());
+        let segments = state.segments.iter().map(Segment::notice);
+        let others = state.rings.iter().map(Ring::notice);
+        let told = others.chain(segments).all(|notice| {
+            let notice = PacketRef::Segment(notice);
             peer.with_link(|link| link.try_send(&notice).is_ok()) == Some(true)
         });
         let joined = match woken {
@@ -237,6 +239,7 @@ impl Control {
                     },
                     registered: self.terms.registered,
                     sequence: joined.sequence,
+                    at: joined.ring,
                 }))
                 .is_ok()
             }),

@@ -8,6 +8,7 @@ mod reservation;
 mod room;
 #[cfg(feature = "stream")]
 mod sink;
+mod spill;
 mod wakes;
 
 use std::{
@@ -32,6 +33,7 @@ pub use reservation::Reservation;
 use room::{Need, NoRoomInTime};
 #[cfg(feature = "stream")]
 pub use sink::Sending;
+use spill::Spill;
 use wakes::Wakes;
 
 use crate::{
@@ -69,6 +71,7 @@ use crate::{
 pub struct Publisher {
     writer: RingWriter<Shared, Peer>,
     pool: Pool,
+    spill: Spill,
     /// Messages shorter than this are written into the ring.
     inline_end: usize,
     /// Loans until the pool is looked through for what has been quiet.
@@ -116,6 +119,9 @@ pub struct PublisherStats {
     pub spurious: u64,
     /// Times a sleeping subscriber was rung: one system call each.
     pub rings: u64,
+    /// Times it left a full ring to subscribers that are slow, and went on in another
+    /// ([`PublisherBuilder::spill_bytes`]).
+    pub spills: u64,
     /// Subscribers dropped because what they wrote made no sense, or because they have left too many notices of the pool
     /// unread.
     pub evicted: u64,
@@ -386,13 +392,21 @@ impl Publisher {
     /// Gives memory of the pool back that nobody has, and that has not been used for `quiet`, as far as calls of this
     /// could tell; how many bytes that was. A publisher that goes on sending long messages does so by itself, after 10 s
     /// or more; one that does not should call this every now and then. Memory goes back in segments of several chunks, none
-    /// of which is in use. Subscribers unmap it when they next wait for a message.
+    /// of which is in use. Rings that were left to slow subscribers ([`PublisherBuilder::spill_bytes`]), and that nobody reads
+    /// any more, go with it. Subscribers unmap it when they next wait for a message.
     pub fn trim(&mut self, quiet: Duration) -> usize {
         let now = Instant::now();
-        let given = self.pool.trim(now, quiet, &mut self.writer);
+        let mut given = self.pool.trim(now, quiet, &mut self.writer);
         self.control.announce(&mut self.pool);
+        given += self.trim_rings(now, quiet);
         self.trim_at = TRIM_EVERY;
         given
+    }
+
+    /// How much memory the rings have now, in bytes: those that were left to slow subscribers included, and what is kept to
+    /// be used next.
+    pub fn ring_bytes(&self) -> usize {
+        self.writer.rings() * self.spill.ring_bytes()
     }
 
     /// How much memory the pool has now, in bytes.

@@ -102,6 +102,7 @@ impl Publisher {
     #[inline]
     pub(super) fn now(&mut self, need: Need) -> Result<(), NoRoomInTime> {
         match self.look(need) {
+            Err(NoRoomInTime::Full) if self.make_way(need) => self.look(need),
             Err(NoRoomInTime::Full) => {
                 // Whoever is to make room may sleep beside what a batch has sent so far.
                 self.ring_for_batch();
@@ -127,6 +128,7 @@ impl Publisher {
         deadline: Option<Instant>,
     ) -> Result<(), NoRoomInTime> {
         match self.look(need) {
+            Err(NoRoomInTime::Full) if self.make_way(need) => self.look(need),
             Err(NoRoomInTime::Full) => self.wait(need, deadline),
             found => found,
         }
@@ -153,6 +155,9 @@ impl Publisher {
             if let Some(found) = found {
                 self.stats.spins += u64::from(!slept);
                 return found;
+            }
+            if self.make_way(need) {
+                continue;
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 // One that slept until now has not looked since.
@@ -211,6 +216,8 @@ impl Publisher {
                 // This look fences before it loads cursors and slots, and a subscriber between its store of either and
                 // its look at what is wanted: it sees that, or its store is seen here.
                 match self.look(need) {
+                    // What makes way for it is less than room, and was wanted above, too.
+                    Err(NoRoomInTime::Full) if self.make_way(need) => {}
                     // The look found records passed whose chunks are held: nobody will pass them again.
                     Err(NoRoomInTime::Full) if self.wanted(need) != wanted => {}
                     found => return found,
@@ -263,7 +270,10 @@ impl Publisher {
     /// What to show to subscribers.
     fn wanted(&self, need: Need) -> u64 {
         match need {
-            Need::Ring(len) => self.writer.want(len),
+            Need::Ring(len) => match self.spill.wanted(&self.writer) {
+                Some(ring) => ring.min(self.writer.want(len)),
+                None => self.writer.want(len),
+            },
             Need::Drained => self.writer.want_drained(),
             Need::Chunk(_) => self.pool.want().unwrap_or(A_SLOT),
         }

@@ -92,7 +92,8 @@ impl<T: Trust> SubscriberBuilder<T> {
         self
     }
 
-    /// The largest ring it maps, in bytes. Default: 1 GiB.
+    /// How much of the publisher's rings it maps, in bytes. Default: 1 GiB. There is one, unless others are slow and the publisher
+    /// [spills](crate::PublisherBuilder::spill_bytes); a message in what is over this cannot be received.
     pub fn max_ring_bytes(mut self, bytes: usize) -> SubscriberBuilder<T> {
         self.max_ring_bytes = bytes;
         self

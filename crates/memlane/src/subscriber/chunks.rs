@@ -1,20 +1,25 @@
 use std::sync::Arc;
 
-use memlane_region::pool::{
-    Chunk, ChunkRef, Geometry, HeldChunk, Holds, MAX_SEGMENTS, PoolReader, Unresolved,
+use memlane_region::{
+    Remote,
+    pool::{Chunk, ChunkRef, Geometry, HeldChunk, Holds, MAX_SEGMENTS, PoolReader, Unresolved},
 };
 use memlane_transport::{Error as LinkError, Link, dispose};
 
-use super::page::Slots;
-use crate::{ChunkError, Reason, protocol::Notice};
+use super::{page::Slots, rings::Rings};
+use crate::{
+    ChunkError, Reason,
+    protocol::{MAX_RINGS, Notice},
+};
 
 /// So many notices are taken in one go: more than an honest publisher has to give.
-const MAX_NOTICES: usize = 4 * MAX_SEGMENTS;
+const MAX_NOTICES: usize = 4 * (MAX_SEGMENTS + MAX_RINGS);
 
-/// The publisher's pool, as far as it is mapped here.
+/// The publisher's pool, and its rings, as far as they are mapped here, and what else it has said.
 #[derive(Debug)]
 pub(super) struct Chunks {
     reader: PoolReader,
+    pub(super) rings: Rings,
     /// Why a segment is not here, though it was announced, and which one; none if nothing more is heard of any.
     refused: Option<(Option<u32>, String)>,
     /// What the publisher said last, or why nothing more is heard of it.
@@ -22,9 +27,10 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    pub(super) fn new(quota: usize) -> Chunks {
+    pub(super) fn new(quota: usize, rings: usize) -> Chunks {
         Chunks {
             reader: PoolReader::new(quota),
+            rings: Rings::new(rings),
             refused: None,
             farewell: None,
         }
@@ -40,8 +46,20 @@ impl Chunks {
         self.farewell.clone().unwrap_or(Reason::Died)
     }
 
+    /// Whether nothing is mapped that could be given up.
     pub(super) fn is_empty(&self) -> bool {
-        self.reader.is_empty()
+        self.reader.is_empty() && self.rings.is_empty()
+    }
+
+    /// Why the publisher goes on without this subscriber, if it has said so.
+    pub(super) fn evicted(&self) -> Option<&Reason> {
+        let evicted = |reason: &&Reason| matches!(reason, Reason::Evicted { .. });
+        self.farewell.as_ref().filter(evicted)
+    }
+
+    /// The ring in which the stream goes on. Its notice was sent before: if it has not been taken from the link yet, it is there.
+    pub(super) fn ring(&self, id: u32) -> Result<Remote, ChunkError> {
+        self.rings.get(id).map_err(|why| ChunkError { why })
     }
 
     /// The chunk that a record names. Its segment's notice was sent before the record: if it has not been taken from the
@@ -124,6 +142,8 @@ impl Chunks {
             Notice::Farewell(farewell) => {
                 self.farewell.get_or_insert(farewell.into());
             }
+            Notice::Ring { id, memory } => self.rings.insert(id, memory.into()),
+            Notice::RingRemoved { id } => self.rings.remove(id),
         }
     }
 }

@@ -21,8 +21,8 @@ use crate::{
     doorbells::{self, Bell},
     page::ALIVE,
     protocol::{
-        DoorbellOfferRef, GreetingRef, Opening, Packet, PacketRef, PublisherDoorbell, Refusal,
-        Rings, VERSION, Welcome,
+        DoorbellOfferRef, GreetingRef, MAX_RINGS, Opening, Packet, PacketRef, PublisherDoorbell,
+        Refusal, Rings, VERSION, Welcome,
     },
 };
 
@@ -62,7 +62,7 @@ impl<T: Trust> Handshake<T> {
         process: Option<OwnedFd>,
     ) -> Handshake<T> {
         Handshake {
-            chunks: Chunks::new(builder.max_pool_bytes),
+            chunks: Chunks::new(builder.max_pool_bytes, builder.max_ring_bytes),
             builder,
             prepared,
             link,
@@ -129,9 +129,13 @@ impl<T: Trust> Handshake<T> {
                 return Err(Error::Refused { why });
             }
             Packet::Welcome(welcome) if !self.awaits_offer => return Ok(Some(welcome)),
-            Packet::Segment(notice) if self.segments < MAX_SEGMENTS => self.chunks.take(notice),
+            Packet::Segment(notice) if self.segments < MAX_SEGMENTS + MAX_RINGS => {
+                self.chunks.take(notice);
+            }
             Packet::Segment(_) => {
-                let why = format!("expected notices of at most {MAX_SEGMENTS} segments");
+                let why = format!(
+                    "expected notices of at most {MAX_SEGMENTS} segments and {MAX_RINGS} rings"
+                );
                 return Err(Error::Welcome { why });
             }
             Packet::Refused(refusal) => {
@@ -157,7 +161,7 @@ impl<T: Trust> Handshake<T> {
             prepared,
             link,
             process,
-            chunks,
+            mut chunks,
             ..
         } = self;
         let Prepared {
@@ -172,17 +176,22 @@ impl<T: Trust> Handshake<T> {
             }
             None => None,
         };
-        let (start, first) = (welcome.start, welcome.sequence);
-        let (memory, ringer) = examine(welcome, builder.max_ring_bytes, T::TRUSTED)?;
-        let lossy = (builder.overflow == Overflow::Overwrite)
-            .then(|| Box::new(Lossy::new(memory.clone(), start, first)));
+        let (capacity, at) = (welcome.capacity, welcome.at);
+        let (start, before) = (welcome.start, welcome.sequence);
+        let (first, ringer) = examine(welcome, builder.max_ring_bytes, T::TRUSTED)?;
+        chunks.rings.begin(first.clone(), capacity as usize);
+        let memory = chunks.rings.get(at).map_err(|why| Error::Welcome { why })?;
+        let lossy = (builder.overflow == Overflow::Overwrite).then(|| {
+            let other = (at != 0).then(|| (at, memory.clone()));
+            Box::new(Lossy::new(first.clone(), other, start, before))
+        });
         let link = Arc::new(link);
-        let page = Page::new(mine, ringer, memory.clone(), link.clone());
-        let signs = Signs::new(builder.liveliness, memory.load_word(ALIVE));
+        let signs = Signs::new(builder.liveliness, first.load_word(ALIVE));
+        let page = Page::new(mine, ringer, first, link.clone());
         Ok(Subscriber {
             ring: RingReader::new(memory, page, start),
             lossy,
-            first,
+            first: before,
             signs,
             chunks,
             sleep,

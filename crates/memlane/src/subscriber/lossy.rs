@@ -24,13 +24,25 @@ pub(super) struct Lossy {
     buffer: Vec<u64>,
     taken: Option<(Taken, Option<HeldChunk<Slots>>)>,
     broken: Option<ChunkError>,
+    /// The ring in which it was to go on last and that it does not know, and where that was.
+    lost: Option<(u32, u64)>,
 }
 
 impl Lossy {
-    /// From `start` on, before message `sequence`.
-    pub(super) fn new(memory: Remote, start: u64, sequence: u64) -> Lossy {
+    /// From `start` on, before message `sequence`; that is in the first ring, or in another one.
+    pub(super) fn new(
+        first: Remote,
+        other: Option<(u32, Remote)>,
+        start: u64,
+        sequence: u64,
+    ) -> Lossy {
+        let mut reader = LossyReader::new(first, LAPS, start, sequence);
+        if let Some((id, memory)) = other {
+            reader = reader.starting_in(id, memory);
+        }
         Lossy {
-            reader: LossyReader::new(memory, LAPS, start, sequence),
+            reader,
+            lost: None,
             buffer: Vec::new(),
             taken: None,
             broken: None,
@@ -59,6 +71,10 @@ impl Lossy {
                     self.grow(len);
                     continue;
                 }
+                Polled::Switch(ring) => {
+                    self.follow(ring, chunks, link)?;
+                    continue;
+                }
                 Polled::Empty | Polled::Overtaken => return Ok(None),
             };
             let held = match taken.record {
@@ -80,6 +96,30 @@ impl Lossy {
             return Ok(Some(Next::Taken));
         }
         Ok(None)
+    }
+
+    /// Goes on in another ring. If that was given up meanwhile, the next poll finds where the publisher is now.
+    #[cold]
+    fn follow(&mut self, ring: u32, chunks: &mut Chunks, link: &Link) -> Result<(), NoMessage> {
+        if ring == 0 {
+            self.reader.follow(None);
+            return Ok(());
+        }
+        if chunks.ring(ring).is_err() {
+            chunks.take_notices(link);
+        }
+        match chunks.ring(ring) {
+            Ok(memory) => self.reader.follow(Some(memory)),
+            Err(error) => {
+                let here = Some((ring, self.reader.position()));
+                if self.lost == here {
+                    self.broken = Some(error.clone());
+                    return Err(NoMessage::Chunk(error));
+                }
+                self.lost = here;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the buffer longer: for `len` bytes, which some record has, or had.

@@ -7,6 +7,7 @@ mod held;
 mod lossy;
 mod message;
 mod page;
+mod rings;
 mod signs;
 mod sleep;
 #[cfg(feature = "stream")]
@@ -50,7 +51,6 @@ pub use trust::{Trust, Trusted, Untrusted};
 
 use crate::{
     ChunkError, Error, Reason, RecvError, RecvTimeoutError, TryRecvError, after,
-    page::ALIVE,
     receiving::Receiving,
     watched::{Watch, polls},
 };
@@ -236,7 +236,7 @@ impl<T: Trust> Subscriber<T> {
     /// [`assert_alive`](crate::Publisher::assert_alive), as far as calls of this could tell: for loops with a timer of
     /// their own. At first, since the subscription.
     pub fn silence(&mut self) -> Duration {
-        let alive = self.ring.memory().load_word(ALIVE);
+        let alive = self.ring.page().alive();
         self.signs.silence(self.heard(), alive)
     }
 
@@ -520,7 +520,7 @@ impl<T: Trust> Subscriber<T> {
                 None => {}
             }
             let deadline = if self.signs.matter() {
-                let alive = self.ring.memory().load_word(ALIVE);
+                let alive = self.ring.page().alive();
                 let heard = self.heard();
                 if let Some(silence) = self.signs.too_long(heard, alive) {
                     return Err(NoMessage::Silent(silence));
@@ -651,6 +651,36 @@ fn next(
     if let Some(lossy) = lossy {
         return lossy.poll(chunks, link, ring.page().holds());
     }
+    match ring.poll_record() {
+        Ok(None) if ring.ends() => go_on(ring, chunks, link),
+        Ok(None) => Ok(None),
+        Ok(Some(Record::Inline(len))) => Ok(Some(Next::InRing(len))),
+        Ok(Some(Record::Chunk(chunk))) => Ok(Some(Next::InChunk(chunk))),
+        Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
+    }
+}
+
+/// What comes next where a ring ends: it is in another.
+#[cold]
+fn go_on(
+    ring: &mut RingReader<Remote, Page>,
+    chunks: &mut Chunks,
+    link: &Link,
+) -> Result<Option<Next>, NoMessage> {
+    let Some(following) = ring.switched() else {
+        return Ok(None);
+    };
+    // After that has said where this reader is: a publisher that goes on without it, and did not know by then, has said so.
+    chunks.take_notices(link);
+    if let Some(reason) = chunks.evicted() {
+        ring.stop();
+        if ring.page().holds().taken() == 0 {
+            // What was left to this reader is the publisher's again.
+            let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
+        }
+        return Err(NoMessage::Disconnected(reason.clone()));
+    }
+    ring.follow(chunks.ring(following).map_err(NoMessage::Chunk)?);
     match ring.poll_record() {
         Ok(None) => Ok(None),
         Ok(Some(Record::Inline(len))) => Ok(Some(Next::InRing(len))),

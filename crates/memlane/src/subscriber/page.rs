@@ -12,7 +12,7 @@ use memlane_transport::Link;
 
 use crate::{
     doorbells::Bell,
-    page::{CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED, WANTED},
+    page::{ALIVE, CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED, WANTED},
 };
 
 /// This subscriber's control page, and what wakes the publisher that reads it.
@@ -21,6 +21,8 @@ pub(super) struct Page {
     mine: Arc<Shared>,
     /// None if the publisher never sleeps.
     ringer: Option<Arc<Bell>>,
+    /// The first ring's region, whose page has the publisher's words.
+    publisher: Remote,
     holds: Arc<Holds<Slots>>,
 }
 
@@ -48,19 +50,25 @@ impl Page {
         let slots = Slots {
             mine: mine.clone(),
             ringer: ringer.clone(),
-            publisher,
+            publisher: publisher.clone(),
             _link: link,
             pid: std::process::id(),
         };
         Page {
             mine,
             ringer,
+            publisher,
             holds: Arc::new(Holds::new(slots)),
         }
     }
 
     pub(super) fn armed(&self) -> &AtomicU64 {
         self.mine.word(SUBSCRIBER_ARMED)
+    }
+
+    /// How often the publisher has said that it is alive.
+    pub(super) fn alive(&self) -> u64 {
+        self.publisher.load_word(ALIVE)
     }
 
     pub(super) fn holds(&self) -> &Arc<Holds<Slots>> {
@@ -87,9 +95,9 @@ impl CursorPage<Remote> for Page {
     }
 
     #[inline(always)]
-    fn wanted(&self, writer: &Remote) -> u64 {
+    fn wanted(&self, _: &Remote) -> u64 {
         if self.writer_sleeps() {
-            writer.load_word(WANTED)
+            self.publisher.load_word(WANTED)
         } else {
             0
         }

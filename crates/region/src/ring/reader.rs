@@ -56,6 +56,8 @@ pub struct RingReader<M, P> {
     next: Option<u32>,
     /// Where it came to this ring.
     arrived: Option<u64>,
+    /// It reads nothing more.
+    stopped: bool,
 }
 
 impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
@@ -85,6 +87,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             corrupt: None,
             next: None,
             arrived: None,
+            stopped: false,
         }
     }
 
@@ -172,6 +175,9 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     /// What a header says that is no record's: that the ring ends here, or nothing that makes sense.
     #[cold]
     fn end_or_corrupt(&mut self, header: u64) -> Result<(), Corrupt> {
+        if self.stopped {
+            return Ok(());
+        }
         let next = layout::parse_switch(header);
         // A writer comes to a ring to write in it: two that lead to one another would have no end.
         let honest = self.kind == layout::KIND_INLINE && self.arrived != Some(self.position);
@@ -190,6 +196,19 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         };
         self.kind = layout::KIND_NONE;
         Err(*self.corrupt.get_or_insert(corrupt))
+    }
+
+    /// Whether the stream goes on in another ring, as [`poll`](RingReader::poll) has found.
+    #[inline(always)]
+    pub fn ends(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Reads nothing more, whatever comes to be where it is: its writer has [dismissed](super::RingWriter::dismiss) it, and it has
+    /// found the [end](RingReader::ends) of the ring.
+    pub fn stop(&mut self) {
+        self.kind = layout::KIND_NONE;
+        self.stopped = true;
     }
 
     /// The number of the ring in which the stream goes on, if [`poll`](RingReader::poll) has found that it ends in this one:

@@ -103,10 +103,29 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
 
     /// Looks for a ring that nobody reads any more, of those that it has left: the first of all, if it is one.
     pub fn spare(&mut self) -> Option<u32> {
+        self.free_rings().min()
+    }
+
+    /// The same, of those that can be [given up](RingWriter::give_up).
+    pub fn spare_beside_first(&mut self) -> Option<u32> {
+        self.free_rings().find(|&ring| ring != 0)
+    }
+
+    fn free_rings(&mut self) -> impl Iterator<Item = u32> {
         self.refresh(0);
         self.look_at_dismissed();
         let free = self.past.iter().filter(|past| !self.is_needed(past));
-        free.map(|past| past.ring).min()
+        free.map(|past| past.ring)
+    }
+
+    /// Whether anybody may be reading a ring that it has left.
+    pub fn is_spilled(&mut self) -> bool {
+        self.free_rings().count() < self.past.len()
+    }
+
+    /// Whether nothing has been written in this ring, so that it cannot be left.
+    pub fn is_fresh(&self) -> bool {
+        self.position == self.base
     }
 
     /// Whether anybody may be reading a ring, or looking for what comes behind it.
@@ -149,10 +168,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     ///
     /// If the capacity is another, the ring is none that it has left and is not free, or nothing was written in this one.
     pub fn switch(&mut self, ring: u32, memory: Option<M>) {
-        assert!(
-            self.position > self.base,
-            "nothing was written in this ring"
-        );
+        assert!(!self.is_fresh(), "nothing was written in this ring");
         let memory = memory.unwrap_or_else(|| {
             let at = self.past.iter().position(|past| past.ring == ring);
             let past = self.past.remove(at.expect("a ring that was left"));
@@ -225,7 +241,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         if let Some(gone) = self.dismissed.iter_mut().find(|gone| gone.joined.id == id) {
             gone.position = position;
         }
-        stop.is_none() && self.position > self.base
+        stop.is_none() && !self.is_fresh()
     }
 
     /// The word to show to readers before sleeping until a ring that it has left is free, as [`want`](RingWriter::want) is

@@ -1,0 +1,140 @@
+//! Rings that are left to subscribers who are slow.
+
+use std::time::{Duration, Instant};
+
+use memlane_region::{Options, Shared, page_size, ring::RingWriter};
+
+use super::{Publisher, peer::Peer, room::Need};
+use crate::{Error, protocol::MAX_RINGS};
+
+/// How rings are made, and how many are kept for one subscriber.
+#[derive(Debug)]
+pub(super) struct Spill {
+    options: Options,
+    ring_bytes: usize,
+    /// Beyond the ring that is written.
+    rings: usize,
+    /// The id of the last one made.
+    last: u32,
+    /// When one was last left.
+    left: Option<Instant>,
+}
+
+impl Spill {
+    pub(super) fn new(
+        options: Options,
+        ring_bytes: usize,
+        spill_bytes: usize,
+    ) -> Result<Spill, Error> {
+        // One that is written, and one that is free.
+        let most = MAX_RINGS - 2;
+        let rings = spill_bytes / ring_bytes;
+        if (rings == 0 && spill_bytes != 0) || rings > most {
+            let why = format!(
+                "expected 0, or from 1 to {most} times ring_bytes ({ring_bytes}), got {spill_bytes}"
+            );
+            return Err(Error::Option {
+                what: "spill_bytes",
+                why,
+            });
+        }
+        Ok(Spill {
+            options,
+            ring_bytes,
+            rings,
+            last: 0,
+            left: None,
+        })
+    }
+
+    pub(super) fn ring_bytes(&self) -> usize {
+        self.ring_bytes
+    }
+
+    /// What to show to subscribers who are in the way, beside the room that is wanted: that they are done with a ring.
+    pub(super) fn wanted(&self, writer: &RingWriter<Shared, Peer>) -> Option<u64> {
+        match self.rings {
+            0 => None,
+            _ => writer.want_ring(),
+        }
+    }
+}
+
+impl Publisher {
+    /// There is no room, as a look has just found: leaves the ring to those who are in the way, if all of them may have it.
+    /// Whether there is room now.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn make_way(&mut self, need: Need) -> bool {
+        let Need::Ring(len) = need else {
+            return false;
+        };
+        let rings = self.spill.rings;
+        let mut laggards = self.writer.laggards(len).peekable();
+        if rings == 0 || laggards.peek().is_none() || laggards.any(|slow| slow.rings >= rings) {
+            return false;
+        }
+        drop(laggards);
+        self.leave_ring()
+    }
+
+    /// Goes on in another ring. False if there is none: the kernel is short of something, and what is held up waits.
+    fn leave_ring(&mut self) -> bool {
+        let made = match self.writer.spare() {
+            Some(spare) => Some((spare, None)),
+            None => self.make_ring(),
+        };
+        let Some((ring, memory)) = made else {
+            return false;
+        };
+        self.writer.switch(ring, memory);
+        self.spill.left = Some(Instant::now());
+        self.stats.spills += 1;
+        true
+    }
+
+    fn make_ring(&mut self) -> Option<(u32, Option<Shared>)> {
+        let id = self.spill.last.checked_add(1)?;
+        if self.writer.rings() >= MAX_RINGS {
+            return None;
+        }
+        let options = self.spill.options.clone();
+        let made = Shared::create(options, page_size(), self.spill.ring_bytes);
+        let (memory, descriptor) = made.ok()?;
+        self.spill.last = id;
+        self.control.add_ring(id, descriptor);
+        Some((id, Some(memory)))
+    }
+
+    /// Gives up the rings that were left, if nobody reads any of them any more, but for the first.
+    pub(super) fn give_rings_back(&mut self) {
+        if self.writer.rings() > 1 && !self.writer.is_spilled() {
+            self.give_up_rings();
+        }
+    }
+
+    /// Gives up the rings that nobody reads any more, if none has been left for so long: how many bytes that were.
+    pub(super) fn trim_rings(&mut self, now: Instant, quiet: Duration) -> usize {
+        let left = self.spill.left;
+        let busy = left.is_some_and(|left| now.saturating_duration_since(left) < quiet);
+        if busy || self.writer.rings() == 1 {
+            return 0;
+        }
+        let before = self.ring_bytes();
+        if self.writer.spare() == Some(0) && !self.writer.is_fresh() {
+            // Back to where it began: all others can go, as soon as they are read.
+            self.writer.switch(0, None);
+        }
+        self.give_up_rings();
+        before - self.ring_bytes()
+    }
+
+    fn give_up_rings(&mut self) {
+        while let Some(ring) = self.writer.spare_beside_first() {
+            if self.writer.give_up(ring).is_none() {
+                return;
+            }
+            self.control.remove_ring(ring);
+        }
+    }
+}
