@@ -6,8 +6,10 @@ use memlane::{
     Access, Address, Async, Encoded, Error, Link, PayloadError, Publisher, Receiver,
     RecvTimeoutError, SendError, Sender, Subscriber, TryRecvError, TrySendError, Watched,
 };
+use memlane_region::{Shared, WordsMut, page_size};
 use memlane_tests::{
     Control, Dice, PATIENCE, Policy, Role, Scene, Tasks, play, wait_asleep, wait_until,
+    wire::{Answer, Bell, Greeting, Opening, Rings, VERSION, Welcome},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
@@ -480,4 +482,42 @@ fn in_a_task() {
         }
     });
     sending.join().unwrap();
+}
+
+/// A sender whose message is in memory that was never announced is dropped, and the others go on.
+#[test]
+fn a_message_that_cannot_be_had_ends_its_sender_alone() {
+    let _scene = Scene::new();
+    let (mut receiver, mut senders) = queue(Policy::Block, 1);
+    let (ours, theirs) = Link::pair().unwrap();
+    receiver.attach(ours).unwrap();
+    let (mut ring, descriptor) = Shared::create("rogue", page_size(), 4096).unwrap();
+    theirs.send(&Opening { version: VERSION }).unwrap();
+    // An offer.
+    theirs.send(&4_u32).unwrap();
+    assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+    let _: Opening = theirs.recv_timeout(PATIENCE).unwrap();
+    let _: Greeting = theirs.recv_timeout(PATIENCE).unwrap();
+    let welcome = Welcome {
+        ring: descriptor.into(),
+        capacity: 4096,
+        start: 0,
+        rings: Rings::Socket,
+        doorbell: Bell::None,
+        registered: false,
+        sequence: 0,
+        at: 0,
+    };
+    theirs.send(&Answer::Welcome(welcome)).unwrap();
+    for (at, word) in [(8, 7), (16, 1), (24, 5)] {
+        ring.store(at, word);
+    }
+    ring.store_release(0, 2 << 32 | 32);
+    wait_until("it is dropped", || {
+        assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+        receiver.stats().evicted == 1
+    });
+    senders[0].send(b"a job").unwrap();
+    assert_eq!(receiver.recv().unwrap().to_vec(), b"a job");
+    assert_eq!(receiver.senders(), 1);
 }

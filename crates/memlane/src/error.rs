@@ -241,6 +241,9 @@ pub enum Reason {
         /// What was expected, and what came.
         why: String,
     },
+    /// Of [`Subscriptions`](crate::Subscriptions): there is none, of those that were added.
+    #[error("there is no publisher: none was added, or all have ended")]
+    NoPublisher,
 }
 
 /// No message was received.

@@ -18,6 +18,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! One subscriber can have many publishers ([`Subscriptions`]).
 //! Many processes send to one through a queue ([`Receiver`], [`Sender`]); parent and child need no name ([`Command`], [`parent`]).
 //!
 //! Between them lies a *lane*: a ring in a region that the publisher writes and the kernel lets nobody else write,
@@ -69,6 +70,7 @@ mod reactor;
 mod receiver;
 mod receiving;
 mod subscriber;
+mod subscriptions;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 mod watched;
@@ -106,13 +108,14 @@ pub use protocol::Overflow;
 #[cfg(feature = "stream")]
 pub use publisher::Sending;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
-pub use receiver::{Receiver, ReceiverStats};
+pub use receiver::{Receiver, ReceiverStats, gather::Key};
 #[cfg(feature = "stream")]
 pub use subscriber::Messages;
 pub use subscriber::{
     Connecting, Held, Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted,
     Untrusted,
 };
+pub use subscriptions::{Ended, Received, Subscriptions, SubscriptionsStats};
 pub use watched::{End, Watched};
 
 /// The sending end of a queue: a [`Publisher`] that has connected to a [`Receiver`] ([`Publisher::connect`]).

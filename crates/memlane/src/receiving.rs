@@ -7,15 +7,19 @@ use std::{
 
 use crate::{Async, Message, Readiness, RecvError, Trust, subscriber::NoMessage, watched::End};
 
-/// An end that receives: a [`Subscriber`](crate::Subscriber) or a [`Receiver`](crate::Receiver).
-pub trait Receiving: End {
-    /// Whether what it receives from is trusted.
-    type Trust: Trust;
-    /// A message that was found, and is still where it was.
+/// An end that looks for messages.
+pub trait Finding: End {
+    /// What was found, and is still where it was.
     type Found;
 
     /// What there is, without waiting. If that is nothing, its descriptor becomes readable when there may be something.
     fn find(&mut self) -> Result<Option<Self::Found>, NoMessage>;
+}
+
+/// An end that receives messages and nothing else: a [`Subscriber`](crate::Subscriber) or a [`Receiver`](crate::Receiver).
+pub trait Receiving: Finding {
+    /// Whether what it receives from is trusted.
+    type Trust: Trust;
 
     /// The message that was found.
     fn deliver(
@@ -46,8 +50,10 @@ impl<E: Receiving, R: Readiness> Async<E, R> {
         let found = ready!(self.poll_found(cx));
         Poll::Ready(E::deliver(&mut self.end, found).map_err(NoMessage::forever))
     }
+}
 
-    fn poll_found(&mut self, cx: &mut Context<'_>) -> Poll<Result<E::Found, NoMessage>> {
+impl<E: Finding, R: Readiness> Async<E, R> {
+    pub(crate) fn poll_found(&mut self, cx: &mut Context<'_>) -> Poll<Result<E::Found, NoMessage>> {
         ready!(self.readiness.poll_proceed(cx));
         loop {
             // Empty-handed, it has armed what it receives from: whatever comes now makes the descriptor readable.

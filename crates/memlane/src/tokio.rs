@@ -46,6 +46,9 @@ pub type Subscriber<T = Untrusted> = Async<crate::Subscriber<T>, Readiness>;
 /// A [`Receiver`](crate::Receiver) in a tokio runtime.
 pub type Receiver<T = Untrusted> = Async<crate::Receiver<T>, Readiness>;
 
+/// [`Subscriptions`](crate::Subscriptions) in a tokio runtime.
+pub type Subscriptions<T = Untrusted> = Async<crate::Subscriptions<T>, Readiness>;
+
 /// Wakes the tasks of a lane's end from the runtime it was made in.
 #[derive(Debug)]
 pub struct Readiness {
@@ -153,6 +156,17 @@ impl<T: Trust> Receiver<T> {
     /// ```
     pub fn register(receiver: crate::Receiver<T>) -> Result<Receiver<T>, Error> {
         Async::with(receiver, Readiness::new)
+    }
+}
+
+impl<T: Trust> Subscriptions<T> {
+    /// Takes a subscriber of many publishers into the runtime of the calling task.
+    ///
+    /// # Errors
+    ///
+    /// As [`Async::with`].
+    pub fn register(subscriptions: crate::Subscriptions<T>) -> Result<Subscriptions<T>, Error> {
+        Async::with(subscriptions, Readiness::new)
     }
 }
 

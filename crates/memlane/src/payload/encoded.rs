@@ -145,7 +145,7 @@ impl<E: Receiving, R: Readiness, T: DeserializeOwned> Typed<Async<E, R>, Encoded
 }
 
 /// Decodes a copy: what is checked must not change meanwhile.
-fn value<T: DeserializeOwned, Tr: Trust, E: std::error::Error>(
+pub(super) fn value<T: DeserializeOwned, Tr: Trust, E: std::error::Error>(
     message: Result<Message<'_, Tr>, E>,
     copy: &mut Vec<u8>,
 ) -> Result<T, PayloadError<E>> {

@@ -4,6 +4,7 @@ mod builders;
 mod description;
 mod encoded;
 mod error;
+mod many;
 mod plain;
 mod slice;
 mod typed;

@@ -197,7 +197,7 @@ fn check<T, E: std::error::Error>(len: usize) -> Result<(), PayloadError<E>> {
 }
 
 #[inline(always)]
-fn value<T: FromBytes + IntoBytes, Tr: Trust, E: std::error::Error>(
+pub(super) fn value<T: FromBytes + IntoBytes, Tr: Trust, E: std::error::Error>(
     message: &Message<'_, Tr>,
 ) -> Result<T, PayloadError<E>> {
     check::<T, _>(message.len())?;

@@ -244,7 +244,7 @@ pub struct SliceMessage<'a, T, Tr: Trust = crate::Untrusted> {
 
 impl<'a, T, Tr: Trust> SliceMessage<'a, T, Tr> {
     #[inline(always)]
-    fn new<E: std::error::Error>(
+    pub(super) fn new<E: std::error::Error>(
         message: Message<'a, Tr>,
     ) -> Result<SliceMessage<'a, T, Tr>, PayloadError<E>> {
         if message.len() % size_of::<T>() == 0 {

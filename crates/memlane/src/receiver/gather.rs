@@ -70,7 +70,7 @@ enum Armed {
     Overtaken,
 }
 
-/// Names a lane, and never another.
+/// Names a publisher among [many](crate::Subscriptions), and never another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
@@ -148,9 +148,23 @@ impl<T: Trust> Gather<T> {
         if let Some(waiter) = lane.subscriber.waiter() {
             let _ = epoll::delete(&*self.epoll, &**waiter.descriptor());
         }
-        let lane = self.lanes.slots[key.index()].take()?;
+        let mut lane = self.lanes.slots[key.index()].take()?;
         self.lanes.free.push(key.index() as u32);
+        if lane.armed {
+            lane.subscriber.disarm();
+        }
         Some(lane.subscriber)
+    }
+
+    /// The subscriber of a lane.
+    pub(crate) fn get(&self, key: Key) -> Option<&Subscriber<T>> {
+        let lane = self.lanes.slots.get(key.index())?.as_ref()?;
+        (lane.key == key).then_some(&lane.subscriber)
+    }
+
+    /// The subscriber of a lane: not to be received from.
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut Subscriber<T>> {
+        self.lanes.get(key).map(|lane| &mut lane.subscriber)
     }
 
     /// The message that was found.

@@ -1,6 +1,6 @@
 //! A queue that many processes send into.
 
-mod gather;
+pub(crate) mod gather;
 mod joining;
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -14,7 +14,7 @@ use joining::Joining;
 use crate::{
     Error, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
     TryRecvError, Untrusted, accepting, address_of, after,
-    receiving::Receiving,
+    receiving::{Finding, Receiving},
     subscriber::{Next, NoMessage},
     watched::{Watch, polls},
 };
@@ -225,8 +225,7 @@ impl<T: Trust> Receiver<T> {
     }
 }
 
-impl<T: Trust> Receiving for Receiver<T> {
-    type Trust = T;
+impl<T: Trust> Finding for Receiver<T> {
     type Found = (Key, Next);
 
     /// Whatever does not concern messages is done by the way.
@@ -237,6 +236,10 @@ impl<T: Trust> Receiving for Receiver<T> {
             Err(error) => Err(error),
         }
     }
+}
+
+impl<T: Trust> Receiving for Receiver<T> {
+    type Trust = T;
 
     fn deliver(
         &mut self,

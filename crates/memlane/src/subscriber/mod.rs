@@ -51,7 +51,7 @@ pub use trust::{Trust, Trusted, Untrusted};
 
 use crate::{
     ChunkError, Error, Reason, RecvError, RecvTimeoutError, TryRecvError, after,
-    receiving::Receiving,
+    receiving::{Finding, Receiving},
     watched::{Watch, polls},
 };
 
@@ -238,6 +238,11 @@ impl<T: Trust> Subscriber<T> {
     pub fn silence(&mut self) -> Duration {
         let alive = self.ring.page().alive();
         self.signs.silence(self.heard(), alive)
+    }
+
+    /// Where its publisher is, or was.
+    pub(crate) fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
     }
 
     /// Messages that are signs of life.
@@ -578,13 +583,16 @@ impl<T: Trust> Subscriber<T> {
     }
 }
 
-impl<T: Trust> Receiving for Subscriber<T> {
-    type Trust = T;
+impl<T: Trust> Finding for Subscriber<T> {
     type Found = Next;
 
     fn find(&mut self) -> Result<Option<Next>, NoMessage> {
         Subscriber::find(self)
     }
+}
+
+impl<T: Trust> Receiving for Subscriber<T> {
+    type Trust = T;
 
     fn deliver(&mut self, found: Result<Next, NoMessage>) -> Result<Message<'_, T>, NoMessage> {
         Subscriber::deliver(self, found)
