@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use memlane::Publisher;
+use memlane::{Overflow, Publisher, Subscriber};
 use memlane_region::{Remote, Shared, page_size};
 use memlane_tests::{
     AnySubscriber, Part, Policy, Received, Role, Scene, Wish, alive, check, fill, play, thread_id,
@@ -45,6 +45,8 @@ struct Exchange {
     burst: u64,
     /// Whether the receiver waits for messages by receiving, and not until it knows that there are some.
     waits: bool,
+    /// Whether the receiver is overwritten, which does not happen as the ring has room.
+    overwrites: bool,
     /// Whether reading the clock takes a system call on this machine.
     clock_calls: bool,
 }
@@ -196,7 +198,15 @@ fn sender(role: &Role) {
 fn receiver(role: &Role) {
     let exchange: Exchange = role.hear();
     pin(1);
-    let mut subscriber = exchange.wish.connect_by_name("lane").expect("a publisher");
+    let subscriber = match exchange.overwrites {
+        false => exchange.wish.connect_by_name("lane"),
+        true => Subscriber::builder()
+            .wait(exchange.wish.policy.into())
+            .overflow(Overflow::Overwrite)
+            .connect("lane")
+            .map(AnySubscriber::Untrusting),
+    };
+    let mut subscriber = subscriber.expect("a publisher");
     let mut progress = Progress::of(role);
     let mut message = Vec::with_capacity(LEN);
     let mut expected = [0; LEN];
@@ -276,9 +286,10 @@ fn clock(role: &Role) {
 fn for_a_million_messages() {
     let clock_calls = clock_calls();
     for policy in Policy::ALL {
-        for trusting in [false, true] {
+        for (trusting, overwrites) in [(false, false), (true, false), (false, true)] {
             let exchange = Exchange {
                 wish: Wish { policy, trusting },
+                overwrites,
                 bursts: 250,
                 burst: 4000,
                 waits: false,
@@ -308,6 +319,7 @@ fn for_messages_that_are_waited_for_a_moment() {
                 policy,
                 trusting: true,
             },
+            overwrites: false,
             bursts: 1000,
             burst: 1,
             waits: true,

@@ -729,6 +729,56 @@ fn a_queue_that_overwrites() {
     });
 }
 
+/// Its publisher's memory comes and goes, and it takes no notice: that holds up nobody, and in the end it is dropped, and told so.
+/// What it missed by then is counted like everything.
+#[test]
+fn one_that_is_stopped_for_very_long_is_dropped() {
+    let _scene = Scene::new();
+    let (here, there) = Link::pair().unwrap();
+    let builder = unbound(4096).pool_bytes(1 << 20).max_message(800_000);
+    let mut publisher = builder.unbound().unwrap();
+    publisher.attach(here).unwrap();
+    let mut subscriber = overwritten(Policy::Block).over(there).unwrap();
+    let mut sent = 0;
+    for _ in 0..1000 {
+        for len in [20_000, 200_000, 400_000, 800_000] {
+            let mut frame = publisher.try_reserve(len).unwrap();
+            frame[0] = 1;
+            frame.commit();
+            sent += 1;
+        }
+    }
+    let reason = loop {
+        match subscriber.recv() {
+            Ok(_) => {}
+            Err(RecvError::Disconnected { reason }) => break reason,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let Reason::Evicted { why } = reason else {
+        panic!("{reason}");
+    };
+    assert_eq!(why, "it has left too many notices of the pool unread");
+    let stats = subscriber.stats();
+    assert_eq!(stats.messages + stats.missed, sent);
+    drop(subscriber);
+    wait_until("it is counted", || publisher.stats().evicted == 1);
+}
+
+#[test]
+fn another_version_is_refused() {
+    let _scene = Scene::new();
+    let (here, there) = Link::pair().unwrap();
+    let connecting = std::thread::spawn(move || overwritten(Policy::Block).over(there));
+    let version = VERSION - 1;
+    here.send(&Opening { version }).unwrap();
+    let error = connecting.join().unwrap().unwrap_err();
+    assert!(
+        matches!(error, Error::Version { publisher, subscriber } if (publisher, subscriber) == (VERSION - 1, VERSION)),
+        "{error}"
+    );
+}
+
 /// A subscriber of this process, and the ring and the link of its publisher, which is whatever the test makes it.
 fn rogue(policy: Policy, sequence: u64) -> (Result<Subscriber, Error>, Shared, Link) {
     let capacity = 4096;

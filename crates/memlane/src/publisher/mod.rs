@@ -49,8 +49,8 @@ use crate::{
 ///
 /// Messages are bytes, of any length up to [`max_message`](Publisher::max_message), copied in
 /// ([`send`](Publisher::send)) or written in place ([`reserve`](Publisher::reserve)). A message goes to those
-/// who are subscribed when it is committed, in order, and is lost to nobody; with no subscribers it goes
-/// nowhere, at once.
+/// who are subscribed when it is committed, in order, and is lost to nobody who does not
+/// [ask for that](crate::SubscriberBuilder::overflow); with no subscribers it goes nowhere, at once.
 ///
 /// Dropping the publisher closes the service and hangs up: [`close`](Publisher::close). Subscribers still receive what was
 /// committed.
@@ -420,7 +420,7 @@ impl Publisher {
     }
 
     /// Waits until every subscriber has received, and released, all that was sent, no longer than `timeout`; whether they
-    /// have. One that leaves or dies is not waited for. A subscriber says what it has released, at the latest, when it looks for
+    /// have. One that leaves or dies is not waited for, nor is one that is [overwritten](crate::Overflow::Overwrite). A subscriber says what it has released, at the latest, when it looks for
     /// the next message: one that never does so may be waited for in vain.
     ///
     /// Nothing is lost without it: subscribers receive what was committed after the publisher is gone, too. It is for who

@@ -111,6 +111,10 @@ impl Lossy {
         match chunks.ring(ring) {
             Ok(memory) => self.reader.follow(Some(memory)),
             Err(error) => {
+                if let Some(reason) = chunks.evicted() {
+                    // It was not told of rings any more.
+                    return Err(NoMessage::Disconnected(reason.clone()));
+                }
                 let here = Some((ring, self.reader.position()));
                 if self.lost == here {
                     self.broken = Some(error.clone());
