@@ -60,6 +60,12 @@ pub enum Error {
         /// What is there, or what stands in the way.
         why: String,
     },
+    /// There is no server to call, or not for this client.
+    #[error("there is no server to call: {}", Said(why))]
+    NoServer {
+        /// What is there, or what stands in the way.
+        why: String,
+    },
     /// The publisher did not answer in time ([`SubscriberBuilder::timeout`](crate::SubscriberBuilder::timeout)): it is
     /// stopped, or nobody drives it.
     #[error(

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! One subscriber can have many publishers ([`Subscriptions`]).
-//! Many processes send to one through a queue ([`Receiver`], [`Sender`]); parent and child need no name ([`Command`], [`parent`]).
+//! Many processes send to one through a queue ([`Receiver`], [`Sender`]), or ask one ([`Client`], [`Server`]); parent and child need no name ([`Command`], [`parent`]).
 //!
 //! Between them lies a *lane*: a ring in a region that the publisher writes and the kernel lets nobody else write,
 //! one control page of each subscriber's own, a doorbell each way, and the link (a Unix socket) over which they
@@ -43,7 +43,7 @@
 //! Each end blocks, or is polled (`try_`); in a loop of one's own it is a descriptor ([`Watched`]), and in a task it is
 //! awaited ([`Async`]).
 //!
-//! What it does not do yet: requests. It runs on Linux 5.11 or newer.
+//! It runs on Linux 5.11 or newer.
 //!
 //! # Features
 //! None is on by itself.
@@ -58,7 +58,9 @@
 mod documented;
 
 mod accepting;
+mod client;
 mod doorbells;
+mod envelope;
 mod error;
 mod future;
 mod names;
@@ -69,12 +71,14 @@ mod publisher;
 mod reactor;
 mod receiver;
 mod receiving;
+mod server;
 mod subscriber;
 mod subscriptions;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 mod watched;
 
+pub use client::{Answer, Call, CallError, CallId, Client, ClientBuilder, ClientStats, Reply};
 pub use error::{
     ChunkError, Error, Reason, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     TryRecvError, TrySendError,
@@ -109,6 +113,7 @@ pub use protocol::Overflow;
 pub use publisher::Sending;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
 pub use receiver::{Receiver, ReceiverStats, gather::Key};
+pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilder, ServerStats};
 #[cfg(feature = "stream")]
 pub use subscriber::Messages;
 pub use subscriber::{
@@ -166,6 +171,10 @@ const _: () = {
     can_be_sent::<Publisher>();
     can_be_sent::<Subscriber>();
     can_be_sent::<Subscriber<Trusted>>();
+    can_be_sent::<Client>();
+    can_be_sent::<Server>();
+    can_be_sent::<Responder>();
+    can_be_sent::<Call>();
 };
 
 /// The examples of README.md and of docs, compiled.

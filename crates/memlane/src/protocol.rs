@@ -6,6 +6,9 @@
 //! there to hang up.
 //!
 //! With a queue it is the publisher that connects, and says so; the receiver greets it as any subscriber would.
+//!
+//! Of a client and a server each is both: two lanes, one each way, over one link. Each greets the other's publisher, and
+//! welcomes the other's subscriber. After that each side's notices are of the lane that it writes.
 
 use std::fmt;
 
@@ -96,6 +99,17 @@ pub(crate) enum PacketRef<'a> {
     Greeting(GreetingRef<'a>),
     /// From a publisher that has connected: it offers its lane to a receiver, which greets it.
     Offer,
+    /// From a client that has connected: it offers a lane of requests, and greets that of the replies.
+    Client(GreetingRef<'a>),
+    /// From a server: it greets the lane of requests, and offers one of replies.
+    Server(ServerRef<'a>),
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct ServerRef<'a> {
+    pub(crate) greeting: GreetingRef<'a>,
+    /// So many requests of a client may be without an answer at a time.
+    pub(crate) requests: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -138,6 +152,15 @@ pub(crate) enum Packet {
     Segment(Notice),
     Greeting(Greeting),
     Offer,
+    Client(Greeting),
+    Server(Server),
+}
+
+/// [`ServerRef`], received.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Server {
+    pub(crate) greeting: Greeting,
+    pub(crate) requests: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -301,17 +324,18 @@ mod tests {
 
         let bytes = PayloadType::bytes();
         let point = Plain::<[u32; 2]>::describe();
-        let greeting = |what, socket: bool, eventfd: bool, trusts, expects, overflow| {
-            let greeting = GreetingRef {
-                page: one(),
-                doorbell: DoorbellOfferRef {
-                    socket: socket.then(one),
-                    eventfd: eventfd.then(one),
-                },
-                trusts,
-                expects,
-                overflow,
-            };
+        let greets = |socket: bool, eventfd: bool, trusts, expects, overflow| GreetingRef {
+            page: one(),
+            doorbell: DoorbellOfferRef {
+                socket: socket.then(one),
+                eventfd: eventfd.then(one),
+            },
+            trusts,
+            expects,
+            overflow,
+        };
+        let greeting = |what, socket, eventfd, trusts, expects, overflow| {
+            let greeting = greets(socket, eventfd, trusts, expects, overflow);
             says(what, &PacketRef::Greeting(greeting));
         };
         let what = "greeting: page, no doorbell, no trust, anything, overwrite";
@@ -388,6 +412,13 @@ mod tests {
         let pattern = Refusal::Pattern { why: why() };
         refused("refused: pattern, \"no\"", pattern);
         says("offer", &PacketRef::Offer);
+        let greeting = greets(true, false, false, Some(&bytes), Overflow::Block);
+        let what = "client: page, socket, no trust, bytes";
+        says(what, &PacketRef::Client(greeting));
+        let greeting = greets(true, false, false, Some(&bytes), Overflow::Block);
+        let requests = 1024;
+        let what = "server: page, socket, no trust, bytes, 1024 requests";
+        says(what, &PacketRef::Server(ServerRef { greeting, requests }));
 
         let added = NoticeRef::Added {
             id: 0,

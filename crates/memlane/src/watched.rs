@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Error, Publisher, Receiver, Subscriber, Subscriptions, Trust};
+use crate::{Client, Error, Publisher, Receiver, Server, Subscriber, Subscriptions, Trust};
 
 /// An end of a lane that a loop waits for: epoll, poll(2), mio, GLib, a runtime.
 ///
@@ -108,13 +108,15 @@ impl<E: End> AsRawFd for Watched<E> {
     }
 }
 
-/// A [`Publisher`], a [`Subscriber`], a [`Receiver`] or [`Subscriptions`].
+/// A [`Publisher`], a [`Subscriber`], a [`Receiver`], [`Subscriptions`], a [`Client`] or a [`Server`].
 pub trait End: Watch {}
 
 impl End for Publisher {}
 impl<T: Trust> End for Subscriber<T> {}
 impl<T: Trust> End for Receiver<T> {}
 impl<T: Trust> End for Subscriptions<T> {}
+impl<T: Trust> End for Client<T> {}
+impl<T: Trust> End for Server<T> {}
 
 /// What an end does for its watcher.
 pub trait Watch {

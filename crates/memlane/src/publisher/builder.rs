@@ -36,14 +36,14 @@ pub struct PublisherBuilder {
     max_message: Option<usize>,
     zero: bool,
     memory: Options,
-    max_subscribers: usize,
-    wait: WaitPolicy,
+    pub(super) max_subscribers: usize,
+    pub(super) wait: WaitPolicy,
     trust: bool,
-    access: Access,
-    driven: bool,
-    carries: PayloadType,
+    pub(crate) access: Access,
+    pub(super) driven: bool,
+    pub(super) carries: PayloadType,
     membarrier: bool,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 impl Default for PublisherBuilder {

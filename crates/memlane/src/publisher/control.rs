@@ -162,7 +162,7 @@ pub(super) enum Connection {
 /// A link whose subscriber has not introduced itself yet.
 #[derive(Debug)]
 pub(super) struct Greeter {
-    pub(super) link: Link,
+    pub(super) link: Arc<Link>,
     /// The process that connected; of a link that was made elsewhere, whose maker is not its user, the one that was given.
     pub(super) process: Option<OwnedFd>,
     pub(super) since: Instant,

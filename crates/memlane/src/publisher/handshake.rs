@@ -39,7 +39,7 @@ impl Control {
         offered: bool,
     ) -> rustix::io::Result<()> {
         self.prune(state);
-        let link = link.with_limits(LIMITS);
+        let link = Arc::new(link.with_limits(LIMITS));
         let source = state.next_source();
         self.watch(&link, source, EventFlags::IN | EventFlags::RDHUP)?;
         let opening = Opening { version: VERSION };
@@ -110,18 +110,28 @@ impl Control {
             Err(LinkError::WouldBlock) => return,
             Ok(Packet::Greeting(greeting)) => greeting,
             Ok(Packet::Offer) => {
-                self.refused.fetch_add(1, Ordering::Relaxed);
                 let why =
-                    "a publisher is there, which sends: subscribe to it (Subscriber::connect)"
-                        .to_owned();
-                let refusal = Refusal::Pattern { why };
-                let _ = greeter.link.try_send(&PacketRef::Refused(refusal));
-                return self.remove(state, source);
+                    "a publisher is there, which sends: subscribe to it (Subscriber::connect)";
+                return self.turn_away(state, source, why);
             }
             Ok(Packet::Refused(refusal)) => {
                 if greeter.offered {
                     let why = refusal.to_string();
                     state.failed = Some(Error::NoReceiver { why });
+                }
+                return self.remove(state, source);
+            }
+            Ok(Packet::Client(_)) => {
+                let why =
+                    "a publisher is there, which sends: subscribe to it (Subscriber::connect)";
+                return self.turn_away(state, source, why);
+            }
+            Ok(Packet::Server(_)) => {
+                let why = "a server is there, which answers requests: call it (Client::connect)";
+                if greeter.offered {
+                    state.failed = Some(Error::NoReceiver {
+                        why: why.to_owned(),
+                    });
                 }
                 return self.remove(state, source);
             }
@@ -147,6 +157,34 @@ impl Control {
             }
             _ => {}
         }
+    }
+
+    /// Refuses a link whose other end is no counterpart of this one.
+    fn turn_away(&self, state: &mut State, source: u32, why: &str) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(Connection::Greeting(greeter)) = state.links.get(&source) {
+            let why = why.to_owned();
+            let refusal = Refusal::Pattern { why };
+            let _ = greeter.link.try_send(&PacketRef::Refused(refusal));
+        }
+        self.remove(state, source);
+    }
+
+    /// Makes the greeting of whoever is at the other end of this link a subscriber, or tells it why not.
+    pub(super) fn join(
+        &self,
+        greeting: Greeting,
+        link: Arc<Link>,
+        process: Option<OwnedFd>,
+    ) -> Result<(), Refusal> {
+        let greeter = Greeter {
+            link,
+            process,
+            since: Instant::now(),
+            opened: true,
+            offered: true,
+        };
+        self.admit(&mut self.state(), greeting, greeter)
     }
 
     /// Makes a greeted link a subscriber, or tells it why not.

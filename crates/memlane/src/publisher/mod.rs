@@ -3,6 +3,7 @@ mod commit;
 mod control;
 mod future;
 mod handshake;
+mod paired;
 mod peer;
 mod reservation;
 mod room;

@@ -1,7 +1,7 @@
 use std::{
     os::fd::AsFd,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -35,7 +35,7 @@ pub(super) struct Peer {
     /// Wakes this publisher when it waits for room; none if it never sleeps.
     doorbell: Option<Doorbell>,
     /// Taken out when the subscriber is gone: the hot side may hold on to the rest until its next look.
-    link: Mutex<Option<Link>>,
+    link: Mutex<Option<Arc<Link>>>,
     evicted: AtomicBool,
 }
 
@@ -45,7 +45,7 @@ impl Peer {
         overflow: Overflow,
         ringer: Option<Bell>,
         doorbell: Option<Doorbell>,
-        link: Link,
+        link: Arc<Link>,
         registered: bool,
     ) -> Peer {
         Peer {
@@ -97,13 +97,13 @@ impl Peer {
         self.doorbell.as_ref()
     }
 
-    fn locked_link(&self) -> MutexGuard<'_, Option<Link>> {
+    fn locked_link(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Uses the link, if the subscriber is not gone yet.
     pub(super) fn with_link<T>(&self, with: impl FnOnce(&Link) -> T) -> Option<T> {
-        self.locked_link().as_ref().map(with)
+        self.locked_link().as_deref().map(with)
     }
 
     /// Tells it of the pool. One that takes no notices, for whatever reason, cannot go on: for it, this publisher is gone
@@ -138,7 +138,7 @@ impl Peer {
         });
     }
 
-    /// Closes the link, whoever still holds this peer, and its other ends with it.
+    /// Lets go of the link, whoever still holds this peer, and ends it on both sides.
     pub(super) fn close(&self) {
         self.hang_up();
         *self.locked_link() = None;

@@ -79,7 +79,7 @@ impl Key {
         Key(u64::from(generation) << 32 | u64::from(index))
     }
 
-    fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.0 as u32 as usize
     }
 }
@@ -173,6 +173,12 @@ impl<T: Trust> Gather<T> {
         self.stats.messages += 1;
         let lane = self.lanes.get(key).expect("found a moment ago");
         lane.subscriber.deliver(Ok(record))
+    }
+
+    /// The lane of a message that was found.
+    #[inline]
+    pub(crate) fn lane(&mut self, key: Key) -> Option<&mut Subscriber<T>> {
+        Some(&mut self.lanes.get(key)?.subscriber)
     }
 
     /// Watches a source of the owner's.

@@ -7,7 +7,9 @@ use rustix::event::epoll::EventFlags;
 
 use super::gather::{Gather, OTHERS};
 use crate::{
-    Connecting, Error, SubscriberBuilder, Trust, accepting, process_of, protocol::Refusal,
+    Connecting, Error, Subscriber, SubscriberBuilder, Trust, accepting, process_of,
+    protocol::{Greeting, Refusal},
+    subscriber::Awaits,
 };
 
 /// So many links may be without a lane at a time; the oldest is dropped for a newer one.
@@ -19,62 +21,77 @@ const ACCEPT: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
 /// Accepts links, and sees them through their handshakes.
 #[derive(Debug)]
-pub(super) struct Joining<T: Trust> {
+pub(crate) struct Joining<T: Trust> {
     listener: Option<Listener>,
     builder: SubscriberBuilder<T>,
+    /// Who is to come, and who turns them away.
+    awaits: Awaits,
     /// By token, and so the oldest first.
     links: BTreeMap<u64, Connecting<T>>,
     last: u64,
-    pub(super) refused: u64,
+    pub(crate) refused: u64,
 }
 
 impl<T: Trust> Joining<T> {
-    pub(super) fn new(builder: SubscriberBuilder<T>, listener: Option<Listener>) -> Joining<T> {
+    pub(crate) fn new(
+        builder: SubscriberBuilder<T>,
+        awaits: Awaits,
+        listener: Option<Listener>,
+    ) -> Joining<T> {
         Joining {
             listener,
             builder,
+            awaits,
             links: BTreeMap::new(),
             last: LISTENER,
             refused: 0,
         }
     }
 
-    pub(super) fn listen(&self, gather: &Gather<T>) -> std::io::Result<()> {
+    pub(crate) fn listen(&self, gather: &Gather<T>) -> std::io::Result<()> {
         match &self.listener {
             Some(listener) => gather.watch_other(listener, LISTENER, ACCEPT),
             None => Ok(()),
         }
     }
 
-    /// One of its sources has something.
-    pub(super) fn handle(&mut self, gather: &mut Gather<T>, token: u64) {
+    /// One of its sources has something: a lane, if one is finished, and the greeting of the client that offered it, if it
+    /// was one.
+    pub(crate) fn handle(
+        &mut self,
+        gather: &mut Gather<T>,
+        token: u64,
+    ) -> Option<(Subscriber<T>, Option<Greeting>)> {
         if token == LISTENER {
-            return self.accept(gather);
+            self.accept(gather);
+            return None;
         }
         // One that was dropped meanwhile has no link.
-        let Some(link) = self.links.get_mut(&token) else {
-            return;
-        };
-        let joined = match link.try_finish() {
-            Ok(None) => return,
-            Ok(Some(subscriber)) => Some(subscriber),
-            Err(_) => None,
-        };
+        let link = self.links.get_mut(&token)?;
+        let joined = link.try_finish().transpose()?.ok();
+        let client = link.take_client();
         self.forget(gather, token);
-        let added = joined.is_some_and(|subscriber| gather.add(subscriber).is_ok());
-        if !added {
-            self.refused += 1;
-        }
+        self.refused += u64::from(joined.is_none());
+        Some((joined?, client))
     }
 
-    pub(super) fn accept(&mut self, gather: &mut Gather<T>) {
+    pub(crate) fn accept(&mut self, gather: &mut Gather<T>) {
         let Some(listener) = self.listener.take() else {
             return;
         };
         let max = self.builder.max_senders;
-        let accepted = accepting::accept(&listener, "SubscriberBuilder", |link| {
+        let builder = match self.awaits {
+            Awaits::Client(_) => "ServerBuilder",
+            _ => "SubscriberBuilder",
+        };
+        let accepted = accepting::accept(&listener, builder, |link| {
             if gather.len() + self.links.len() >= max {
-                let why = format!("the receiver has {max} senders, and takes no more");
+                let why = match self.awaits {
+                    Awaits::Client(_) => {
+                        format!("the server has {max} clients, and takes no more")
+                    }
+                    _ => format!("the receiver has {max} senders, and takes no more"),
+                };
                 accepting::refuse(&link, Refusal::Pattern { why });
                 self.refused += 1;
                 return;
@@ -94,7 +111,7 @@ impl<T: Trust> Joining<T> {
     }
 
     /// Begins a handshake.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         &mut self,
         gather: &Gather<T>,
         link: Link,
@@ -106,7 +123,7 @@ impl<T: Trust> Joining<T> {
                 self.refused += 1;
             }
         }
-        let connecting = Connecting::accepted(self.builder.clone(), link, process)?;
+        let connecting = Connecting::accepted(self.builder.clone(), link, process, self.awaits)?;
         self.last += 1;
         gather
             .watch_other(&connecting, self.last, EventFlags::IN)

@@ -1,7 +1,7 @@
 //! A queue that many processes send into.
 
 pub(crate) mod gather;
-mod joining;
+pub(crate) mod joining;
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     Error, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
     TryRecvError, Untrusted, accepting, address_of, after,
     receiving::{Finding, Receiving},
-    subscriber::{Next, NoMessage},
+    subscriber::{Awaits, Next, NoMessage},
     watched::{Watch, polls},
 };
 
@@ -122,7 +122,7 @@ impl<T: Trust> Receiver<T> {
         listener: Option<Listener>,
     ) -> Result<Receiver<T>, Error> {
         let gather = Gather::new(builder.wait).map_err(Error::os("create epoll"))?;
-        let joining = Joining::new(builder, listener);
+        let joining = Joining::new(builder, Awaits::Offer, listener);
         joining
             .listen(&gather)
             .map_err(Error::os("watch the listener"))?;
@@ -200,7 +200,7 @@ impl<T: Trust> Receiver<T> {
                 None => return Err(NoMessage::TimedOut),
                 Some(Found::Record(key, record)) => return Ok((key, record)),
                 Some(Found::Ended(key, error)) => self.bury(key, &error),
-                Some(Found::Other(token)) => self.joining.handle(&mut self.gather, token),
+                Some(Found::Other(token)) => self.handle(token),
             }
         }
     }
@@ -211,6 +211,16 @@ impl<T: Trust> Receiver<T> {
     ) -> Result<Message<'_, T>, NoMessage> {
         let (key, record) = next?;
         self.gather.deliver(key, record)
+    }
+
+    #[cold]
+    fn handle(&mut self, token: u64) {
+        let Some((subscriber, _)) = self.joining.handle(&mut self.gather, token) else {
+            return;
+        };
+        if self.gather.add(subscriber).is_err() {
+            self.joining.refused += 1;
+        }
     }
 
     #[cold]

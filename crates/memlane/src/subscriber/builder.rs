@@ -1,6 +1,7 @@
 use std::{
     marker::PhantomData,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,11 +23,11 @@ use crate::{
 pub struct SubscriberBuilder<T: Trust = Untrusted> {
     pub(crate) wait: WaitPolicy,
     pub(crate) access: Access,
-    pub(super) timeout: Duration,
+    pub(crate) timeout: Duration,
     pub(super) liveliness: Option<Duration>,
     pub(super) max_ring_bytes: usize,
     pub(super) max_pool_bytes: usize,
-    pub(super) expects: Option<PayloadType>,
+    pub(crate) expects: Option<PayloadType>,
     pub(crate) max_senders: usize,
     pub(super) membarrier: Option<u64>,
     pub(super) overflow: Overflow,
@@ -242,7 +243,8 @@ impl<T: Trust> SubscriberBuilder<T> {
         let prepared = Prepared::new(&self)?;
         prepared.send(&link, deadline)?;
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
-        let mut subscriber = Handshake::new(self, prepared, link, process).complete(deadline)?;
+        let handshake = Handshake::new(self, prepared, Arc::new(link), process);
+        let mut subscriber = handshake.complete(deadline)?;
         subscriber.address = Some(address.clone());
         Ok(subscriber)
     }
@@ -283,7 +285,7 @@ impl<T: Trust> SubscriberBuilder<T> {
         let deadline = after(self.timeout);
         let prepared = Prepared::new(&self)?;
         prepared.send(&link, deadline)?;
-        Handshake::new(self, prepared, link, process).complete(deadline)
+        Handshake::new(self, prepared, Arc::new(link), process).complete(deadline)
     }
 
     /// Begins to subscribe to a service of this user's, without waiting: for loops and tasks.

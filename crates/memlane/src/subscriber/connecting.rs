@@ -20,9 +20,12 @@ use rustix::{
 
 use super::{
     Subscriber, SubscriberBuilder, Trust, Untrusted,
-    handshake::{Handshake, Prepared, left},
+    handshake::{Awaits, Handshake, Prepared, left},
 };
-use crate::{Async, ControlThread, Error, Readiness, after, process_of, protocol::LIMITS};
+use crate::{
+    Async, ControlThread, Error, Readiness, after, process_of,
+    protocol::{self, LIMITS},
+};
 
 /// A subscription that has begun ([`SubscriberBuilder::begin`]): nothing here waits.
 ///
@@ -52,8 +55,11 @@ use crate::{Async, ControlThread, Error, Readiness, after, process_of, protocol:
 pub struct Connecting<T: Trust = Untrusted> {
     builder: SubscriberBuilder<T>,
     address: Option<Address>,
-    /// The link was accepted, from this process.
-    accepted: Option<Option<OwnedFd>>,
+    /// The process that has connected, where the link was accepted.
+    accepted: Option<OwnedFd>,
+    awaits: Awaits,
+    /// The greeting of a client, which has come.
+    client: Option<protocol::Greeting>,
     deadline: Option<Instant>,
     step: Step<T>,
     /// When what no descriptor tells of is tried again, and how long after that.
@@ -78,7 +84,7 @@ enum Step<T: Trust> {
 
 #[derive(Debug)]
 struct Greeting {
-    link: Link,
+    link: Arc<Link>,
     prepared: Prepared,
     /// The version has been sent.
     opened: bool,
@@ -110,14 +116,16 @@ impl<T: Trust> Connecting<T> {
         Ok(connecting)
     }
 
-    /// Over a link that was accepted: the process is the publisher's, which has connected.
+    /// Over a link that was accepted: the process is the publisher's, which has connected, and says who it is.
     pub(crate) fn accepted(
         builder: SubscriberBuilder<T>,
         link: Link,
         process: Option<OwnedFd>,
+        awaits: Awaits,
     ) -> Result<Connecting<T>, Error> {
         let mut connecting = Connecting::new(builder, Step::Over)?;
-        connecting.accepted = Some(process);
+        connecting.accepted = process;
+        connecting.awaits = awaits;
         connecting.meet(link)?;
         connecting.begin()?;
         Ok(connecting)
@@ -137,6 +145,8 @@ impl<T: Trust> Connecting<T> {
             builder,
             address: None,
             accepted: None,
+            awaits: Awaits::Welcome,
+            client: None,
             deadline,
             step,
             again: None,
@@ -233,6 +243,11 @@ impl<T: Trust> Connecting<T> {
         Async::with(subscriber, readiness)
     }
 
+    /// The greeting of the client whose lane of requests is finished.
+    pub(crate) fn take_client(&mut self) -> Option<protocol::Greeting> {
+        self.client.take()
+    }
+
     fn advance(&mut self) -> Result<Option<Subscriber<T>>, Error> {
         // Whatever the timer was set to, this is what it was set for.
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
@@ -269,7 +284,7 @@ impl<T: Trust> Connecting<T> {
     }
 
     fn meet(&mut self, link: Link) -> Result<(), Error> {
-        let link = link.with_limits(LIMITS);
+        let link = Arc::new(link.with_limits(LIMITS));
         self.step = Step::Greet(Box::new(Greeting {
             link,
             prepared: Prepared::new(&self.builder)?,
@@ -292,7 +307,8 @@ impl<T: Trust> Connecting<T> {
             sent = prepared.send_opening(link, Duration::ZERO);
             *opened = sent.is_ok();
         }
-        match sent.and_then(|()| prepared.send_greeting(link, Duration::ZERO)) {
+        let awaits = self.awaits;
+        match sent.and_then(|()| prepared.send_greeting(link, awaits, Duration::ZERO)) {
             Ok(()) => {}
             Err(LinkError::TimedOut) => return Ok(Err(self.later())),
             Err(error) => return Err(error.into()),
@@ -302,20 +318,18 @@ impl<T: Trust> Connecting<T> {
         };
         let Greeting { link, prepared, .. } = *greeting;
         // Of a link that was made elsewhere, the kernel only says who made it.
-        let awaits_offer = self.accepted.is_some();
         let process = match (self.accepted.take(), &self.address) {
-            (Some(process), _) => process,
             (None, Some(_)) => {
                 process_of(&link).map_err(Error::os("watch the publisher's process"))?
             }
-            (None, None) => None,
+            (accepted, _) => accepted,
         };
         let flags = EventFlags::IN | EventFlags::RDHUP;
-        epoll::add(&*self.epoll, &link, EventData::new_u64(1), flags)
+        epoll::add(&*self.epoll, &*link, EventData::new_u64(1), flags)
             .map_err(|errno| Error::os("watch a link")(errno.into()))?;
         let builder = self.builder.clone();
         let handshake = Handshake::new(builder, prepared, link, process);
-        let handshake = handshake.awaiting_offer(awaits_offer);
+        let handshake = handshake.awaiting(awaits);
         self.step = Step::Hear(Box::new(handshake));
         Ok(Ok(()))
     }
@@ -334,9 +348,10 @@ impl<T: Trust> Connecting<T> {
         };
         // Before it may be closed: whoever watches may keep the epoll instance for longer.
         let _ = epoll::delete(&*self.epoll, handshake.link());
-        let Step::Hear(handshake) = std::mem::replace(&mut self.step, Step::Over) else {
+        let Step::Hear(mut handshake) = std::mem::replace(&mut self.step, Step::Over) else {
             unreachable!("looked at above")
         };
+        self.client = handshake.take_met().map(|met| met.greeting);
         let mut subscriber = handshake.finish(welcome)?;
         subscriber.address = self.address.take();
         Ok(Some(subscriber))

@@ -22,7 +22,7 @@ use crate::{
     page::ALIVE,
     protocol::{
         DoorbellOfferRef, GreetingRef, MAX_RINGS, Opening, Packet, PacketRef, PublisherDoorbell,
-        Refusal, Rings, VERSION, Welcome,
+        Refusal, Rings, Server, ServerRef, VERSION, Welcome,
     },
 };
 
@@ -39,26 +39,44 @@ const HEADER: u64 = 8;
 const RECEIVES: &str =
     "a receiver is there, which receives: connect a sender to it (Sender::connect)";
 
+/// And one that meets a server.
+const ANSWERS: &str =
+    "a server is there, which answers requests: connect a client to it (Client::connect)";
+
+/// What is expected before a welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaits {
+    /// Nothing: the publisher is the one that listens.
+    Welcome,
+    /// The publisher has connected, and is still to say that it is one.
+    Offer,
+    /// So has a client, which is still to greet the lane of replies; it may have so many requests.
+    Client(u32),
+    /// The publisher is the client of this link, and its server is still to greet the lane of requests.
+    Server,
+}
+
 /// A subscriber that has sent its greeting, and hears the publisher's answer.
 #[derive(Debug)]
-pub(super) struct Handshake<T: Trust> {
+pub(crate) struct Handshake<T: Trust> {
     builder: SubscriberBuilder<T>,
     prepared: Prepared,
-    link: Link,
+    link: Arc<Link>,
     process: Option<OwnedFd>,
     /// The publisher's version has come, and is ours.
     opened: bool,
-    /// The publisher has connected, and is still to say that it is one.
-    awaits_offer: bool,
+    awaits: Awaits,
+    /// Of the other side's subscriber, where there are two lanes: the lane of this side's publisher is to be welcomed with.
+    met: Option<Server>,
     chunks: Chunks,
     segments: usize,
 }
 
 impl<T: Trust> Handshake<T> {
-    pub(super) fn new(
+    pub(crate) fn new(
         builder: SubscriberBuilder<T>,
         prepared: Prepared,
-        link: Link,
+        link: Arc<Link>,
         process: Option<OwnedFd>,
     ) -> Handshake<T> {
         Handshake {
@@ -68,15 +86,20 @@ impl<T: Trust> Handshake<T> {
             link,
             process,
             opened: false,
-            awaits_offer: false,
+            awaits: Awaits::Welcome,
+            met: None,
             segments: 0,
         }
     }
 
-    /// The publisher is the one that has connected.
-    pub(super) fn awaiting_offer(mut self, awaits_offer: bool) -> Handshake<T> {
-        self.awaits_offer = awaits_offer;
+    pub(crate) fn awaiting(mut self, awaits: Awaits) -> Handshake<T> {
+        self.awaits = awaits;
         self
+    }
+
+    /// The greeting of the other side's subscriber, once, after it has come.
+    pub(crate) fn take_met(&mut self) -> Option<Server> {
+        self.met.take()
     }
 
     pub(super) fn link(&self) -> &Link {
@@ -99,7 +122,7 @@ impl<T: Trust> Handshake<T> {
     }
 
     /// Hears one packet; the welcome is the last. If none comes in time, that is a link's [`LinkError::TimedOut`].
-    pub(super) fn hear(&mut self, timeout: Duration) -> Result<Option<Welcome>, Error> {
+    pub(crate) fn hear(&mut self, timeout: Duration) -> Result<Option<Welcome>, Error> {
         if !self.opened {
             let Opening { version } = self.link.recv_timeout(timeout).map_err(unheard)?;
             if version != VERSION {
@@ -112,23 +135,50 @@ impl<T: Trust> Handshake<T> {
             return Ok(None);
         }
         match self.link.recv_timeout(timeout).map_err(unheard)? {
-            Packet::Offer if self.awaits_offer => {
-                self.awaits_offer = false;
+            Packet::Offer if self.awaits == Awaits::Offer => {
+                self.awaits = Awaits::Welcome;
                 return Ok(None);
             }
-            Packet::Greeting(_) if self.awaits_offer => {
-                let refusal = Refusal::Pattern {
-                    why: RECEIVES.to_owned(),
+            Packet::Client(greeting) if matches!(self.awaits, Awaits::Client(_)) => {
+                self.awaits = Awaits::Welcome;
+                let requests = 0;
+                self.met = Some(Server { greeting, requests });
+                return Ok(None);
+            }
+            Packet::Server(server) if self.awaits == Awaits::Server => {
+                self.awaits = Awaits::Welcome;
+                self.met = Some(server);
+                return Ok(None);
+            }
+            Packet::Greeting(_) | Packet::Offer | Packet::Client(_)
+                if matches!(self.awaits, Awaits::Offer | Awaits::Client(_)) =>
+            {
+                let (why, expected) = match self.awaits {
+                    Awaits::Client(_) => (ANSWERS, "a client"),
+                    _ => (RECEIVES, "a sender"),
                 };
-                let why = "expected a sender, got a subscriber".to_owned();
-                let _ = self.link.try_send(&PacketRef::Refused(refusal));
+                let why = why.to_owned();
+                let _ = self
+                    .link
+                    .try_send(&PacketRef::Refused(Refusal::Pattern { why }));
+                let why = format!("expected {expected}, got somebody else");
                 return Err(Error::Refused { why });
             }
             Packet::Greeting(_) => {
                 let why = RECEIVES.to_owned();
                 return Err(Error::Refused { why });
             }
-            Packet::Welcome(welcome) if !self.awaits_offer => return Ok(Some(welcome)),
+            Packet::Client(_) if self.awaits == Awaits::Server => {
+                let why = "a client is there, which asks: one end has to be a server".to_owned();
+                return Err(Error::Refused { why });
+            }
+            Packet::Server(_) => {
+                let why = ANSWERS.to_owned();
+                return Err(Error::Refused { why });
+            }
+            Packet::Welcome(welcome) if self.awaits == Awaits::Welcome => {
+                return Ok(Some(welcome));
+            }
             Packet::Segment(notice) if self.segments < MAX_SEGMENTS + MAX_RINGS => {
                 self.chunks.take(notice);
             }
@@ -143,7 +193,7 @@ impl<T: Trust> Handshake<T> {
                     why: refusal.to_string(),
                 });
             }
-            Packet::Welcome(_) | Packet::Offer => {
+            Packet::Welcome(_) | Packet::Offer | Packet::Client(_) => {
                 let why = "expected an offer before a welcome, and only from one that connects";
                 return Err(Error::Welcome {
                     why: why.to_owned(),
@@ -155,7 +205,7 @@ impl<T: Trust> Handshake<T> {
     }
 
     /// Checks the welcome; what it is of use for is mapped.
-    pub(super) fn finish(self, welcome: Welcome) -> Result<Subscriber<T>, Error> {
+    pub(crate) fn finish(self, welcome: Welcome) -> Result<Subscriber<T>, Error> {
         let Handshake {
             builder,
             prepared,
@@ -185,7 +235,6 @@ impl<T: Trust> Handshake<T> {
             let other = (at != 0).then(|| (at, memory.clone()));
             Box::new(Lossy::new(first.clone(), other, start, before))
         });
-        let link = Arc::new(link);
         let signs = Signs::new(builder.liveliness, first.load_word(ALIVE));
         let page = Page::new(mine, ringer, first, link.clone());
         Ok(Subscriber {
@@ -224,7 +273,7 @@ fn unheard(error: LinkError) -> Error {
 }
 
 /// What is left of the time until a deadline; without one, all the time there is.
-pub(super) fn left(deadline: Option<Instant>) -> Duration {
+pub(crate) fn left(deadline: Option<Instant>) -> Duration {
     deadline.map_or(Duration::MAX, |deadline| {
         deadline.saturating_duration_since(Instant::now())
     })
@@ -232,7 +281,7 @@ pub(super) fn left(deadline: Option<Instant>) -> Duration {
 
 /// What a subscriber brings along.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     mine: Shared,
     page: OwnedFd,
     offers: Offers,
@@ -242,7 +291,7 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    pub(super) fn new<T: Trust>(builder: &SubscriberBuilder<T>) -> Result<Prepared, Error> {
+    pub(crate) fn new<T: Trust>(builder: &SubscriberBuilder<T>) -> Result<Prepared, Error> {
         let (mine, page) = Shared::create("memlane-control", page_size(), 0)?;
         let offers = Offers::new(builder.wait, T::TRUSTED)?;
         Ok(Prepared {
@@ -258,14 +307,20 @@ impl Prepared {
     /// Sends version and greeting, both at once, to a publisher of whatever version.
     pub(super) fn send(&self, link: &Link, deadline: Option<Instant>) -> Result<(), Error> {
         self.send_opening(link, left(deadline))?;
-        Ok(self.send_greeting(link, left(deadline))?)
+        Ok(self.send_greeting(link, Awaits::Welcome, left(deadline))?)
     }
 
-    pub(super) fn send_opening(&self, link: &Link, timeout: Duration) -> Result<(), LinkError> {
+    pub(crate) fn send_opening(&self, link: &Link, timeout: Duration) -> Result<(), LinkError> {
         unless_gone(link.send_timeout(&Opening { version: VERSION }, timeout))
     }
 
-    pub(super) fn send_greeting(&self, link: &Link, timeout: Duration) -> Result<(), LinkError> {
+    /// What greets depends on who is to be met.
+    pub(crate) fn send_greeting(
+        &self,
+        link: &Link,
+        awaits: Awaits,
+        timeout: Duration,
+    ) -> Result<(), LinkError> {
         let greeting = GreetingRef {
             page: FdRef::new(&self.page),
             doorbell: self.offers.offer(),
@@ -273,7 +328,12 @@ impl Prepared {
             expects: self.expects.as_ref(),
             overflow: self.overflow,
         };
-        unless_gone(link.send_timeout(&PacketRef::Greeting(greeting), timeout))
+        let greets = match awaits {
+            Awaits::Welcome | Awaits::Offer => PacketRef::Greeting(greeting),
+            Awaits::Client(requests) => PacketRef::Server(ServerRef { greeting, requests }),
+            Awaits::Server => PacketRef::Client(greeting),
+        };
+        unless_gone(link.send_timeout(&greets, timeout))
     }
 }
 

@@ -7,6 +7,7 @@ mod held;
 mod lossy;
 mod message;
 mod page;
+mod paired;
 mod rings;
 mod signs;
 mod sleep;
@@ -38,6 +39,7 @@ pub use builder::SubscriberBuilder;
 use chunks::Chunks;
 pub use connecting::Connecting;
 pub(crate) use gathered::Arming;
+pub(crate) use handshake::{Awaits, Handshake, Prepared, left};
 pub use held::Held;
 use lossy::Lossy;
 pub use message::Message;
@@ -344,7 +346,7 @@ impl<T: Trust> Subscriber<T> {
 
     /// The next message, if there is one.
     #[inline]
-    fn find(&mut self) -> Result<Option<Next>, NoMessage> {
+    pub(crate) fn find(&mut self) -> Result<Option<Next>, NoMessage> {
         match self.poll() {
             Ok(None) => self.found_nothing(),
             found => found,
@@ -482,7 +484,7 @@ impl<T: Trust> Subscriber<T> {
 
     /// Waits for a message: spins, then sleeps, as the policy says.
     #[cold]
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         if let (Some(sleep), Some(watching)) = (&self.sleep, &mut self.watched) {
             // Made readable for a loop, the waiter would never sleep.
             watching.not_ready(sleep, &self.link);

@@ -71,6 +71,10 @@ impl Page {
         self.publisher.load_word(ALIVE)
     }
 
+    pub(super) fn publisher(&self) -> &Remote {
+        &self.publisher
+    }
+
     pub(super) fn holds(&self) -> &Arc<Holds<Slots>> {
         &self.holds
     }

@@ -1,0 +1,702 @@
+//! The side that asks: requests with replies.
+
+mod builder;
+mod calls;
+mod error;
+mod future;
+mod reply;
+mod sending;
+
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::subscriber::Next as Record;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+pub use builder::ClientBuilder;
+pub use calls::{Call, CallId};
+use calls::{Calls, Dropped, Fate, Stored};
+pub use error::CallError;
+pub use reply::{Answer, Reply};
+
+use crate::{
+    Error, Publisher, Reason, Subscriber, Trust, Untrusted, after,
+    envelope::{CANCELLED, END, EXPIRED, ITEM, LAST, REPLY_HEADER, UNANSWERED, words},
+    protocol::Farewell,
+    subscriber::NoMessage,
+    watched::Watch,
+};
+
+/// Asks a [`Server`](crate::Server): requests of bytes, each with a reply, or a stream of them.
+///
+/// A request may wait for its reply ([`call`](Client::call)), or many be under way at a time ([`send`](Client::send)), whose
+/// replies come in any order. Each lane is a ring in shared memory, one each way: while both sides are awake, a request and its
+/// reply take no system call, no lock and no allocation.
+///
+/// A server that dies fails all that is under way at once ([`CallError::Disconnected`]). One that drops a request says so
+/// ([`CallError::Unanswered`]).
+///
+/// ```
+/// # let link = memlane::Link::pair()?;
+/// # let answering = std::thread::spawn(move || {
+/// #     let mut server = memlane::Server::builder().unbound().unwrap();
+/// #     server.attach(link.0).unwrap();
+/// #     let request = server.recv().unwrap();
+/// #     let sum: u8 = request.to_vec().iter().sum();
+/// #     request.reply(&[sum]).unwrap();
+/// # });
+/// use memlane::Client;
+///
+/// // let mut client = Client::connect("sum")?;
+/// # let mut client = Client::builder().over(link.1)?;
+/// let reply = client.call(&[1, 2, 3])?;
+/// assert_eq!(reply.to_vec(), [6]);
+/// # answering.join().unwrap();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Client<T: Trust = Untrusted> {
+    /// Before the subscriber: it says farewell on the link of both.
+    pub(crate) publisher: Publisher,
+    subscriber: Subscriber<T>,
+    calls: Calls,
+    dropped: Arc<Dropped>,
+    /// Requests that were given up, and whose server could not be told yet.
+    untold: Vec<CallId>,
+    max_backlog: usize,
+    /// Why there is no server any more.
+    ended: Option<Reason>,
+    /// Watches both lanes, for a loop of the user's.
+    watched: Option<Arc<OwnedFd>>,
+    stats: ClientStats,
+}
+
+/// What a client has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientStats {
+    /// Requests sent.
+    pub requests: u64,
+    /// Replies and items received that were awaited.
+    pub replies: u64,
+    /// Of these, those that came while others were waited for.
+    pub stored: u64,
+    /// Requests given up: cancelled, dropped, or over time.
+    pub given_up: u64,
+    /// Replies to nothing that was asked. An honest server sends none.
+    pub strays: u64,
+}
+
+/// How long to wait.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    Now,
+    Until(Option<Instant>),
+}
+
+/// Something has come of a request.
+#[derive(Debug)]
+enum Found {
+    /// A reply in the ring, of this kind.
+    Record(u64, Record),
+    Stored(Stored),
+    /// Its time is over.
+    Late,
+}
+
+impl Found {
+    fn kind(&self) -> u64 {
+        match self {
+            Found::Record(kind, _) => *kind,
+            Found::Stored(stored) => stored.kind,
+            Found::Late => EXPIRED,
+        }
+    }
+}
+
+/// The longest text of a server that is taken, in bytes.
+const MAX_WORDS: usize = 4096;
+
+impl Client {
+    /// Connects to a server of this user's, with the options of [`ClientBuilder`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoServer`]: nobody answers there, or something else, or for other payloads; [`Error`].
+    pub fn connect(service: &str) -> Result<Client, Error> {
+        Client::builder().connect(service)
+    }
+
+    /// Options, all with defaults.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+}
+
+impl<T: Trust> Client<T> {
+    fn new(
+        publisher: Publisher,
+        subscriber: Subscriber<T>,
+        limit: usize,
+        max_backlog: usize,
+    ) -> Client<T> {
+        Client {
+            publisher,
+            subscriber,
+            calls: Calls::new(limit),
+            dropped: Arc::default(),
+            untold: Vec::new(),
+            max_backlog,
+            ended: None,
+            watched: None,
+            stats: ClientStats::default(),
+        }
+    }
+
+    /// Sends a request, and waits for its reply. Replies to others that come meanwhile are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]. The request is cancelled, if it has been sent.
+    #[inline]
+    pub fn call(&mut self, request: &[u8]) -> Result<Reply<'_, T>, CallError> {
+        let id = self.put(request, None, Patience::Until(None))?;
+        self.only(id)
+    }
+
+    /// Sends a request, and waits for its reply no longer than `timeout`, room for the request included. The server is told: it
+    /// does not begin with a request whose time is over.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`DeadlineExceeded`](CallError::DeadlineExceeded). The request is cancelled, if it has been sent.
+    pub fn call_timeout(
+        &mut self,
+        request: &[u8],
+        timeout: Duration,
+    ) -> Result<Reply<'_, T>, CallError> {
+        let deadline = after(timeout);
+        let id = self
+            .put(request, deadline, Patience::Until(deadline))
+            .map_err(late)?;
+        self.only(id)
+    }
+
+    /// Sends a request, and goes on: its reply is had by [`wait`](Client::wait), [`next`](Client::next) or
+    /// [`recv`](Client::recv). Waits for room in the lane; replies that come meanwhile are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; the request was not sent.
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let answering = std::thread::spawn(move || {
+    /// #     let mut server = memlane::Server::builder().unbound().unwrap();
+    /// #     server.attach(link.0).unwrap();
+    /// #     for _ in 0..2 {
+    /// #         let request = server.recv().unwrap();
+    /// #         let bytes = request.to_vec();
+    /// #         request.reply(&bytes).unwrap();
+    /// #     }
+    /// # });
+    /// # let mut client = memlane::Client::builder().over(link.1)?;
+    /// let first = client.send(b"one")?;
+    /// let second = client.send(b"two")?;
+    /// assert_eq!(client.wait(second)?.to_vec(), b"two");
+    /// assert_eq!(client.wait(first)?.to_vec(), b"one");
+    /// # answering.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn send(&mut self, request: &[u8]) -> Result<Call, CallError> {
+        let id = self.put(request, None, Patience::Until(None))?;
+        Ok(Call::new(id, &self.dropped))
+    }
+
+    /// Sends a request whose last reply must come within `timeout`; room for it is waited for as long at most.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; the request was not sent.
+    pub fn send_timeout(&mut self, request: &[u8], timeout: Duration) -> Result<Call, CallError> {
+        let deadline = after(timeout);
+        let id = self
+            .put(request, deadline, Patience::Until(deadline))
+            .map_err(late)?;
+        Ok(Call::new(id, &self.dropped))
+    }
+
+    /// Sends a request, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Full`], and others; the request was not sent.
+    pub fn try_send(&mut self, request: &[u8]) -> Result<Call, CallError> {
+        let id = self.put(request, None, Patience::Now)?;
+        Ok(Call::new(id, &self.dropped))
+    }
+
+    /// Waits for the reply to a request.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]. The request is cancelled, if it is still under way.
+    pub fn wait(&mut self, mut call: Call) -> Result<Reply<'_, T>, CallError> {
+        call.over = true;
+        self.only(call.id())
+    }
+
+    /// Waits for the next item of a stream; none once it has ended. A single reply is a stream of one.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]. After [`Backlog`](CallError::Backlog) and [`Wait`](CallError::Wait) it goes on, after others it is over.
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let answering = std::thread::spawn(move || {
+    /// #     let mut server = memlane::Server::builder().unbound().unwrap();
+    /// #     server.attach(link.0).unwrap();
+    /// let mut request = server.recv().unwrap();
+    /// for line in ["one", "two"] {
+    ///     request.send(line.as_bytes()).unwrap();
+    /// }
+    /// request.finish().unwrap();
+    /// # });
+    /// # let mut client = memlane::Client::builder().over(link.1)?;
+    ///
+    /// let mut lines = client.send(b"lines")?;
+    /// while let Some(line) = client.next(&mut lines)? {
+    ///     println!("{} bytes", line.len());
+    /// }
+    /// # answering.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn next(&mut self, call: &mut Call) -> Result<Option<Reply<'_, T>>, CallError> {
+        self.item(call, Patience::Until(None))
+    }
+
+    /// The next item of a stream, if it has come; none once the stream has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Empty`], and as [`next`](Client::next).
+    pub fn try_next(&mut self, call: &mut Call) -> Result<Option<Reply<'_, T>>, CallError> {
+        self.item(call, Patience::Now)
+    }
+
+    /// Waits for the next item of a stream, no longer than `timeout`; none once it has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::TimedOut`], after which it goes on, and as [`next`](Client::next).
+    pub fn next_timeout(
+        &mut self,
+        call: &mut Call,
+        timeout: Duration,
+    ) -> Result<Option<Reply<'_, T>>, CallError> {
+        self.item(call, Patience::Until(after(timeout)))
+    }
+
+    /// Waits for whatever comes next, of any request: of which, and what.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] if it concerns all of them; [`Unknown`](CallError::Unknown) if none is under way.
+    pub fn recv(&mut self) -> Result<(CallId, Answer<'_, T>), CallError> {
+        let (id, found) = self.find(None, Patience::Until(None))?;
+        Ok((id, self.answer(id, found)))
+    }
+
+    /// Whatever has come, of any request.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Empty`], and as [`recv`](Client::recv).
+    pub fn try_recv(&mut self) -> Result<(CallId, Answer<'_, T>), CallError> {
+        let (id, found) = self.find(None, Patience::Now)?;
+        Ok((id, self.answer(id, found)))
+    }
+
+    /// Waits for whatever comes next, no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::TimedOut`], and as [`recv`](Client::recv).
+    pub fn recv_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<(CallId, Answer<'_, T>), CallError> {
+        let (id, found) = self.find(None, Patience::Until(after(timeout)))?;
+        Ok((id, self.answer(id, found)))
+    }
+
+    /// Cancels a request: nothing more comes of it, and the server is told. Dropping a [`Call`] does the same, with the next
+    /// call of the client's.
+    pub fn cancel(&mut self, call: impl Into<CallId>) {
+        self.settle();
+        self.give_up(call.into());
+    }
+
+    /// How many requests have no last reply, or one that has not been taken; those that were given up count until the server
+    /// has said its last of them.
+    pub fn outstanding(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// How many there can be, as the server allows.
+    pub fn max_outstanding(&self) -> usize {
+        self.calls.limit
+    }
+
+    /// The longest request, in bytes.
+    pub fn max_request(&self) -> usize {
+        self.publisher
+            .max_message()
+            .saturating_sub(crate::envelope::REQUEST_HEADER)
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> ClientStats {
+        self.stats
+    }
+
+    /// Nobody waits for room any more.
+    fn forget_room(&mut self) {
+        self.publisher.abandon_room();
+    }
+
+    /// Hangs up. What is under way is cancelled. Dropping the client does the same.
+    pub fn close(self) {}
+
+    #[inline]
+    fn only(&mut self, id: CallId) -> Result<Reply<'_, T>, CallError> {
+        let found = self.find(Some(id), Patience::Until(None));
+        self.only_of(id, found)
+    }
+
+    #[inline]
+    fn only_of(
+        &mut self,
+        id: CallId,
+        found: Result<(CallId, Found), CallError>,
+    ) -> Result<Reply<'_, T>, CallError> {
+        let found = match found {
+            Ok((_, found)) => found,
+            Err(error) => {
+                self.give_up(id);
+                return Err(error);
+            }
+        };
+        if matches!(found.kind(), ITEM | END) {
+            if let Found::Record(..) = found {
+                self.subscriber.skip();
+            }
+            self.give_up(id);
+            return Err(CallError::Stream);
+        }
+        match self.answer(id, found) {
+            Answer::Item(reply) | Answer::Last(reply) => Ok(reply),
+            Answer::End => Err(CallError::Stream),
+            Answer::Error(error) => Err(error),
+        }
+    }
+
+    fn item(
+        &mut self,
+        call: &mut Call,
+        patience: Patience,
+    ) -> Result<Option<Reply<'_, T>>, CallError> {
+        if call.over {
+            return Ok(None);
+        }
+        let found = self.find(Some(call.id()), patience);
+        self.item_of(call, found)
+    }
+
+    fn item_of(
+        &mut self,
+        call: &mut Call,
+        found: Result<(CallId, Found), CallError>,
+    ) -> Result<Option<Reply<'_, T>>, CallError> {
+        let id = call.id();
+        let (_, found) = found.inspect_err(|error| {
+            let goes_on = matches!(
+                error,
+                CallError::Empty
+                    | CallError::TimedOut
+                    | CallError::Backlog { .. }
+                    | CallError::Wait(_)
+            );
+            call.over = !goes_on;
+        })?;
+        call.over = found.kind() != ITEM;
+        match self.answer(id, found) {
+            Answer::Item(reply) | Answer::Last(reply) => Ok(Some(reply)),
+            Answer::End => Ok(None),
+            Answer::Error(error) => Err(error),
+        }
+    }
+
+    /// What was found, in place.
+    #[inline]
+    fn answer(&mut self, id: CallId, found: Found) -> Answer<'_, T> {
+        let (kind, reply) = match found {
+            Found::Late => return Answer::Error(CallError::DeadlineExceeded),
+            Found::Stored(Stored { kind, payload }) => {
+                (kind, Reply::copy(payload, id, kind != ITEM))
+            }
+            Found::Record(kind, record) => match self.subscriber.deliver(Ok(record)) {
+                Ok(message) => (kind, Reply::in_place(message, id, kind != ITEM)),
+                Err(error) => return Answer::Error(CallError::unheard(error)),
+            },
+        };
+        match kind {
+            ITEM => Answer::Item(reply),
+            LAST => Answer::Last(reply),
+            END => Answer::End,
+            UNANSWERED => Answer::Error(CallError::Unanswered),
+            CANCELLED => Answer::Error(CallError::Cancelled),
+            EXPIRED => Answer::Error(CallError::DeadlineExceeded),
+            _ => {
+                let mut why = vec![0; reply.len().min(MAX_WORDS)];
+                reply.copy_to(&mut why);
+                let why = String::from_utf8_lossy(&why).into_owned();
+                Answer::Error(CallError::Failed { why })
+            }
+        }
+    }
+
+    /// What has come, or comes, of a request, or of any. A last reply is the last: it is not known any more then.
+    #[inline]
+    fn find(
+        &mut self,
+        wanted: Option<CallId>,
+        patience: Patience,
+    ) -> Result<(CallId, Found), CallError> {
+        self.settle();
+        let open = match wanted {
+            Some(id) => self.calls.is_open(id),
+            None => !self.calls.is_idle(),
+        };
+        if !open {
+            if self.ended.is_none() && self.calls.len() > 0 {
+                // What is said of those that were given up.
+                self.take_in()?;
+            }
+            return Err(match &self.ended {
+                Some(reason) if wanted.is_none() => CallError::Disconnected {
+                    reason: reason.clone(),
+                },
+                _ => CallError::Unknown,
+            });
+        }
+        loop {
+            if let Some((id, stored)) = self.calls.take(wanted) {
+                return Ok((id, Found::Stored(stored)));
+            }
+            let record = match self.look(wanted, patience)? {
+                Ok(record) => record,
+                Err(late) => {
+                    self.give_up(late);
+                    return Ok((late, Found::Late));
+                }
+            };
+            let Some((id, kind)) = self.sort(record)? else {
+                continue;
+            };
+            if wanted.is_none_or(|wanted| wanted == id) {
+                self.stats.replies += 1;
+                if kind != ITEM {
+                    self.calls.close(id);
+                }
+                return Ok((id, Found::Record(kind, record)));
+            }
+            self.store(id, kind, record)?;
+        }
+    }
+
+    /// The next record; or the request whose time is over, by the way.
+    #[inline]
+    fn look(
+        &mut self,
+        wanted: Option<CallId>,
+        patience: Patience,
+    ) -> Result<Result<Record, CallId>, CallError> {
+        if let Some(reason) = &self.ended {
+            let reason = reason.clone();
+            return Err(CallError::Disconnected { reason });
+        }
+        let limit = match wanted {
+            Some(id) => self.calls.deadline(id).map(|limit| (limit, id)),
+            None => self.calls.earliest(),
+        };
+        // Whatever floods the lane: what is late is late.
+        if let Some((limit, id)) = limit {
+            if Instant::now() >= limit {
+                return Ok(Err(id));
+            }
+        }
+        let found = match patience {
+            Patience::Now => self.find_now(),
+            Patience::Until(deadline) => {
+                let limit = limit.map(|(limit, _)| limit);
+                let until = deadline.into_iter().chain(limit).min();
+                match self.subscriber.try_poll() {
+                    Ok(None) => self.subscriber.wait(until).map(Some),
+                    found => found,
+                }
+            }
+        };
+        match found {
+            Ok(Some(record)) => Ok(Ok(record)),
+            Ok(None) => Err(CallError::Empty),
+            Err(NoMessage::TimedOut) => match limit {
+                Some((limit, id)) if Instant::now() >= limit => Ok(Err(id)),
+                _ => Err(CallError::TimedOut),
+            },
+            Err(error) => Err(self.unheard(error)),
+        }
+    }
+
+    /// A record, if there is one now. If not, the descriptor of a client that is watched becomes readable when there is.
+    fn find_now(&mut self) -> Result<Option<Record>, NoMessage> {
+        let found = self.subscriber.find();
+        if self.watched.is_some() && matches!(found, Ok(None)) && !self.publisher.is_wanting() {
+            // There is nothing to be heard of that lane. If this fails, the descriptor stays readable.
+            let _ = self.publisher.drive();
+        }
+        found
+    }
+
+    /// What a record is, if it is of anybody's concern. What is not is released.
+    #[inline]
+    fn sort(&mut self, record: Record) -> Result<Option<(CallId, u64)>, CallError> {
+        let mut header = [0; REPLY_HEADER];
+        let len = self.subscriber.peek(record, &mut header);
+        let len = match len {
+            Ok(len) => len,
+            Err(error) => return Err(self.unheard(error)),
+        };
+        let [number, kind] = words(&header);
+        if len < REPLY_HEADER {
+            return Err(self.broken(format!(
+                "expected a reply of at least {REPLY_HEADER} bytes, got {len}"
+            )));
+        }
+        if !matches!(kind, ITEM..=EXPIRED) {
+            return Err(self.broken(format!(
+                "expected a reply of kind {ITEM} to {EXPIRED}, got {kind}"
+            )));
+        }
+        let id = CallId(number);
+        match self.calls.meet(id) {
+            Fate::Awaited => return Ok(Some((id, kind))),
+            Fate::GivenUp if kind != ITEM => self.calls.close(id),
+            Fate::GivenUp => {}
+            Fate::Stray => self.stats.strays += 1,
+        }
+        self.subscriber.skip();
+        Ok(None)
+    }
+
+    /// Keeps a reply that another one is waited for before.
+    #[cold]
+    fn store(&mut self, id: CallId, kind: u64, record: Record) -> Result<(), CallError> {
+        if self.calls.bytes >= self.max_backlog {
+            let bytes = self.calls.bytes;
+            return Err(CallError::Backlog { bytes });
+        }
+        let message = self.subscriber.deliver(Ok(record));
+        let message = message.map_err(CallError::unheard)?;
+        let mut payload = vec![0; message.len() - REPLY_HEADER];
+        message.read_at(REPLY_HEADER, &mut payload);
+        drop(message);
+        self.calls.store(id, Stored { kind, payload });
+        self.stats.replies += 1;
+        self.stats.stored += 1;
+        Ok(())
+    }
+
+    #[cold]
+    fn unheard(&mut self, error: NoMessage) -> CallError {
+        match &error {
+            NoMessage::Disconnected(reason) => self.ended = Some(reason.clone()),
+            NoMessage::Corrupt(corrupt) => {
+                // It stays corrupt, whatever else is asked.
+                let why = corrupt.to_string();
+                self.ended = Some(Reason::Broken { why });
+            }
+            _ => {}
+        }
+        CallError::unheard(error)
+    }
+
+    /// The server does not keep to the rules: it is hung up on.
+    #[cold]
+    fn broken(&mut self, why: String) -> CallError {
+        self.publisher
+            .hang_up(&Farewell::Evicted { why: why.clone() });
+        let reason = Reason::Broken { why };
+        self.ended = Some(reason.clone());
+        CallError::Disconnected { reason }
+    }
+}
+
+/// There was no room for it in time.
+fn late(error: CallError) -> CallError {
+    match error {
+        CallError::TimedOut => CallError::DeadlineExceeded,
+        error => error,
+    }
+}
+
+impl From<&Call> for CallId {
+    fn from(call: &Call) -> CallId {
+        call.id()
+    }
+}
+
+impl From<Call> for CallId {
+    fn from(call: Call) -> CallId {
+        call.detach()
+    }
+}
+
+impl<T: Trust> Watch for Client<T> {
+    fn watch(&mut self) -> Result<(), Error> {
+        self.publisher.watch()?;
+        self.subscriber.watch()?;
+        let watched = || -> std::io::Result<OwnedFd> {
+            let both = epoll::create(CreateFlags::CLOEXEC)?;
+            for (token, lane) in [self.publisher.descriptor(), self.subscriber.descriptor()]
+                .into_iter()
+                .enumerate()
+            {
+                let token = EventData::new_u64(token as u64);
+                epoll::add(&both, &**lane, token, EventFlags::IN)?;
+            }
+            Ok(both)
+        };
+        let watched = watched().map_err(Error::os("watch a client's lanes"))?;
+        self.watched = Some(Arc::new(watched));
+        Ok(())
+    }
+
+    fn unwatch(&mut self) {
+        if let Some(both) = self.watched.take() {
+            for lane in [self.publisher.descriptor(), self.subscriber.descriptor()] {
+                let _ = epoll::delete(&*both, &**lane);
+            }
+            self.publisher.unwatch();
+            self.subscriber.unwatch();
+        }
+    }
+
+    fn descriptor(&self) -> &Arc<OwnedFd> {
+        self.watched.as_ref().expect("it is watched")
+    }
+}

@@ -1,0 +1,202 @@
+//! How requests get into their lane, and what is said of those that were given up.
+
+use std::time::Instant;
+
+use memlane_signaling::remaining;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
+
+use super::{CallError, CallId, Client, Patience};
+use crate::{
+    Trust, TrySendError,
+    envelope::{CANCEL, REQUEST, REQUEST_HEADER, given_up, now, put},
+    watched::Watch,
+};
+
+impl<T: Trust> Client<T> {
+    /// Sends a request. It is awaited from then on.
+    #[inline]
+    pub(super) fn put(
+        &mut self,
+        request: &[u8],
+        deadline: Option<Instant>,
+        patience: Patience,
+    ) -> Result<CallId, CallError> {
+        self.settle();
+        if let Some(reason) = &self.ended {
+            let reason = reason.clone();
+            return Err(CallError::Disconnected { reason });
+        }
+        let id = match self.calls.open(deadline) {
+            Some(id) => id,
+            None => self.make_place(deadline)?,
+        };
+        let written = match self.write(id, request, deadline) {
+            Err(CallError::Full) => self.write_later(id, request, deadline, patience),
+            written => written,
+        };
+        match written {
+            Ok(()) => {
+                self.stats.requests += 1;
+                Ok(id)
+            }
+            Err(error) => {
+                // The server never heard of it.
+                self.calls.close(id);
+                Err(error)
+            }
+        }
+    }
+
+    /// All places are taken. Those of what was given up are free once the server has said its last.
+    #[cold]
+    fn make_place(&mut self, deadline: Option<Instant>) -> Result<CallId, CallError> {
+        self.take_in()?;
+        let requests = self.calls.limit;
+        self.calls
+            .open(deadline)
+            .ok_or(CallError::TooMany { requests })
+    }
+
+    #[inline]
+    fn write(
+        &mut self,
+        id: CallId,
+        request: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<(), CallError> {
+        let len = request.len().saturating_add(REQUEST_HEADER);
+        let mut place = self.publisher.try_reserve(len).map_err(CallError::unsent)?;
+        let (header, payload) = place.split_at_mut(REQUEST_HEADER);
+        put([id.0, REQUEST, deadline.map_or(0, in_words)], header);
+        payload.copy_from_slice(request);
+        place.commit();
+        Ok(())
+    }
+
+    /// There is no room. While it is waited for, replies are taken in: the server may be waiting for room for those.
+    #[cold]
+    fn write_later(
+        &mut self,
+        id: CallId,
+        request: &[u8],
+        deadline: Option<Instant>,
+        patience: Patience,
+    ) -> Result<(), CallError> {
+        self.take_in()?;
+        let Patience::Until(until) = patience else {
+            return self.write(id, request, deadline);
+        };
+        let polls = self.publisher.polls() || self.subscriber.polls();
+        let watches = self.watched.is_none() && !polls;
+        if watches {
+            Watch::watch(self).map_err(unwatched)?;
+        }
+        let written = loop {
+            if let Err(error) = self.take_in() {
+                break Err(error);
+            }
+            match self.write(id, request, deadline) {
+                Err(CallError::Full) => {}
+                written => break written,
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                break Err(CallError::TimedOut);
+            }
+            if polls {
+                std::hint::spin_loop();
+            } else if let Err(error) = self.wait_for_either(until) {
+                break Err(error);
+            }
+        };
+        if watches {
+            Watch::unwatch(self);
+        }
+        written
+    }
+
+    /// Waits for room, for a reply, or for the deadline.
+    fn wait_for_either(&self, until: Option<Instant>) -> Result<(), CallError> {
+        let mut lanes = [PollFd::new(Watch::descriptor(self), PollFlags::IN)];
+        match poll(&mut lanes, until.map(remaining).as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(CallError::Wait(errno.into())),
+        }
+    }
+
+    /// Keeps all replies that wait.
+    pub(super) fn take_in(&mut self) -> Result<(), CallError> {
+        if let Some(reason) = &self.ended {
+            let reason = reason.clone();
+            return Err(CallError::Disconnected { reason });
+        }
+        loop {
+            let record = match self.find_now() {
+                Ok(Some(record)) => record,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(self.unheard(error)),
+            };
+            if let Some((id, kind)) = self.sort(record)? {
+                self.store(id, kind, record)?;
+            }
+        }
+    }
+
+    /// Gives up what was dropped, and says of what was given up what could not be said before.
+    #[inline(always)]
+    pub(super) fn settle(&mut self) {
+        if let Some(dropped) = self.dropped.take() {
+            dropped.into_iter().for_each(|id| self.give_up(id));
+        }
+        if !self.untold.is_empty() {
+            self.tell_again();
+        }
+    }
+
+    #[cold]
+    fn tell_again(&mut self) {
+        let untold = std::mem::take(&mut self.untold);
+        untold.into_iter().for_each(|id| self.tell(id));
+    }
+
+    /// Nobody waits for it any more.
+    #[cold]
+    pub(super) fn give_up(&mut self, id: CallId) {
+        if self.calls.give_up(id) {
+            self.stats.given_up += 1;
+            self.tell(id);
+        }
+    }
+
+    /// Tells the server that a request was given up: in a word, which it sees before it begins with it, and in the lane, which
+    /// wakes it.
+    fn tell(&mut self, id: CallId) {
+        self.publisher.show(given_up(id.0), id.0);
+        match self.publisher.try_reserve(REQUEST_HEADER) {
+            Ok(mut place) => {
+                put([id.0, CANCEL, 0], &mut place);
+                place.commit();
+            }
+            Err(TrySendError::Full) => self.untold.push(id),
+            // Nobody is there any more.
+            Err(_) => {}
+        }
+    }
+}
+
+/// A deadline as the server reads it.
+fn in_words(deadline: Instant) -> u64 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let left = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+    // 0 is none.
+    now().saturating_add(left).max(1)
+}
+
+fn unwatched(error: crate::Error) -> CallError {
+    CallError::Wait(match error {
+        crate::Error::Os { source, .. } => source,
+        error => std::io::Error::other(error),
+    })
+}

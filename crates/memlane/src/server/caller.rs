@@ -1,0 +1,223 @@
+//! One client, as its server sees it.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use memlane_region::Remote;
+use memlane_signaling::gone;
+use memlane_transport::Link;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::ReplyError;
+use crate::{
+    Publisher, SendTimeoutError, TrySendError,
+    envelope::{ITEM, REPLY_HEADER, given_up, place, put},
+    protocol::Farewell,
+    receiver::gather::Key,
+};
+
+/// The lane of replies to one client, and which of its requests are without their last one.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) publisher: Publisher,
+    /// The numbers of its open requests, by place; 0 where there is none.
+    open: Vec<u64>,
+    pub(super) outstanding: usize,
+    pub(super) shared: Arc<Shared>,
+    /// Why it was dropped, if it was.
+    pub(super) evicted: bool,
+}
+
+/// What responders know of a client, wherever they are.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) key: Key,
+    /// It is no client any more.
+    gone: AtomicBool,
+    /// What it has said that it gave up, by place.
+    cancelled: Box<[AtomicU64]>,
+    /// Its lane of requests, in whose page it says what it gives up.
+    memory: Remote,
+    pub(super) link: Arc<Link>,
+    process: Option<OwnedFd>,
+    /// When the kernel was last asked whether it lives, in nanoseconds of the coarse clock.
+    asked: AtomicU64,
+}
+
+/// Why a number cannot be that of a request.
+pub(super) struct Nonsense(pub(super) String);
+
+impl Caller {
+    pub(super) fn new(
+        publisher: Publisher,
+        key: Key,
+        memory: Remote,
+        link: Arc<Link>,
+        process: Option<OwnedFd>,
+        requests: usize,
+    ) -> Caller {
+        let shared = Shared {
+            key,
+            gone: AtomicBool::new(false),
+            cancelled: (0..requests).map(|_| AtomicU64::new(0)).collect(),
+            memory,
+            link,
+            process,
+            asked: AtomicU64::new(0),
+        };
+        Caller {
+            publisher,
+            open: Vec::new(),
+            outstanding: 0,
+            shared: Arc::new(shared),
+            evicted: false,
+        }
+    }
+
+    /// A request with this number has come. Its place must be free, and one that there is.
+    #[inline]
+    pub(super) fn open(&mut self, number: u64) -> Result<(), Nonsense> {
+        let at = place(number);
+        let places = self.shared.cancelled.len();
+        if at >= places {
+            return Err(Nonsense(format!(
+                "expected a request at one of {places} places, got one at place {at}"
+            )));
+        }
+        if number == 0 || self.open.get(at).is_some_and(|open| *open != 0) {
+            return Err(Nonsense(format!(
+                "expected a request at a free place, got number {number:#x}"
+            )));
+        }
+        if at >= self.open.len() {
+            self.open.resize(at + 1, 0);
+        }
+        self.open[at] = number;
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    /// The client has given up a request. One that has its last reply by now is not known any more.
+    pub(super) fn cancel(&mut self, number: u64) {
+        if self.is_open(number) {
+            self.shared.cancelled[place(number)].store(number, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn is_open(&self, number: u64) -> bool {
+        number != 0 && self.open.get(place(number)) == Some(&number)
+    }
+
+    /// Sends something that is said of a request; waits for room no longer than `timeout`. A client that leaves none for as
+    /// long is dropped.
+    #[inline]
+    pub(super) fn put(
+        &mut self,
+        number: u64,
+        kind: u64,
+        payload: &[u8],
+        timeout: Option<Duration>,
+    ) -> Result<(), ReplyError> {
+        if self.shared.is_gone() {
+            return Err(ReplyError::Disconnected);
+        }
+        if !self.is_open(number) {
+            return Err(ReplyError::Answered);
+        }
+        let len = payload.len().saturating_add(REPLY_HEADER);
+        let mut room = match self.publisher.try_reserve(len) {
+            Err(TrySendError::Full) => match timeout {
+                None => return Err(ReplyError::Full),
+                Some(timeout) => match self.publisher.reserve_timeout(len, timeout) {
+                    Ok(room) => room,
+                    Err(error) => return Err(self.no_room(error, timeout)),
+                },
+            },
+            Ok(room) => room,
+            Err(error) => return Err(ReplyError::unsent(error)),
+        };
+        let (header, rest) = room.split_at_mut(REPLY_HEADER);
+        put([number, kind], header);
+        rest.copy_from_slice(payload);
+        room.commit();
+        if kind != ITEM {
+            self.open[place(number)] = 0;
+            self.outstanding -= 1;
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn no_room(&mut self, error: SendTimeoutError, timeout: Duration) -> ReplyError {
+        match error {
+            SendTimeoutError::TimedOut => {
+                let why = format!("it has left no room for replies for {timeout:?}");
+                self.evict(why);
+                ReplyError::Disconnected
+            }
+            SendTimeoutError::Wait(error) => ReplyError::Wait(error),
+            SendTimeoutError::Disconnected => ReplyError::Disconnected,
+            SendTimeoutError::TooLarge { len, max } => {
+                ReplyError::unsent(TrySendError::TooLarge { len, max })
+            }
+            SendTimeoutError::Loaned { len, bytes } => {
+                ReplyError::unsent(TrySendError::Loaned { len, bytes })
+            }
+            SendTimeoutError::Memory(error) => ReplyError::Memory(error),
+        }
+    }
+
+    /// Goes on without this client.
+    #[cold]
+    pub(super) fn evict(&mut self, why: String) {
+        if !self.shared.gone.swap(true, Ordering::Relaxed) {
+            self.evicted = true;
+            self.publisher.hang_up(&Farewell::Evicted { why });
+        }
+    }
+
+    /// It is no client any more.
+    pub(super) fn bury(self) {
+        self.shared.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    #[inline]
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client has said in its page that it gave the request up.
+    #[inline]
+    pub(super) fn is_given_up(&self, number: u64) -> bool {
+        self.memory.load_word(given_up(number)) == number
+    }
+
+    /// Whether nobody waits for the reply any more: it was given up, or the client is gone. Asks the kernel for the latter, once
+    /// in a tick of the coarse clock.
+    pub(super) fn is_cancelled(&self, number: u64) -> bool {
+        let said = &self.cancelled[place(number)];
+        if self.is_gone() || self.is_given_up(number) || said.load(Ordering::Relaxed) == number {
+            return true;
+        }
+        let now = clock_gettime(ClockId::MonotonicCoarse);
+        let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        if self.asked.swap(now, Ordering::Relaxed) == now {
+            return false;
+        }
+        let gone = gone(self.link.as_fd(), self.process.as_ref().map(AsFd::as_fd));
+        let gone = gone.unwrap_or(false);
+        if gone {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+        gone
+    }
+}

@@ -1,0 +1,242 @@
+//! What the other side of requests can write, and what comes of it.
+
+use std::thread;
+
+use crate::{
+    CallError, Client, Link, Reason, Server, TryRecvError,
+    envelope::{
+        CANCEL, END, EXPIRED, FAILED, GIVEN_UP, GIVEN_UP_WORDS, ITEM, LAST, REQUEST, now, put,
+    },
+};
+
+fn both() -> (Server, Client) {
+    let (ours, theirs) = Link::pair().unwrap();
+    let mut server = Server::builder().max_requests(8).unbound().unwrap();
+    server.attach(ours).unwrap();
+    let client = thread::spawn(|| Client::builder().over(theirs).unwrap());
+    while server.clients() == 0 {
+        assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
+    }
+    (server, client.join().unwrap())
+}
+
+fn record<const N: usize>(words: [u64; N], len: usize) -> Vec<u8> {
+    let mut record = vec![0; 8 * N];
+    put(words, &mut record);
+    record.resize(len, b'x');
+    record
+}
+
+/// A number at this place, the first of it.
+fn number(place: u64) -> u64 {
+    1 << 16 | place
+}
+
+#[test]
+fn a_client_that_writes_nonsense_is_dropped_and_told() {
+    let header = "expected a request of at least 24 bytes, and of kind 1 or 2, got one of";
+    for (records, why) in [
+        (vec![record([], 0)], format!("{header} 0 bytes and kind 0")),
+        (
+            vec![record([number(0), REQUEST], 23)],
+            format!("{header} 23 bytes and kind 1"),
+        ),
+        (
+            vec![record([number(0), 0, 0], 24)],
+            format!("{header} 24 bytes and kind 0"),
+        ),
+        (
+            vec![record([number(0), u64::MAX, 0], 70_000)],
+            format!("{header} 70000 bytes and kind {}", u64::MAX),
+        ),
+        (
+            vec![record([number(8), REQUEST, 0], 24)],
+            "expected a request at one of 8 places, got one at place 8".to_owned(),
+        ),
+        (
+            vec![record([u64::MAX, REQUEST, 0], 24)],
+            "expected a request at one of 8 places, got one at place 65535".to_owned(),
+        ),
+        (
+            vec![record([0, REQUEST, 0], 24)],
+            "expected a request at a free place, got number 0x0".to_owned(),
+        ),
+        (
+            vec![
+                record([number(3), REQUEST, 0], 24),
+                record([number(3), REQUEST, 0], 24),
+            ],
+            "expected a request at a free place, got number 0x10003".to_owned(),
+        ),
+        (
+            vec![
+                record([number(3), REQUEST, 0], 24),
+                record([2 << 16 | 3, REQUEST, 0], 24),
+            ],
+            "expected a request at a free place, got number 0x20003".to_owned(),
+        ),
+    ] {
+        let (mut server, mut client) = both();
+        let call = client.send(b"a request").unwrap();
+        let first = server.try_recv().unwrap().defer();
+        let (last, before) = records.split_last().unwrap();
+        let mut others = Vec::new();
+        for record in before {
+            client.publisher.send(record).unwrap();
+            others.push(server.try_recv().unwrap().defer());
+        }
+        client.publisher.send(last).unwrap();
+        while server.clients() > 0 {
+            assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
+        }
+        assert_eq!((server.stats().evicted, server.stats().left), (1, 0));
+        assert!(first.is_cancelled());
+        match client.wait(call) {
+            Err(CallError::Disconnected {
+                reason: Reason::Evicted { why: told },
+            }) => assert_eq!(told, why),
+            other => panic!("{other:?}"),
+        }
+        drop(others);
+    }
+}
+
+#[test]
+fn what_means_nothing_is_ignored() {
+    let (mut server, mut client) = both();
+    let open = client.send(b"a request").unwrap();
+    let request = server.try_recv().unwrap().defer();
+    for place in 0..9 {
+        for record in [
+            record([number(place) | 7 << 16, CANCEL, 0], 24),
+            record([0, CANCEL, u64::MAX], 24),
+            record([u64::MAX, CANCEL, 1], 3000),
+        ] {
+            client.publisher.send(&record).unwrap();
+        }
+    }
+    for at in 0..GIVEN_UP_WORDS {
+        client.publisher.show(GIVEN_UP + 8 * at, u64::MAX);
+    }
+    assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
+    assert!(!request.is_cancelled());
+    request.reply(&mut server, b"a reply").unwrap();
+    assert_eq!(client.wait(open).unwrap().to_vec(), b"a reply");
+
+    // Deadlines of whatever kind.
+    let far = [u64::MAX, i64::MAX as u64, now() + (1 << 62)];
+    for (place, deadline) in far.into_iter().enumerate() {
+        let record = record([number(place as u64) | 7 << 16, REQUEST, deadline], 24);
+        client.publisher.send(&record).unwrap();
+        let request = server.try_recv().unwrap();
+        assert!(
+            request
+                .deadline()
+                .is_none_or(|deadline| deadline > std::time::Instant::now())
+        );
+        request.reply(b"").unwrap();
+    }
+    for (place, deadline) in [1, now()].into_iter().enumerate() {
+        let record = record([number(place as u64) | 8 << 16, REQUEST, deadline], 24);
+        client.publisher.send(&record).unwrap();
+        assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
+    }
+    assert_eq!(server.stats().expired, 2);
+    // One that says of a request before it sends it that it was given up has wanted it so.
+    let given_up = number(1) | 9 << 16;
+    client.publisher.show(GIVEN_UP + 8, given_up);
+    let record = record([given_up, REQUEST, 0], 24);
+    client.publisher.send(&record).unwrap();
+    assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
+    assert_eq!((server.stats().cancelled, server.outstanding()), (1, 0));
+}
+
+impl Server {
+    /// Writes this into the lane of its only client.
+    fn write(&mut self, record: &[u8]) {
+        let caller = self.callers[0].as_mut().unwrap();
+        caller.publisher.send(record).unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_writes_nonsense_is_hung_up_on() {
+    for (record, why) in [
+        (
+            record([], 0),
+            "expected a reply of at least 16 bytes, got 0",
+        ),
+        (
+            record([number(0)], 15),
+            "expected a reply of at least 16 bytes, got 15",
+        ),
+        (
+            record([number(0), 0], 16),
+            "expected a reply of kind 1 to 7, got 0",
+        ),
+        (
+            record([number(0), 8], 100_000),
+            "expected a reply of kind 1 to 7, got 8",
+        ),
+    ] {
+        let (mut server, mut client) = both();
+        let calls = [(); 2].map(|()| client.send(b"a request").unwrap());
+        server.write(&record);
+        for call in calls {
+            match client.wait(call) {
+                Err(CallError::Disconnected {
+                    reason: Reason::Broken { why: found },
+                }) => assert_eq!(found, why),
+                other => panic!("{other:?}"),
+            }
+        }
+        while server.clients() > 0 {
+            if let Ok(request) = server.try_recv() {
+                let _ = request.reply(b"nobody waits");
+            }
+        }
+    }
+}
+
+#[test]
+fn replies_to_nothing_are_strays() {
+    let (mut server, mut client) = both();
+    let first = client.send(b"a request").unwrap();
+    let id = client.send(b"cancelled").unwrap().detach();
+    client.cancel(id);
+    for record in [
+        record([number(7), LAST], 20),
+        record([0, LAST], 20),
+        record([u64::MAX, ITEM], 20),
+        record([number(0) | 1 << 40, END], 16),
+    ] {
+        server.write(&record);
+    }
+    // Of one that was given up: as many items as it likes, and the last, once.
+    server.write(&record([number(1), ITEM], 50_000));
+    server.write(&record([number(1), LAST], 17));
+    server.write(&record([number(1), LAST], 17));
+    server.write(&record([number(0), LAST], 17));
+    server.write(&record([number(0), LAST], 17));
+    assert_eq!(client.wait(first).unwrap().to_vec(), b"x");
+    assert!(matches!(client.try_recv(), Err(CallError::Unknown)));
+    let second = client.send(b"another").unwrap();
+    server.write(&record([number(0) + (1 << 16), FAILED], 70_000));
+    match client.wait(second) {
+        Err(CallError::Failed { why }) => assert_eq!(why.len(), 4096),
+        other => panic!("{other:?}"),
+    }
+    let third = client.send(b"another").unwrap();
+    let mut text = record([third.id().0, FAILED], 16);
+    text.extend_from_slice(b"\x1b[2J\xff");
+    server.write(&text);
+    let error = client.wait(third).unwrap_err();
+    assert_eq!(error.to_string(), "the server says: \\u{1b}[2J\u{fffd}");
+    let late = client.send(b"another").unwrap();
+    server.write(&record([late.id().0, EXPIRED], 16));
+    assert!(matches!(
+        client.wait(late),
+        Err(CallError::DeadlineExceeded)
+    ));
+    assert_eq!((client.stats().strays, client.outstanding()), (6, 0));
+}

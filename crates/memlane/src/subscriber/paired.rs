@@ -1,0 +1,84 @@
+//! A lane that is one of two, and whose messages begin with a header.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use memlane_region::Remote;
+use memlane_signaling::WaitPolicy;
+use memlane_transport::Link;
+
+use super::{Next, NoMessage, Subscriber, SubscriberBuilder, Trust};
+use crate::Overflow;
+
+impl<T: Trust> SubscriberBuilder<T> {
+    /// With what is not a lane's, but its end's, as another one has it.
+    pub(crate) fn like<U: Trust>(mut self, other: SubscriberBuilder<U>) -> SubscriberBuilder<T> {
+        self.wait = other.wait;
+        self.access = other.access;
+        self.timeout = other.timeout;
+        self.expects = other.expects;
+        self.max_senders = other.max_senders;
+        // Every request counts, and every reply.
+        self.overflow = Overflow::Block;
+        self
+    }
+}
+
+impl<T: Trust> Subscriber<T> {
+    /// The link, which the other lane has, too.
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// The publisher's process, as far as it is known.
+    pub(crate) fn process(&self) -> Option<&OwnedFd> {
+        self.process.as_ref()
+    }
+
+    /// The publisher's region whose page has its words.
+    pub(crate) fn memory(&self) -> &Remote {
+        self.ring.page().publisher()
+    }
+
+    /// Whether the publisher is known to be gone; some of its messages may be left.
+    #[inline(always)]
+    pub(crate) fn is_gone(&self) -> bool {
+        self.life.gone
+    }
+
+    pub(crate) fn polls(&self) -> bool {
+        self.pacer.policy() == WaitPolicy::Poll
+    }
+
+    /// The next record if there is one, and no question asked.
+    #[inline(always)]
+    pub(crate) fn try_poll(&mut self) -> Result<Option<Next>, NoMessage> {
+        self.poll()
+    }
+
+    /// Copies the beginning of the message that was found, and leaves it where it is; its length.
+    #[inline]
+    pub(crate) fn peek(&mut self, found: Next, dst: &mut [u8]) -> Result<usize, NoMessage> {
+        match found {
+            Next::InRing(len) => {
+                let copied = len.min(dst.len());
+                self.ring.read(0, &mut dst[..copied]);
+                Ok(len)
+            }
+            Next::InChunk(chunk) => {
+                let chunk = self.chunks.resolve(chunk, &self.link);
+                let chunk = chunk.map_err(NoMessage::Chunk)?;
+                let copied = chunk.len().min(dst.len());
+                chunk.read(0, &mut dst[..copied]);
+                Ok(chunk.len())
+            }
+            Next::Taken => unreachable!("this lane is not overwritten"),
+        }
+    }
+
+    /// Releases the message that was found.
+    #[inline]
+    pub(crate) fn skip(&mut self) {
+        self.stats.messages += 1;
+        self.ring.release();
+    }
+}
