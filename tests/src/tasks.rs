@@ -10,7 +10,9 @@ use std::{
     thread::Thread,
 };
 
-use memlane::{Async, Connecting, ControlThread, Error, Publisher, Readiness, Subscriber};
+use memlane::{
+    Async, Client, Connecting, ControlThread, Error, Publisher, Readiness, Server, Subscriber,
+};
 
 /// An executor, and what wakes the tasks of lane ends in it.
 pub trait Tasks {
@@ -25,6 +27,10 @@ pub trait Tasks {
     fn publisher(publisher: Publisher) -> Async<Publisher, Self::Readiness>;
     /// Takes a subscriber into tasks.
     fn subscriber(subscriber: Subscriber) -> Async<Subscriber, Self::Readiness>;
+    /// Takes a client into tasks.
+    fn client(client: Client) -> Async<Client, Self::Readiness>;
+    /// Takes a server into tasks.
+    fn server(server: Server) -> Async<Server, Self::Readiness>;
     /// Finishes a subscription.
     fn finish(
         connecting: Connecting,
@@ -49,6 +55,14 @@ impl Tasks for Control {
 
     fn subscriber(subscriber: Subscriber) -> Async<Subscriber> {
         Async::new(subscriber).expect("a thread")
+    }
+
+    fn client(client: Client) -> Async<Client> {
+        Async::new(client).expect("a thread")
+    }
+
+    fn server(server: Server) -> Async<Server> {
+        Async::new(server).expect("a thread")
     }
 
     async fn finish(connecting: Connecting) -> Result<Async<Subscriber>, Error> {
@@ -98,6 +112,14 @@ impl Tasks for Smol {
         Async::with(subscriber, Smol::register).expect("a reactor")
     }
 
+    fn client(client: Client) -> Async<Client, Smol> {
+        Async::with(client, Smol::register).expect("a reactor")
+    }
+
+    fn server(server: Server) -> Async<Server, Smol> {
+        Async::with(server, Smol::register).expect("a reactor")
+    }
+
     async fn finish(connecting: Connecting) -> Result<Async<Subscriber, Smol>, Error> {
         connecting.finish_with(Smol::register).await
     }
@@ -126,6 +148,14 @@ impl Tasks for Tokio {
 
     fn subscriber(subscriber: Subscriber) -> memlane::tokio::Subscriber {
         memlane::tokio::Subscriber::register(subscriber).expect("a runtime")
+    }
+
+    fn client(client: Client) -> memlane::tokio::Client {
+        memlane::tokio::Client::register(client).expect("a runtime")
+    }
+
+    fn server(server: Server) -> memlane::tokio::Server {
+        memlane::tokio::Server::register(server).expect("a runtime")
     }
 
     async fn finish(connecting: Connecting) -> Result<memlane::tokio::Subscriber, Error> {

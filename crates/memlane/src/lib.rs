@@ -105,8 +105,9 @@ pub use memlane_transport::{
 };
 pub use names::{Directory, Service, address_of, services};
 pub use payload::{
-    AsPublisher, Encoded, Payload, PayloadError, PayloadType, Plain, PlainMessage,
-    PlainReservation, Receives, Slice, SliceMessage, SliceReservation, Typed,
+    Answers, AsClient, AsPublisher, AsServer, Asked, Encoded, Payload, PayloadError, PayloadType,
+    Plain, PlainMessage, PlainReservation, Receives, Slice, SliceMessage, SliceReservation, Typed,
+    Values,
 };
 pub use protocol::Overflow;
 #[cfg(feature = "stream")]

@@ -49,6 +49,12 @@ pub type Receiver<T = Untrusted> = Async<crate::Receiver<T>, Readiness>;
 /// [`Subscriptions`](crate::Subscriptions) in a tokio runtime.
 pub type Subscriptions<T = Untrusted> = Async<crate::Subscriptions<T>, Readiness>;
 
+/// A [`Client`](crate::Client) in a tokio runtime.
+pub type Client<T = Untrusted> = Async<crate::Client<T>, Readiness>;
+
+/// A [`Server`](crate::Server) in a tokio runtime.
+pub type Server<T = Untrusted> = Async<crate::Server<T>, Readiness>;
+
 /// Wakes the tasks of a lane's end from the runtime it was made in.
 #[derive(Debug)]
 pub struct Readiness {
@@ -167,6 +173,41 @@ impl<T: Trust> Subscriptions<T> {
     /// As [`Async::with`].
     pub fn register(subscriptions: crate::Subscriptions<T>) -> Result<Subscriptions<T>, Error> {
         Async::with(subscriptions, Readiness::new)
+    }
+}
+
+impl<T: Trust> Client<T> {
+    /// Takes a client into the runtime of the calling task. To connect waits for the server: do it before, or on a thread
+    /// that may wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Async::with`].
+    pub fn register(client: crate::Client<T>) -> Result<Client<T>, Error> {
+        Async::with(client, Readiness::new)
+    }
+}
+
+impl<T: Trust> Server<T> {
+    /// Takes a server into the runtime of the calling task. Clients are let in by its [`recv`](Async::recv).
+    ///
+    /// # Errors
+    ///
+    /// As [`Async::with`].
+    pub fn register(server: crate::Server<T>) -> Result<Server<T>, Error> {
+        Async::with(server, Readiness::new)
+    }
+}
+
+impl Server {
+    /// Binds a service of this user's and answers on it, with the options of [`ServerBuilder`](crate::ServerBuilder). Clients are
+    /// let in by its [`recv`](Async::recv).
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::bind`](crate::Server::bind) and [`Async::with`].
+    pub fn bind(service: &str) -> Result<Server, Error> {
+        Server::register(crate::Server::bind(service)?)
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{Answer, Call, CallError, CallId, Client, Found, Patience, Reply};
+use super::{
+    Answer, Call, CallError, CallId, Client, Reply,
+    finding::{Found, Patience},
+};
 use crate::{Async, Readiness, Trust};
 
 impl<T: Trust, R: Readiness> Async<Client<T>, R> {
@@ -89,7 +92,7 @@ impl<T: Trust, R: Readiness> Async<Client<T>, R> {
     /// # Errors
     ///
     /// As [`Client::recv`].
-    pub async fn recv(&mut self) -> Result<(CallId, Answer<'_, T>), CallError> {
+    pub async fn recv(&mut self) -> Result<(CallId, Answer<Reply<'_, T>>), CallError> {
         let (id, found) = poll_fn(|cx| self.poll_found(cx, None)).await?;
         Ok((id, self.end.answer(id, found)))
     }

@@ -3,32 +3,23 @@
 mod builder;
 mod calls;
 mod error;
+mod finding;
 mod future;
 mod reply;
 mod sending;
 
-use std::{
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use crate::subscriber::Next as Record;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 pub use builder::ClientBuilder;
 pub use calls::{Call, CallId};
-use calls::{Calls, Dropped, Fate, Stored};
+use calls::{Calls, Dropped};
 pub use error::CallError;
+use finding::Patience;
 pub use reply::{Answer, Reply};
 
-use crate::{
-    Error, Publisher, Reason, Subscriber, Trust, Untrusted, after,
-    envelope::{CANCELLED, END, EXPIRED, ITEM, LAST, REPLY_HEADER, UNANSWERED, words},
-    protocol::Farewell,
-    subscriber::NoMessage,
-    watched::Watch,
-};
+use crate::{Error, Publisher, Reason, Subscriber, Trust, Untrusted, after, watched::Watch};
 
 /// Asks a [`Server`](crate::Server): requests of bytes, each with a reply, or a stream of them.
 ///
@@ -89,36 +80,6 @@ pub struct ClientStats {
     /// Replies to nothing that was asked. An honest server sends none.
     pub strays: u64,
 }
-
-/// How long to wait.
-#[derive(Clone, Copy, Debug)]
-enum Patience {
-    Now,
-    Until(Option<Instant>),
-}
-
-/// Something has come of a request.
-#[derive(Debug)]
-enum Found {
-    /// A reply in the ring, of this kind.
-    Record(u64, Record),
-    Stored(Stored),
-    /// Its time is over.
-    Late,
-}
-
-impl Found {
-    fn kind(&self) -> u64 {
-        match self {
-            Found::Record(kind, _) => *kind,
-            Found::Stored(stored) => stored.kind,
-            Found::Late => EXPIRED,
-        }
-    }
-}
-
-/// The longest text of a server that is taken, in bytes.
-const MAX_WORDS: usize = 4096;
 
 impl Client {
     /// Connects to a server of this user's, with the options of [`ClientBuilder`].
@@ -306,7 +267,7 @@ impl<T: Trust> Client<T> {
     /// # Errors
     ///
     /// [`CallError`] if it concerns all of them; [`Unknown`](CallError::Unknown) if none is under way.
-    pub fn recv(&mut self) -> Result<(CallId, Answer<'_, T>), CallError> {
+    pub fn recv(&mut self) -> Result<(CallId, Answer<Reply<'_, T>>), CallError> {
         let (id, found) = self.find(None, Patience::Until(None))?;
         Ok((id, self.answer(id, found)))
     }
@@ -316,7 +277,7 @@ impl<T: Trust> Client<T> {
     /// # Errors
     ///
     /// [`CallError::Empty`], and as [`recv`](Client::recv).
-    pub fn try_recv(&mut self) -> Result<(CallId, Answer<'_, T>), CallError> {
+    pub fn try_recv(&mut self) -> Result<(CallId, Answer<Reply<'_, T>>), CallError> {
         let (id, found) = self.find(None, Patience::Now)?;
         Ok((id, self.answer(id, found)))
     }
@@ -329,7 +290,7 @@ impl<T: Trust> Client<T> {
     pub fn recv_timeout(
         &mut self,
         timeout: Duration,
-    ) -> Result<(CallId, Answer<'_, T>), CallError> {
+    ) -> Result<(CallId, Answer<Reply<'_, T>>), CallError> {
         let (id, found) = self.find(None, Patience::Until(after(timeout)))?;
         Ok((id, self.answer(id, found)))
     }
@@ -371,279 +332,6 @@ impl<T: Trust> Client<T> {
 
     /// Hangs up. What is under way is cancelled. Dropping the client does the same.
     pub fn close(self) {}
-
-    #[inline]
-    fn only(&mut self, id: CallId) -> Result<Reply<'_, T>, CallError> {
-        let found = self.find(Some(id), Patience::Until(None));
-        self.only_of(id, found)
-    }
-
-    #[inline]
-    fn only_of(
-        &mut self,
-        id: CallId,
-        found: Result<(CallId, Found), CallError>,
-    ) -> Result<Reply<'_, T>, CallError> {
-        let found = match found {
-            Ok((_, found)) => found,
-            Err(error) => {
-                self.give_up(id);
-                return Err(error);
-            }
-        };
-        if matches!(found.kind(), ITEM | END) {
-            if let Found::Record(..) = found {
-                self.subscriber.skip();
-            }
-            self.give_up(id);
-            return Err(CallError::Stream);
-        }
-        match self.answer(id, found) {
-            Answer::Item(reply) | Answer::Last(reply) => Ok(reply),
-            Answer::End => Err(CallError::Stream),
-            Answer::Error(error) => Err(error),
-        }
-    }
-
-    fn item(
-        &mut self,
-        call: &mut Call,
-        patience: Patience,
-    ) -> Result<Option<Reply<'_, T>>, CallError> {
-        if call.over {
-            return Ok(None);
-        }
-        let found = self.find(Some(call.id()), patience);
-        self.item_of(call, found)
-    }
-
-    fn item_of(
-        &mut self,
-        call: &mut Call,
-        found: Result<(CallId, Found), CallError>,
-    ) -> Result<Option<Reply<'_, T>>, CallError> {
-        let id = call.id();
-        let (_, found) = found.inspect_err(|error| {
-            let goes_on = matches!(
-                error,
-                CallError::Empty
-                    | CallError::TimedOut
-                    | CallError::Backlog { .. }
-                    | CallError::Wait(_)
-            );
-            call.over = !goes_on;
-        })?;
-        call.over = found.kind() != ITEM;
-        match self.answer(id, found) {
-            Answer::Item(reply) | Answer::Last(reply) => Ok(Some(reply)),
-            Answer::End => Ok(None),
-            Answer::Error(error) => Err(error),
-        }
-    }
-
-    /// What was found, in place.
-    #[inline]
-    fn answer(&mut self, id: CallId, found: Found) -> Answer<'_, T> {
-        let (kind, reply) = match found {
-            Found::Late => return Answer::Error(CallError::DeadlineExceeded),
-            Found::Stored(Stored { kind, payload }) => {
-                (kind, Reply::copy(payload, id, kind != ITEM))
-            }
-            Found::Record(kind, record) => match self.subscriber.deliver(Ok(record)) {
-                Ok(message) => (kind, Reply::in_place(message, id, kind != ITEM)),
-                Err(error) => return Answer::Error(CallError::unheard(error)),
-            },
-        };
-        match kind {
-            ITEM => Answer::Item(reply),
-            LAST => Answer::Last(reply),
-            END => Answer::End,
-            UNANSWERED => Answer::Error(CallError::Unanswered),
-            CANCELLED => Answer::Error(CallError::Cancelled),
-            EXPIRED => Answer::Error(CallError::DeadlineExceeded),
-            _ => {
-                let mut why = vec![0; reply.len().min(MAX_WORDS)];
-                reply.copy_to(&mut why);
-                let why = String::from_utf8_lossy(&why).into_owned();
-                Answer::Error(CallError::Failed { why })
-            }
-        }
-    }
-
-    /// What has come, or comes, of a request, or of any. A last reply is the last: it is not known any more then.
-    #[inline]
-    fn find(
-        &mut self,
-        wanted: Option<CallId>,
-        patience: Patience,
-    ) -> Result<(CallId, Found), CallError> {
-        self.settle();
-        let open = match wanted {
-            Some(id) => self.calls.is_open(id),
-            None => !self.calls.is_idle(),
-        };
-        if !open {
-            if self.ended.is_none() && self.calls.len() > 0 {
-                // What is said of those that were given up.
-                self.take_in()?;
-            }
-            return Err(match &self.ended {
-                Some(reason) if wanted.is_none() => CallError::Disconnected {
-                    reason: reason.clone(),
-                },
-                _ => CallError::Unknown,
-            });
-        }
-        loop {
-            if let Some((id, stored)) = self.calls.take(wanted) {
-                return Ok((id, Found::Stored(stored)));
-            }
-            let record = match self.look(wanted, patience)? {
-                Ok(record) => record,
-                Err(late) => {
-                    self.give_up(late);
-                    return Ok((late, Found::Late));
-                }
-            };
-            let Some((id, kind)) = self.sort(record)? else {
-                continue;
-            };
-            if wanted.is_none_or(|wanted| wanted == id) {
-                self.stats.replies += 1;
-                if kind != ITEM {
-                    self.calls.close(id);
-                }
-                return Ok((id, Found::Record(kind, record)));
-            }
-            self.store(id, kind, record)?;
-        }
-    }
-
-    /// The next record; or the request whose time is over, by the way.
-    #[inline]
-    fn look(
-        &mut self,
-        wanted: Option<CallId>,
-        patience: Patience,
-    ) -> Result<Result<Record, CallId>, CallError> {
-        if let Some(reason) = &self.ended {
-            let reason = reason.clone();
-            return Err(CallError::Disconnected { reason });
-        }
-        let limit = match wanted {
-            Some(id) => self.calls.deadline(id).map(|limit| (limit, id)),
-            None => self.calls.earliest(),
-        };
-        // Whatever floods the lane: what is late is late.
-        if let Some((limit, id)) = limit {
-            if Instant::now() >= limit {
-                return Ok(Err(id));
-            }
-        }
-        let found = match patience {
-            Patience::Now => self.find_now(),
-            Patience::Until(deadline) => {
-                let limit = limit.map(|(limit, _)| limit);
-                let until = deadline.into_iter().chain(limit).min();
-                match self.subscriber.try_poll() {
-                    Ok(None) => self.subscriber.wait(until).map(Some),
-                    found => found,
-                }
-            }
-        };
-        match found {
-            Ok(Some(record)) => Ok(Ok(record)),
-            Ok(None) => Err(CallError::Empty),
-            Err(NoMessage::TimedOut) => match limit {
-                Some((limit, id)) if Instant::now() >= limit => Ok(Err(id)),
-                _ => Err(CallError::TimedOut),
-            },
-            Err(error) => Err(self.unheard(error)),
-        }
-    }
-
-    /// A record, if there is one now. If not, the descriptor of a client that is watched becomes readable when there is.
-    fn find_now(&mut self) -> Result<Option<Record>, NoMessage> {
-        let found = self.subscriber.find();
-        if self.watched.is_some() && matches!(found, Ok(None)) && !self.publisher.is_wanting() {
-            // There is nothing to be heard of that lane. If this fails, the descriptor stays readable.
-            let _ = self.publisher.drive();
-        }
-        found
-    }
-
-    /// What a record is, if it is of anybody's concern. What is not is released.
-    #[inline]
-    fn sort(&mut self, record: Record) -> Result<Option<(CallId, u64)>, CallError> {
-        let mut header = [0; REPLY_HEADER];
-        let len = self.subscriber.peek(record, &mut header);
-        let len = match len {
-            Ok(len) => len,
-            Err(error) => return Err(self.unheard(error)),
-        };
-        let [number, kind] = words(&header);
-        if len < REPLY_HEADER {
-            return Err(self.broken(format!(
-                "expected a reply of at least {REPLY_HEADER} bytes, got {len}"
-            )));
-        }
-        if !matches!(kind, ITEM..=EXPIRED) {
-            return Err(self.broken(format!(
-                "expected a reply of kind {ITEM} to {EXPIRED}, got {kind}"
-            )));
-        }
-        let id = CallId(number);
-        match self.calls.meet(id) {
-            Fate::Awaited => return Ok(Some((id, kind))),
-            Fate::GivenUp if kind != ITEM => self.calls.close(id),
-            Fate::GivenUp => {}
-            Fate::Stray => self.stats.strays += 1,
-        }
-        self.subscriber.skip();
-        Ok(None)
-    }
-
-    /// Keeps a reply that another one is waited for before.
-    #[cold]
-    fn store(&mut self, id: CallId, kind: u64, record: Record) -> Result<(), CallError> {
-        if self.calls.bytes >= self.max_backlog {
-            let bytes = self.calls.bytes;
-            return Err(CallError::Backlog { bytes });
-        }
-        let message = self.subscriber.deliver(Ok(record));
-        let message = message.map_err(CallError::unheard)?;
-        let mut payload = vec![0; message.len() - REPLY_HEADER];
-        message.read_at(REPLY_HEADER, &mut payload);
-        drop(message);
-        self.calls.store(id, Stored { kind, payload });
-        self.stats.replies += 1;
-        self.stats.stored += 1;
-        Ok(())
-    }
-
-    #[cold]
-    fn unheard(&mut self, error: NoMessage) -> CallError {
-        match &error {
-            NoMessage::Disconnected(reason) => self.ended = Some(reason.clone()),
-            NoMessage::Corrupt(corrupt) => {
-                // It stays corrupt, whatever else is asked.
-                let why = corrupt.to_string();
-                self.ended = Some(Reason::Broken { why });
-            }
-            _ => {}
-        }
-        CallError::unheard(error)
-    }
-
-    /// The server does not keep to the rules: it is hung up on.
-    #[cold]
-    fn broken(&mut self, why: String) -> CallError {
-        self.publisher
-            .hang_up(&Farewell::Evicted { why: why.clone() });
-        let reason = Reason::Broken { why };
-        self.ended = Some(reason.clone());
-        CallError::Disconnected { reason }
-    }
 }
 
 /// There was no room for it in time.

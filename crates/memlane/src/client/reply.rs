@@ -21,11 +21,11 @@ enum Place<'a, T: Trust> {
 
 /// What has come of a request ([`Client::recv`](super::Client::recv)).
 #[derive(Debug)]
-pub enum Answer<'a, T: Trust = Untrusted> {
+pub enum Answer<R> {
     /// An item of a stream; more will come, or the end.
-    Item(Reply<'a, T>),
+    Item(R),
     /// The reply, or the last item of a stream.
-    Last(Reply<'a, T>),
+    Last(R),
     /// The end of a stream.
     End,
     /// There will be no reply.

@@ -153,11 +153,15 @@ pub(super) fn value<T: DeserializeOwned, Tr: Trust, E: std::error::Error>(
     message.copy_into(copy);
     drop(message);
     let value = codec::decode(copy).map_err(PayloadError::Decode);
-    // One long value is no reason to keep so much memory.
+    forget_long(copy);
+    value
+}
+
+/// One long value is no reason to keep so much memory.
+pub(super) fn forget_long(copy: &mut Vec<u8>) {
     if copy.capacity() > KEPT {
         *copy = Vec::new();
     }
-    value
 }
 
 /// The longest copy that is kept, in bytes, so that the next value needs no allocation.

@@ -1,20 +1,27 @@
 //! What a lane carries: bytes, plain data, or any serde value.
 
+mod answering;
+mod asking;
 mod builders;
 mod description;
 mod encoded;
 mod error;
 mod many;
 mod plain;
+mod requests;
 mod slice;
 mod typed;
+mod values;
 
+pub use answering::{Answers, Asked};
 pub use description::PayloadType;
 pub use encoded::Encoded;
 pub use error::PayloadError;
 pub use plain::{Plain, PlainMessage, PlainReservation};
+pub use requests::{AsClient, AsServer};
 pub use slice::{Slice, SliceMessage, SliceReservation};
 pub use typed::{AsPublisher, Receives, Typed};
+pub use values::Values;
 
 /// What a typed lane carries: [`Plain`], [`Slice`] or [`Encoded`].
 ///

@@ -23,7 +23,7 @@ impl<T: Trust, R: Readiness> Async<Server<T>, R> {
             .map_err(NoMessage::forever)
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, NoMessage>> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, NoMessage>> {
         ready!(self.readiness.poll_proceed(cx));
         loop {
             // Empty-handed, it has armed what it receives from: whatever comes now makes the descriptor readable.

@@ -9,9 +9,13 @@ mod hostile;
 mod request;
 mod responder;
 
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use crate::subscriber::Next as Record;
 use memlane_signaling::WaitPolicy;
 use memlane_transport::{Link, Listener};
 use rustix::event::epoll::EventFlags;
@@ -32,7 +36,7 @@ use crate::{
         gather::{Found, Gather, Key},
         joining::Joining,
     },
-    subscriber::{Awaits, NoMessage},
+    subscriber::{Awaits, Next as Record, NoMessage},
     watched::{Watch, polls},
 };
 
@@ -105,7 +109,7 @@ pub struct ServerStats {
 
 /// A request that was found.
 #[derive(Clone, Copy, Debug)]
-struct Next {
+pub(crate) struct Next {
     key: Key,
     record: Record,
     number: u64,
@@ -192,7 +196,7 @@ impl<T: Trust> Server<T> {
     /// [`RecvError::Wait`]. Clients that leave, die or break the rules are no errors: see [`stats`](Server::stats).
     #[inline]
     pub fn recv(&mut self) -> Result<Request<'_, T>, RecvError> {
-        let next = self.next(|gather| gather.wait(None));
+        let next = self.next_forever();
         next.and_then(|next| self.deliver(next))
             .map_err(NoMessage::forever)
     }
@@ -203,7 +207,7 @@ impl<T: Trust> Server<T> {
     ///
     /// [`TryRecvError::Empty`].
     pub fn try_recv(&mut self) -> Result<Request<'_, T>, TryRecvError> {
-        let next = self.next(Gather::find);
+        let next = self.next_now();
         next.and_then(|next| self.deliver(next))
             .map_err(NoMessage::at_once)
     }
@@ -215,7 +219,7 @@ impl<T: Trust> Server<T> {
     /// [`RecvTimeoutError::TimedOut`] and [`RecvTimeoutError::Wait`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Request<'_, T>, RecvTimeoutError> {
         let deadline = after(timeout);
-        let next = self.next(|gather| gather.wait(deadline));
+        let next = self.next_until(deadline);
         next.and_then(|next| self.deliver(next))
             .map_err(NoMessage::in_time)
     }
@@ -278,7 +282,27 @@ impl<T: Trust> Server<T> {
     }
 
     #[inline]
-    fn deliver(&mut self, next: Next) -> Result<Request<'_, T>, NoMessage> {
+    pub(crate) fn next_forever(&mut self) -> Result<Next, NoMessage> {
+        self.next(|gather| gather.wait(None))
+    }
+
+    pub(crate) fn next_now(&mut self) -> Result<Next, NoMessage> {
+        self.next(Gather::find)
+    }
+
+    pub(crate) fn next_until(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+        self.next(|gather| gather.wait(deadline))
+    }
+
+    /// Copies a request that was found and is still to be delivered, as much of it as `dst` holds; its length.
+    pub(crate) fn peek(&mut self, next: Next, dst: &mut [u8]) -> Result<usize, NoMessage> {
+        let lane = self.gather.lane(next.key).expect("found a moment ago");
+        let len = lane.peek(next.record, REQUEST_HEADER, dst)?;
+        Ok(len - REQUEST_HEADER)
+    }
+
+    #[inline]
+    pub(crate) fn deliver(&mut self, next: Next) -> Result<Request<'_, T>, NoMessage> {
         let Next {
             key,
             record,
@@ -298,7 +322,7 @@ impl<T: Trust> Server<T> {
         let mut header = [0; REQUEST_HEADER];
         let lane = self.gather.lane(key)?;
         let gone = lane.is_gone();
-        let len = match lane.peek(record, &mut header) {
+        let len = match lane.peek(record, 0, &mut header) {
             Ok(len) => len,
             Err(error) => {
                 self.bury(key, &error);

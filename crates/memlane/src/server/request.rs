@@ -10,7 +10,7 @@ use memlane_transport::Peer;
 use super::{ReplyError, Responder, caller::Caller, responder::Posted};
 use crate::{
     Message, Trust, Trusted, Untrusted,
-    envelope::{CANCELLED, END, FAILED, ITEM, LAST, REQUEST_HEADER, UNANSWERED, now},
+    envelope::{CANCELLED, END, FAILED, ITEM, LAST, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, now},
 };
 
 /// A request, in place, in the client's memory. It is released when it is dropped, answered or deferred.
@@ -90,14 +90,12 @@ impl<'a, T: Trust> Request<'a, T> {
     ///
     /// The kernel's.
     pub fn peer(&self) -> io::Result<Peer> {
-        self.answering.caller.shared.link.peer()
+        self.answering.peer()
     }
 
     /// When its client stops waiting, if it ever does.
     pub fn deadline(&self) -> Option<Instant> {
-        let deadline = Some(self.answering.deadline).filter(|deadline| *deadline != 0)?;
-        let left = Duration::from_nanos(deadline.saturating_sub(now()));
-        Instant::now().checked_add(left)
+        self.answering.deadline()
     }
 
     /// Whether nobody waits for the answer any more: the request was cancelled, or the client is gone. A load, and a system
@@ -195,6 +193,27 @@ impl<'a> Answering<'a> {
             timeout,
             over: false,
         }
+    }
+
+    /// As [`Request::peer`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn peer(&self) -> io::Result<Peer> {
+        self.caller.shared.link.peer()
+    }
+
+    /// As [`Request::deadline`].
+    pub fn deadline(&self) -> Option<Instant> {
+        let deadline = Some(self.deadline).filter(|deadline| *deadline != 0)?;
+        let left = Duration::from_nanos(deadline.saturating_sub(now()));
+        Instant::now().checked_add(left)
+    }
+
+    pub(crate) fn max_reply(&self) -> usize {
+        let max = self.caller.publisher.max_message();
+        max.saturating_sub(REPLY_HEADER)
     }
 
     /// As [`Request::is_cancelled`].

@@ -55,20 +55,26 @@ impl<T: Trust> Subscriber<T> {
         self.poll()
     }
 
-    /// Copies the beginning of the message that was found, and leaves it where it is; its length.
+    /// Copies the message that was found from `offset` on, as much as there is and `dst` holds, and leaves it where it is; its
+    /// length.
     #[inline]
-    pub(crate) fn peek(&mut self, found: Next, dst: &mut [u8]) -> Result<usize, NoMessage> {
+    pub(crate) fn peek(
+        &mut self,
+        found: Next,
+        offset: usize,
+        dst: &mut [u8],
+    ) -> Result<usize, NoMessage> {
         match found {
             Next::InRing(len) => {
-                let copied = len.min(dst.len());
-                self.ring.read(0, &mut dst[..copied]);
+                let copied = len.saturating_sub(offset).min(dst.len());
+                self.ring.read(offset, &mut dst[..copied]);
                 Ok(len)
             }
             Next::InChunk(chunk) => {
                 let chunk = self.chunks.resolve(chunk, &self.link);
                 let chunk = chunk.map_err(NoMessage::Chunk)?;
-                let copied = chunk.len().min(dst.len());
-                chunk.read(0, &mut dst[..copied]);
+                let copied = chunk.len().saturating_sub(offset).min(dst.len());
+                chunk.read(offset, &mut dst[..copied]);
                 Ok(chunk.len())
             }
             Next::Taken => unreachable!("this lane is not overwritten"),
