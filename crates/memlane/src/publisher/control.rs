@@ -17,6 +17,7 @@ use memlane_region::{
     pool::{self, Change, Geometry, Pool},
     ring::Roster,
 };
+use memlane_signaling::gone;
 use memlane_transport::{FdRef, Link, Listener};
 use rustix::{
     event::{
@@ -28,6 +29,7 @@ use rustix::{
 
 use super::{
     peer::Peer,
+    told::Part,
     wakes::{Wake, Wakes},
 };
 use crate::{
@@ -100,7 +102,7 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn notice(&self) -> NoticeRef<'_> {
+    fn notice(&self) -> NoticeRef<'_> {
         NoticeRef::Added {
             id: self.id,
             chunks: self.geometry.chunks,
@@ -118,7 +120,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn notice(&self) -> NoticeRef<'_> {
+    fn notice(&self) -> NoticeRef<'_> {
         NoticeRef::Ring {
             id: self.id,
             memory: FdRef::new(&self.memory),
@@ -127,6 +129,14 @@ impl Ring {
 }
 
 impl State {
+    /// What subscribers have to know of the publisher's memory, and how they are told.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (Part, NoticeRef<'_>)> + Clone {
+        let rings = self.rings.iter();
+        let segments = self.segments.iter();
+        let rings = rings.map(|ring| (Part::Ring(ring.id), ring.notice()));
+        rings.chain(segments.map(|segment| (Part::Segment(segment.id), segment.notice())))
+    }
+
     /// The subscribers.
     fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.links
@@ -264,7 +274,7 @@ impl Control {
             geometry: added.geometry,
             memory: added.descriptor.clone(),
         };
-        state.peers().for_each(|peer| peer.tell(&segment.notice()));
+        self.tell(&state, &segment.notice());
         state.segments.push(segment);
     }
 
@@ -272,7 +282,7 @@ impl Control {
     pub(super) fn add_ring(&self, id: u32, memory: OwnedFd) {
         let mut state = self.state();
         let ring = Ring { id, memory };
-        state.peers().for_each(|peer| peer.tell(&ring.notice()));
+        self.tell(&state, &ring.notice());
         state.rings.push(ring);
     }
 
@@ -280,9 +290,46 @@ impl Control {
     pub(super) fn remove_ring(&self, id: u32) {
         let mut state = self.state();
         state.rings.retain(|ring| ring.id != id);
-        for peer in state.peers() {
-            peer.tell(&NoticeRef::RingRemoved { id });
-            // One that sleeps would keep the memory for as long.
+        self.tell(&state, &NoticeRef::RingRemoved { id });
+        // One that sleeps would keep the memory for as long.
+        state.peers().for_each(|peer| peer.wake_again());
+    }
+
+    /// Tells every subscriber. A link that has no room for it is watched until it has, if its subscriber is one that nobody waits
+    /// for.
+    fn tell(&self, state: &State, notice: &NoticeRef<'_>) {
+        for (source, connection) in &state.links {
+            if let Connection::Joined { peer, .. } = connection {
+                if peer.tell(notice) {
+                    self.watch_joined(peer, *source, true);
+                }
+            }
+        }
+    }
+
+    /// Watches a link for its end, and for room if there is more to say: edge-triggered, since what it has room for may not be
+    /// enough.
+    fn watch_joined(&self, peer: &Peer, source: u32, for_room: bool) {
+        let flags = match for_room {
+            true => EventFlags::RDHUP | EventFlags::OUT | EventFlags::ET,
+            false => EventFlags::RDHUP,
+        };
+        peer.with_link(|link| epoll::modify(&*self.epoll, link, self.token(source), flags));
+    }
+
+    /// Something has happened to a subscriber that has fallen behind: it has gone, or is told what it has not been told. It is
+    /// woken then: it may wait for just that.
+    fn gone_or_told(&self, state: &mut State, source: u32) {
+        let Some(Connection::Joined { peer, process, .. }) = state.links.get(&source) else {
+            return;
+        };
+        let process = process.as_ref().map(AsFd::as_fd);
+        let ended = peer.with_link(|link| gone(link.as_fd(), process).unwrap_or(false));
+        if ended != Some(false) {
+            return self.remove(state, source);
+        }
+        if !peer.catch_up(state.parts()) {
+            self.watch_joined(peer, source, false);
             peer.wake_again();
         }
     }
@@ -299,11 +346,9 @@ impl Control {
             if state.segments.len() == known {
                 continue;
             }
-            for peer in state.peers() {
-                peer.tell(&NoticeRef::Removed { id });
-                // One that sleeps would keep the memory for as long.
-                peer.wake_again();
-            }
+            self.tell(&state, &NoticeRef::Removed { id });
+            // One that sleeps would keep the memory for as long.
+            state.peers().for_each(|peer| peer.wake_again());
         }
     }
 
@@ -478,7 +523,10 @@ impl Control {
             // Removed by an event before this one.
             None => {}
             Some(Connection::Greeting(_)) => self.shake_hands(&mut state, source),
-            // Joined links are watched for their end alone.
+            Some(Connection::Joined { peer, .. }) if peer.is_behind() => {
+                self.gone_or_told(&mut state, source);
+            }
+            // Other joined links are watched for their end alone.
             Some(Connection::Joined { .. }) => self.remove(&mut state, source),
         }
     }

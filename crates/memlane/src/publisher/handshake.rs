@@ -12,7 +12,7 @@ use memlane_transport::{Error as LinkError, Fd, FdRef, Link, dispose};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{
-    control::{Connection, Control, Greeter, Ring, Segment, State},
+    control::{Connection, Control, Greeter, State},
     peer::Peer,
 };
 use crate::{
@@ -247,12 +247,11 @@ impl Control {
             _ => Ok(()),
         };
         // Before it joins: a message in one of them may be sent the moment after, by a thread that does not wait for this.
-        let segments = state.segments.iter().map(Segment::notice);
-        let others = state.rings.iter().map(Ring::notice);
-        let told = others.chain(segments).all(|notice| {
+        let told = state.parts().all(|(_, notice)| {
             let notice = PacketRef::Segment(notice);
             peer.with_link(|link| link.try_send(&notice).is_ok()) == Some(true)
         });
+        peer.begin(state.parts().map(|(part, _)| part));
         let joined = match woken {
             Ok(()) if told => self.roster.join(peer.clone()),
             Ok(()) => Err(std::io::ErrorKind::WouldBlock.into()),

@@ -10,6 +10,7 @@ mod room;
 #[cfg(feature = "stream")]
 mod sink;
 mod spill;
+mod told;
 mod wakes;
 
 use std::{

@@ -15,6 +15,7 @@ use memlane_signaling::{CARRIED, Doorbell, Look, Rung};
 use memlane_transport::{Error as LinkError, Link};
 use rustix::net::sockopt;
 
+use super::told::{Part, Told};
 use crate::{
     doorbells::Bell,
     page::{CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED},
@@ -27,8 +28,8 @@ use crate::{
 pub(super) struct Peer {
     /// The subscriber's control page.
     page: Remote,
-    /// It holds nobody up, whatever its page says.
-    lossy: bool,
+    /// Of one that holds nobody up, whatever its page says. The control side's.
+    lossy: Option<Mutex<Told>>,
     /// Wakes the subscriber; none if it never sleeps.
     ringer: Option<Bell>,
     rung: Rung,
@@ -50,7 +51,7 @@ impl Peer {
     ) -> Peer {
         Peer {
             page,
-            lossy: overflow == Overflow::Overwrite,
+            lossy: (overflow == Overflow::Overwrite).then(Mutex::default),
             ringer,
             rung: if registered {
                 Rung::registered()
@@ -106,24 +107,68 @@ impl Peer {
         self.locked_link().as_deref().map(with)
     }
 
-    /// Tells it of the pool. One that takes no notices, for whatever reason, cannot go on: for it, this publisher is gone
-    /// from here on. It stays a reader until it has closed the link itself, since it may be reading what it holds. One that
+    /// Tells it of the pool or of a ring. One that takes no notices, for whatever reason, cannot go on: for it, this publisher is
+    /// gone from here on. It stays a reader until it has closed the link itself, since it may be reading what it holds. One that
     /// has left needs none.
-    pub(super) fn tell(&self, notice: &NoticeRef<'_>) {
+    ///
+    /// Whether it falls behind by this, as only one that is overwritten does: it is to [catch up](Peer::catch_up) once its link is
+    /// writable.
+    pub(super) fn tell(&self, notice: &NoticeRef<'_>) -> bool {
         if self.page.load_word(CURSOR) == LEFT {
-            return;
+            return false;
         }
-        self.with_link(|link| match link.try_send(notice) {
-            Ok(()) => {}
-            Err(error) => {
-                if matches!(error, LinkError::WouldBlock) {
+        let told = self.with_link(|link| match &self.lossy {
+            Some(told) => locked(told).tell(notice, |notice| send(link, notice)),
+            None => send(link, notice).map(|sent| {
+                if !sent {
                     self.evicted.store(true, Ordering::Relaxed);
                     let why = "it has left too many notices of the pool unread".to_owned();
                     say(link, &Farewell::Evicted { why });
+                    shut(link);
                 }
-                let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Write);
-            }
+                false
+            }),
         });
+        self.behind(told)
+    }
+
+    /// Tells one that has fallen behind of what there is, and of what there is no more; whether there is still more to tell.
+    pub(super) fn catch_up<'a>(
+        &self,
+        there_is: impl Iterator<Item = (Part, NoticeRef<'a>)> + Clone,
+    ) -> bool {
+        let told = self.with_link(|link| match &self.lossy {
+            Some(told) => {
+                let all = locked(told).catch_up(there_is, |notice| send(link, notice));
+                all.map(|all| !all)
+            }
+            None => Ok(false),
+        });
+        self.behind(told)
+    }
+
+    fn behind(&self, told: Option<Result<bool, LinkError>>) -> bool {
+        match told {
+            Some(Ok(behind)) => behind,
+            Some(Err(_)) => {
+                self.with_link(shut);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// It has been told of all this.
+    pub(super) fn begin(&self, parts: impl Iterator<Item = Part>) {
+        if let Some(told) = &self.lossy {
+            locked(told).begin(parts);
+        }
+    }
+
+    /// Whether there is more to tell it.
+    pub(super) fn is_behind(&self) -> bool {
+        let told = self.lossy.as_ref();
+        told.is_some_and(|told| locked(told).is_behind())
     }
 
     /// Tells it why the link is about to end.
@@ -149,6 +194,24 @@ impl Peer {
     }
 }
 
+fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+    told.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether there was room.
+fn send(link: &Link, notice: &NoticeRef<'_>) -> Result<bool, LinkError> {
+    match link.try_send(notice) {
+        Ok(()) => Ok(true),
+        Err(LinkError::WouldBlock) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Nothing more is said.
+fn shut(link: &Link) {
+    let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Write);
+}
+
 /// A last word. It finds room where notices do not any more: one that does not read them is told all the same.
 fn say(link: &Link, farewell: &Farewell) {
     let notice = NoticeRef::Farewell(farewell);
@@ -165,7 +228,7 @@ fn say(link: &Link, farewell: &Farewell) {
 impl ring::Reader for Peer {
     #[inline(always)]
     fn cursor(&self) -> u64 {
-        if self.lossy {
+        if self.lossy.is_some() {
             LEFT
         } else {
             self.page.load_word(CURSOR)
@@ -186,7 +249,7 @@ impl pool::Holder for Peer {
         match self.page.load_word(CURSOR) {
             // Everything, and it does not read what it holds nothing of, as a lossy one might ([`NOTHING`]).
             LEFT => NOTHING - 1,
-            _ if self.lossy => NOTHING,
+            _ if self.lossy.is_some() => NOTHING,
             cursor => start.wrapping_add(cursor),
         }
     }

@@ -130,10 +130,6 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// are kept in the publisher's memory for as long as they are looked at: a subscriber that stops just then keeps that one, and
     /// what it [holds](crate::Message::hold).
     ///
-    /// One that is stopped for so long that memory of the publisher's comes and goes some hundred times is dropped
-    /// ([`Reason::Evicted`](crate::Reason::Evicted)): it is told of each, and there is no room for more on its link. It can subscribe
-    /// again.
-    ///
     /// ```
     /// use memlane::{Overflow, Publisher, Subscriber};
     ///

@@ -26,6 +26,8 @@ pub(super) struct Lossy {
     broken: Option<ChunkError>,
     /// The ring in which it was to go on last and that it does not know, and where that was.
     lost: Option<(u32, u64)>,
+    /// Why it does not know it. If the publisher is honest, it was not told yet: there was no room on the link.
+    stranded: Option<ChunkError>,
 }
 
 impl Lossy {
@@ -43,6 +45,7 @@ impl Lossy {
         Lossy {
             reader,
             lost: None,
+            stranded: None,
             buffer: Vec::new(),
             taken: None,
             broken: None,
@@ -64,6 +67,7 @@ impl Lossy {
         if let Some(broken) = &self.broken {
             return Err(NoMessage::Chunk(broken.clone()));
         }
+        self.stranded = None;
         for _ in 0..ATTEMPTS {
             let taken = match self.reader.poll(self.buffer.as_mut_bytes())? {
                 Polled::Message(taken) => taken,
@@ -71,10 +75,10 @@ impl Lossy {
                     self.grow(len);
                     continue;
                 }
-                Polled::Switch(ring) => {
-                    self.follow(ring, chunks, link)?;
-                    continue;
-                }
+                Polled::Switch(ring) => match self.follow(ring, chunks, link)? {
+                    true => continue,
+                    false => return Ok(None),
+                },
                 Polled::Empty | Polled::Overtaken => return Ok(None),
             };
             let held = match taken.record {
@@ -98,32 +102,41 @@ impl Lossy {
         Ok(None)
     }
 
-    /// Goes on in another ring. If that was given up meanwhile, the next poll finds where the publisher is now.
+    /// Goes on in another ring. If that was given up meanwhile, the next poll finds where the publisher is now. False if it is not
+    /// known yet.
     #[cold]
-    fn follow(&mut self, ring: u32, chunks: &mut Chunks, link: &Link) -> Result<(), NoMessage> {
-        if ring == 0 {
-            self.reader.follow(None);
-            return Ok(());
-        }
-        if chunks.ring(ring).is_err() {
+    fn follow(&mut self, ring: u32, chunks: &mut Chunks, link: &Link) -> Result<bool, NoMessage> {
+        if ring != 0 && chunks.ring(ring).is_err() {
             chunks.take_notices(link);
         }
-        match chunks.ring(ring) {
-            Ok(memory) => self.reader.follow(Some(memory)),
-            Err(error) => {
-                if let Some(reason) = chunks.evicted() {
-                    // It was not told of rings any more.
-                    return Err(NoMessage::Disconnected(reason.clone()));
-                }
-                let here = Some((ring, self.reader.position()));
-                if self.lost == here {
-                    self.broken = Some(error.clone());
-                    return Err(NoMessage::Chunk(error));
-                }
-                self.lost = here;
+        let error = match chunks.ring(ring) {
+            Ok(memory) => {
+                self.reader.follow((ring != 0).then_some(memory));
+                self.stranded = None;
+                return Ok(true);
             }
+            Err(error) => error,
+        };
+        if let Some(reason) = chunks.evicted() {
+            // It was not told of rings any more.
+            return Err(NoMessage::Disconnected(reason.clone()));
         }
-        Ok(())
+        let here = Some((ring, self.reader.position()));
+        if self.lost != here {
+            self.lost = here;
+            return Ok(true);
+        }
+        if chunks.rings.is_short() {
+            self.broken = Some(error.clone());
+            return Err(NoMessage::Chunk(error));
+        }
+        self.stranded = Some(error);
+        Ok(false)
+    }
+
+    /// Why what there is cannot be had, though the publisher is gone, which was to say where it is.
+    pub(super) fn stranded(&self) -> Option<&ChunkError> {
+        self.stranded.as_ref()
     }
 
     /// Makes the buffer longer: for `len` bytes, which some record has, or had.
@@ -134,10 +147,11 @@ impl Lossy {
         self.buffer.resize(len.div_ceil(8), 0);
     }
 
-    /// Whether there is nothing to poll for: neither a message nor one that was missed.
+    /// Whether there is nothing to poll for: neither a message nor one that was missed. What it is still to be told of is none:
+    /// its publisher rings with that, and with each message that comes before.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.taken.is_none() && self.reader.is_empty()
+        self.taken.is_none() && (self.stranded.is_some() || self.reader.is_empty())
     }
 
     /// The message that is taken: how many there were before it, and where it is.

@@ -400,7 +400,11 @@ impl<T: Trust> Subscriber<T> {
     fn rest(&mut self) -> Result<Option<Next>, NoMessage> {
         match self.poll() {
             Ok(None) if self.may_sleep() => {
-                Err(NoMessage::Disconnected(self.chunks.farewell(&self.link)))
+                let stranded = self.lossy.as_ref().and_then(|lossy| lossy.stranded());
+                Err(match stranded {
+                    Some(error) => NoMessage::Chunk(error.clone()),
+                    None => NoMessage::Disconnected(self.chunks.farewell(&self.link)),
+                })
             }
             found => found,
         }

@@ -101,6 +101,11 @@ impl Rings {
         })
     }
 
+    /// Whether one that was announced could not be had.
+    pub(super) fn is_short(&self) -> bool {
+        self.refused.is_some()
+    }
+
     /// Whether there is only the first.
     pub(super) fn is_empty(&self) -> bool {
         self.mapped.is_empty()
