@@ -12,6 +12,7 @@ use std::{
 
 use memlane::{
     Async, Client, Connecting, ControlThread, Error, Publisher, Readiness, Server, Subscriber,
+    WatchReceiver,
 };
 
 /// An executor, and what wakes the tasks of lane ends in it.
@@ -31,6 +32,8 @@ pub trait Tasks {
     fn client(client: Client) -> Async<Client, Self::Readiness>;
     /// Takes a server into tasks.
     fn server(server: Server) -> Async<Server, Self::Readiness>;
+    /// Takes a receiver of latest values into tasks.
+    fn watch(receiver: WatchReceiver) -> Async<WatchReceiver, Self::Readiness>;
     /// Finishes a subscription.
     fn finish(
         connecting: Connecting,
@@ -63,6 +66,10 @@ impl Tasks for Control {
 
     fn server(server: Server) -> Async<Server> {
         Async::new(server).expect("a thread")
+    }
+
+    fn watch(receiver: WatchReceiver) -> Async<WatchReceiver> {
+        Async::new(receiver).expect("a thread")
     }
 
     async fn finish(connecting: Connecting) -> Result<Async<Subscriber>, Error> {
@@ -120,6 +127,10 @@ impl Tasks for Smol {
         Async::with(server, Smol::register).expect("a reactor")
     }
 
+    fn watch(receiver: WatchReceiver) -> Async<WatchReceiver, Smol> {
+        Async::with(receiver, Smol::register).expect("a reactor")
+    }
+
     async fn finish(connecting: Connecting) -> Result<Async<Subscriber, Smol>, Error> {
         connecting.finish_with(Smol::register).await
     }
@@ -156,6 +167,10 @@ impl Tasks for Tokio {
 
     fn server(server: Server) -> memlane::tokio::Server {
         memlane::tokio::Server::register(server).expect("a runtime")
+    }
+
+    fn watch(receiver: WatchReceiver) -> memlane::tokio::WatchReceiver {
+        memlane::tokio::WatchReceiver::register(receiver).expect("a runtime")
     }
 
     async fn finish(connecting: Connecting) -> Result<memlane::tokio::Subscriber, Error> {

@@ -19,7 +19,8 @@
 //! ```
 //!
 //! One subscriber can have many publishers ([`Subscriptions`]).
-//! Many processes send to one through a queue ([`Receiver`], [`Sender`]), or ask one ([`Client`], [`Server`]); parent and child need no name ([`Command`], [`parent`]).
+//! Many processes send to one through a queue ([`Receiver`], [`Sender`]), or ask one ([`Client`], [`Server`]); where only the newest value
+//! counts, it is watched ([`WatchSender`], [`WatchReceiver`]); parent and child need no name ([`Command`], [`parent`]).
 //!
 //! Between them lies a *lane*: a ring in a region that the publisher writes and the kernel lets nobody else write,
 //! one control page of each subscriber's own, a doorbell each way, and the link (a Unix socket) over which they
@@ -87,6 +88,7 @@ pub use future::{Async, ControlThread, Readiness};
 #[doc(no_inline)]
 pub use memlane_region as region;
 pub use memlane_region::{
+    latest::{ReadError, TooLong, Update},
     pool::Loan,
     ring::{Corrupt, LossyError},
 };
@@ -113,13 +115,14 @@ pub use protocol::Overflow;
 #[cfg(feature = "stream")]
 pub use publisher::Sending;
 pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
+pub use publisher::{WatchSender, WatchSenderBuilder};
 pub use receiver::{Receiver, ReceiverStats, gather::Key};
 pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilder, ServerStats};
 #[cfg(feature = "stream")]
 pub use subscriber::Messages;
 pub use subscriber::{
     Connecting, Held, Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted,
-    Untrusted,
+    Untrusted, WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats,
 };
 pub use subscriptions::{Ended, Received, Subscriptions, SubscriptionsStats};
 pub use watched::{End, Watched};

@@ -103,6 +103,8 @@ pub(crate) enum PacketRef<'a> {
     Client(GreetingRef<'a>),
     /// From a server: it greets the lane of requests, and offers one of replies.
     Server(ServerRef<'a>),
+    /// From a reader that watches a latest value, to its writer.
+    Watch(GreetingRef<'a>),
 }
 
 #[derive(Debug, Serialize)]
@@ -154,6 +156,7 @@ pub(crate) enum Packet {
     Offer,
     Client(Greeting),
     Server(Server),
+    Watch(Greeting),
 }
 
 /// [`ServerRef`], received.
@@ -419,6 +422,9 @@ mod tests {
         let requests = 1024;
         let what = "server: page, socket, no trust, bytes, 1024 requests";
         says(what, &PacketRef::Server(ServerRef { greeting, requests }));
+        let greeting = greets(true, false, false, Some(&bytes), Overflow::Block);
+        let what = "watch: page, socket, no trust, bytes";
+        says(what, &PacketRef::Watch(greeting));
 
         let added = NoticeRef::Added {
             id: 0,

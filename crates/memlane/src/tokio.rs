@@ -55,6 +55,9 @@ pub type Client<T = Untrusted> = Async<crate::Client<T>, Readiness>;
 /// A [`Server`](crate::Server) in a tokio runtime.
 pub type Server<T = Untrusted> = Async<crate::Server<T>, Readiness>;
 
+/// A [`WatchReceiver`](crate::WatchReceiver) in a tokio runtime.
+pub type WatchReceiver = Async<crate::WatchReceiver, Readiness>;
+
 /// Wakes the tasks of a lane's end from the runtime it was made in.
 #[derive(Debug)]
 pub struct Readiness {
@@ -185,6 +188,18 @@ impl<T: Trust> Client<T> {
     /// As [`Async::with`].
     pub fn register(client: crate::Client<T>) -> Result<Client<T>, Error> {
         Async::with(client, Readiness::new)
+    }
+}
+
+impl WatchReceiver {
+    /// Takes a receiver of latest values into the runtime of the calling task. To connect waits for the sender: do it before, or
+    /// on a thread that may wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Async::with`].
+    pub fn register(receiver: crate::WatchReceiver) -> Result<WatchReceiver, Error> {
+        Async::with(receiver, Readiness::new)
     }
 }
 

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Client, Error, Publisher, Receiver, Server, Subscriber, Subscriptions, Trust};
+use crate::{
+    Client, Error, Publisher, Receiver, Server, Subscriber, Subscriptions, Trust, WatchReceiver,
+};
 
 /// An end of a lane that a loop waits for: epoll, poll(2), mio, GLib, a runtime.
 ///
@@ -108,7 +110,7 @@ impl<E: End> AsRawFd for Watched<E> {
     }
 }
 
-/// A [`Publisher`], a [`Subscriber`], a [`Receiver`], [`Subscriptions`], a [`Client`] or a [`Server`].
+/// A [`Publisher`], a [`Subscriber`], a [`Receiver`], [`Subscriptions`], a [`Client`], a [`Server`] or a [`WatchReceiver`].
 pub trait End: Watch {}
 
 impl End for Publisher {}
@@ -117,6 +119,7 @@ impl<T: Trust> End for Receiver<T> {}
 impl<T: Trust> End for Subscriptions<T> {}
 impl<T: Trust> End for Client<T> {}
 impl<T: Trust> End for Server<T> {}
+impl End for WatchReceiver {}
 
 /// What an end does for its watcher.
 pub trait Watch {

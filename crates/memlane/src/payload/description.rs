@@ -63,6 +63,14 @@ impl PayloadType {
         self
     }
 
+    /// How long each value is, if all are of one length.
+    pub(crate) fn len(&self) -> Option<usize> {
+        match self.encoding {
+            Encoding::Plain { size, .. } => usize::try_from(size).ok(),
+            _ => None,
+        }
+    }
+
     /// The name of the type; empty for bytes.
     pub fn name(&self) -> &str {
         &self.name

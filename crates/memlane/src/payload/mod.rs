@@ -12,6 +12,7 @@ mod requests;
 mod slice;
 mod typed;
 mod values;
+mod watch;
 
 pub use answering::{Answers, Asked};
 pub use description::PayloadType;

@@ -15,7 +15,7 @@ use rustix::event::epoll::{self, CreateFlags};
 
 use super::{
     Publisher, PublisherStats,
-    control::{Control, Terms},
+    control::{Control, Pattern, Terms},
     spill::Spill,
 };
 use crate::{
@@ -340,6 +340,7 @@ impl PublisherBuilder {
             registered: self.membarrier && memlane_signaling::register(),
             max_subscribers: self.max_subscribers,
             carries: self.carries,
+            pattern: Pattern::Lane,
         };
         let make = |epoll: Arc<OwnedFd>, id| Control::new(epoll, id, terms, roster);
         let (control, reactor) = if self.driven {

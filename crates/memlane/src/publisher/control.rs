@@ -57,6 +57,28 @@ pub(super) struct Terms {
     pub(super) max_subscribers: usize,
     /// What its messages are.
     pub(super) carries: PayloadType,
+    pub(super) pattern: Pattern,
+}
+
+/// What is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pattern {
+    /// Messages.
+    Lane,
+    /// The newest value alone: in place of a ring there is a cell, whose capacity is that of a value.
+    Latest,
+}
+
+impl Pattern {
+    /// What whoever expects something else is told.
+    pub(super) fn says(self) -> &'static str {
+        match self {
+            Pattern::Lane => {
+                "a publisher is there, which sends: subscribe to it (Subscriber::connect)"
+            }
+            Pattern::Latest => "a latest value is there: watch it (WatchReceiver::connect)",
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use memlane_transport::{Error as LinkError, Fd, FdRef, Link, dispose};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{
-    control::{Connection, Control, Greeter, State},
+    control::{Connection, Control, Greeter, Pattern, State},
     peer::Peer,
 };
 use crate::{
@@ -108,11 +108,10 @@ impl Control {
         }
         let greeting = match greeter.link.try_recv::<Packet>() {
             Err(LinkError::WouldBlock) => return,
-            Ok(Packet::Greeting(greeting)) => greeting,
-            Ok(Packet::Offer) => {
-                let why =
-                    "a publisher is there, which sends: subscribe to it (Subscriber::connect)";
-                return self.turn_away(state, source, why);
+            Ok(Packet::Greeting(greeting)) if self.terms.pattern == Pattern::Lane => greeting,
+            Ok(Packet::Watch(greeting)) if self.terms.pattern == Pattern::Latest => greeting,
+            Ok(Packet::Greeting(_) | Packet::Watch(_) | Packet::Offer | Packet::Client(_)) => {
+                return self.turn_away(state, source, self.terms.pattern.says());
             }
             Ok(Packet::Refused(refusal)) => {
                 if greeter.offered {
@@ -120,11 +119,6 @@ impl Control {
                     state.failed = Some(Error::NoReceiver { why });
                 }
                 return self.remove(state, source);
-            }
-            Ok(Packet::Client(_)) => {
-                let why =
-                    "a publisher is there, which sends: subscribe to it (Subscriber::connect)";
-                return self.turn_away(state, source, why);
             }
             Ok(Packet::Server(_)) => {
                 let why = "a server is there, which answers requests: call it (Client::connect)";

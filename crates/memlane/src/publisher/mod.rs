@@ -12,6 +12,7 @@ mod sink;
 mod spill;
 mod told;
 mod wakes;
+mod watch;
 
 use std::{
     io,
@@ -37,6 +38,7 @@ use room::{Need, NoRoomInTime};
 pub use sink::Sending;
 use spill::Spill;
 use wakes::Wakes;
+pub use watch::{WatchSender, WatchSenderBuilder};
 
 use crate::{
     Error, NOW, SendError, SendTimeoutError, TrySendError, after,

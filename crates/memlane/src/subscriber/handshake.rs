@@ -54,15 +54,17 @@ pub(crate) enum Awaits {
     Client(u32),
     /// The publisher is the client of this link, and its server is still to greet the lane of requests.
     Server,
+    /// Nothing: it has a latest value, and no lane.
+    Latest,
 }
 
 /// A subscriber that has sent its greeting, and hears the publisher's answer.
 #[derive(Debug)]
 pub(crate) struct Handshake<T: Trust> {
-    builder: SubscriberBuilder<T>,
-    prepared: Prepared,
+    pub(super) builder: SubscriberBuilder<T>,
+    pub(super) prepared: Prepared,
     link: Arc<Link>,
-    process: Option<OwnedFd>,
+    pub(super) process: Option<OwnedFd>,
     /// The publisher's version has come, and is ours.
     opened: bool,
     awaits: Awaits,
@@ -150,7 +152,7 @@ impl<T: Trust> Handshake<T> {
                 self.met = Some(server);
                 return Ok(None);
             }
-            Packet::Greeting(_) | Packet::Offer | Packet::Client(_)
+            Packet::Greeting(_) | Packet::Watch(_) | Packet::Offer | Packet::Client(_)
                 if matches!(self.awaits, Awaits::Offer | Awaits::Client(_)) =>
             {
                 let (why, expected) = match self.awaits {
@@ -176,7 +178,7 @@ impl<T: Trust> Handshake<T> {
                 let why = ANSWERS.to_owned();
                 return Err(Error::Refused { why });
             }
-            Packet::Welcome(welcome) if self.awaits == Awaits::Welcome => {
+            Packet::Welcome(welcome) if matches!(self.awaits, Awaits::Welcome | Awaits::Latest) => {
                 return Ok(Some(welcome));
             }
             Packet::Segment(notice) if self.segments < MAX_SEGMENTS + MAX_RINGS => {
@@ -193,7 +195,7 @@ impl<T: Trust> Handshake<T> {
                     why: refusal.to_string(),
                 });
             }
-            Packet::Welcome(_) | Packet::Offer | Packet::Client(_) => {
+            Packet::Welcome(_) | Packet::Offer | Packet::Client(_) | Packet::Watch(_) => {
                 let why = "expected an offer before a welcome, and only from one that connects";
                 return Err(Error::Welcome {
                     why: why.to_owned(),
@@ -282,9 +284,9 @@ pub(crate) fn left(deadline: Option<Instant>) -> Duration {
 /// What a subscriber brings along.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    mine: Shared,
+    pub(super) mine: Shared,
     page: OwnedFd,
-    offers: Offers,
+    pub(super) offers: Offers,
     trusts: bool,
     expects: Option<PayloadType>,
     overflow: Overflow,
@@ -332,6 +334,7 @@ impl Prepared {
             Awaits::Welcome | Awaits::Offer => PacketRef::Greeting(greeting),
             Awaits::Client(requests) => PacketRef::Server(ServerRef { greeting, requests }),
             Awaits::Server => PacketRef::Client(greeting),
+            Awaits::Latest => PacketRef::Watch(greeting),
         };
         unless_gone(link.send_timeout(&greets, timeout))
     }
@@ -347,7 +350,7 @@ fn unless_gone(sent: Result<(), LinkError>) -> Result<(), LinkError> {
 
 /// The doorbells a subscriber makes, of which the publisher chooses one.
 #[derive(Debug)]
-struct Offers {
+pub(super) struct Offers {
     socket: Option<(Doorbell, OwnedFd)>,
     eventfd: Option<(Doorbell, OwnedFd)>,
 }
@@ -375,7 +378,7 @@ impl Offers {
     }
 
     /// The one that the publisher will ring; the others are closed.
-    fn take(&mut self, rings: Rings) -> Result<Option<Doorbell>, Error> {
+    pub(super) fn take(&mut self, rings: Rings) -> Result<Option<Doorbell>, Error> {
         let chosen = match rings {
             Rings::Nothing if self.socket.is_none() => return Ok(None),
             Rings::Nothing => None,

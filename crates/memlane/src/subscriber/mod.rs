@@ -14,6 +14,7 @@ mod sleep;
 #[cfg(feature = "stream")]
 mod stream;
 mod trust;
+mod watch;
 
 use std::{
     io,
@@ -50,6 +51,7 @@ use sleep::Sleep;
 #[cfg(feature = "stream")]
 pub use stream::Messages;
 pub use trust::{Trust, Trusted, Untrusted};
+pub use watch::{WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats};
 
 use crate::{
     ChunkError, Error, Reason, RecvError, RecvTimeoutError, TryRecvError, after,
