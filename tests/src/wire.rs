@@ -60,6 +60,7 @@ pub enum Overflow {
     #[default]
     Block,
     Overwrite,
+    Disconnect,
 }
 
 /// The doorbells that wake the subscriber.

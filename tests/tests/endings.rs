@@ -489,9 +489,9 @@ fn join(link: &Link) -> (Shared, Welcome) {
 /// The last of the notices that wait.
 fn farewell(link: &Link) -> (u64, Farewell) {
     for others in 0.. {
-        match link.recv_timeout(PATIENCE).expect("a farewell") {
-            Notice::Farewell(farewell) => return (others, farewell),
-            _ => {}
+        let notice = link.recv_timeout(PATIENCE).expect("a farewell");
+        if let Notice::Farewell(farewell) = notice {
+            return (others, farewell);
         }
     }
     unreachable!()

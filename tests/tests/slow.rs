@@ -1,20 +1,26 @@
 //! Subscribers that are slow, or stopped, beside others that are not: what is kept for them, what becomes of it, and who waits
 //! for whom.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use memlane::{
-    Error, Link, Publisher, PublisherBuilder, RecvError, SendTimeoutError, Subscriber,
-    TrySendError,
+    Async, Decision, Error, Link, Overflow, Publisher, PublisherBuilder, RecvError,
+    SendTimeoutError, Subscriber, TrySendError, Watched, WhenFull,
     region::{Remote, Shared, page_size},
 };
 use memlane_tests::{
-    Census, Child, Dice, PATIENCE, Part, Policy, Received, Role, Scene, Wish, check, fill, length,
+    Census, Child, Control, Dice, PATIENCE, Part, Policy, Role, Scene, Tasks, check, fill, length,
     play, unbound, wait_until,
-    wire::{Answer, Bell, Greeting, Notice, Offer, Opening, Overflow, Rings, VERSION, Welcome},
+    wire::{Answer, Bell, Greeting, Notice, Offer, Opening, Rings, VERSION, Welcome},
 };
 use memlane_transport::Fd;
-use rustix::process::Signal;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::Signal,
+};
 use serde::{Deserialize, Serialize};
 
 const ROLES: &[(&str, Part)] = &[("subscriber", subscriber)];
@@ -32,7 +38,7 @@ const LONGEST: usize = 300;
 struct Plan {
     link: Fd,
     policy: Policy,
-    trusting: bool,
+    disconnect: bool,
     longest: usize,
 }
 
@@ -41,35 +47,51 @@ struct Plan {
 fn subscriber(role: &Role) {
     let plan: Plan = role.hear();
     let link = Link::from_fd(plan.link.into()).expect("a link");
-    let wish = Wish {
-        policy: plan.policy,
-        trusting: plan.trusting,
-    };
-    let mut subscriber = wish.over(link).expect("a subscriber");
+    let builder = Subscriber::builder()
+        .wait(plan.policy.into())
+        .overflow(match plan.disconnect {
+            true => Overflow::Disconnect,
+            false => Overflow::Block,
+        });
+    let mut subscriber = builder.timeout(PATIENCE).over(link).expect("a subscriber");
     role.tell(&std::process::id());
-    let mut message = Vec::new();
+    let mut copy = Vec::new();
     for expected in 0_u64.. {
-        match subscriber.recv(&mut message).expect("a message") {
-            Received::Message => {
-                assert_eq!(message.len(), length(expected, plan.longest));
-                check(expected, &message);
-            }
-            Received::Disconnected(reason) => {
+        match subscriber.recv() {
+            Ok(message) => message.copy_into(&mut copy),
+            Err(RecvError::Disconnected { reason }) => {
                 role.tell(&(expected, reason.to_string()));
                 return;
             }
+            Err(error) => panic!("message {expected}: {error}"),
         }
+        assert_eq!(copy.len(), length(expected, plan.longest));
+        check(expected, &copy);
     }
 }
 
 fn join(scene: &Scene, publisher: &Publisher, policy: Policy, longest: usize) -> Child {
+    join_with(scene, publisher, policy, Overflow::Block, longest)
+}
+
+fn join_as(scene: &Scene, publisher: &Publisher, overflow: Overflow, longest: usize) -> Child {
+    join_with(scene, publisher, Policy::Block, overflow, longest)
+}
+
+fn join_with(
+    scene: &Scene,
+    publisher: &Publisher,
+    policy: Policy,
+    overflow: Overflow,
+    longest: usize,
+) -> Child {
     let (ours, theirs) = Link::pair().expect("a pair");
     let before = publisher.subscribers();
     publisher.attach(ours).expect("a link");
     let plan = Plan {
         link: Fd::from(theirs.into_fd()),
         policy,
-        trusting: false,
+        disconnect: overflow == Overflow::Disconnect,
         longest,
     };
     let child = scene.spawn("subscriber", &plan);
@@ -78,6 +100,21 @@ fn join(scene: &Scene, publisher: &Publisher, policy: Policy, longest: usize) ->
         .wait_for_subscribers(before + 1)
         .expect("a subscriber");
     child
+}
+
+/// Stops a process, all of it.
+fn stop(child: &Child) {
+    child.signal(Signal::STOP);
+    let tasks = format!("/proc/{}/task", child.id());
+    wait_until("it is stopped", || {
+        let tasks = std::fs::read_dir(&tasks).expect("a process");
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with('T'))
+        })
+    });
 }
 
 fn message(number: u64, longest: usize) -> Vec<u8> {
@@ -110,7 +147,7 @@ fn a_stopped_subscriber_is_served_from_a_spill() {
         let scene = Scene::new();
         let mut publisher = spilling(8).wait(policy.into()).unbound().unwrap();
         let slow = join(&scene, &publisher, policy, LONGEST);
-        slow.signal(Signal::STOP);
+        stop(&slow);
         let fast = join(&scene, &publisher, policy, LONGEST);
         let mut sent = 0;
         while publisher.stats().spills < 8 {
@@ -153,7 +190,7 @@ fn a_killed_laggard_gives_its_memory_back() {
     publisher.send(&message(0, LONGEST)).unwrap();
     assert!(publisher.drain(PATIENCE).unwrap());
     let before = Census::beside(&publisher);
-    slow.signal(Signal::STOP);
+    stop(&slow);
     let mut next = fill_up(&mut publisher, 1, LONGEST);
     assert_eq!(publisher.ring_bytes(), 5 * RING);
     let full = Census::beside(&publisher);
@@ -187,7 +224,7 @@ fn rings_are_left_and_used_again() {
     let mut stopped = false;
     while publisher.stats().spills < 3000 {
         if dice.below(50) == 0 && !stopped {
-            children[0].signal(Signal::STOP);
+            stop(&children[0]);
             stopped = true;
         }
         if publisher.try_send(&message(next, LONGEST)).is_ok() {
@@ -216,7 +253,7 @@ fn long_messages_in_a_spill() {
     let longest = 9000;
     let mut publisher = spilling(60).pool_bytes(8 << 20).unbound().unwrap();
     let slow = join(&scene, &publisher, Policy::Block, longest);
-    slow.signal(Signal::STOP);
+    stop(&slow);
     let fast = join(&scene, &publisher, Policy::Block, longest);
     for number in 0..120 {
         let sent = publisher.send_timeout(&message(number, longest), PATIENCE);
@@ -310,6 +347,344 @@ fn spills_that_cannot_be() {
         assert!(matches!(error, Error::Option { .. }), "{text}");
         assert!(text.contains(&bytes.to_string()), "{text}");
     }
+}
+
+/// What the end of one that was dropped is.
+fn assert_too_slow(end: &str) {
+    assert!(end.contains("it was too slow"), "{end}");
+}
+
+/// One asks to be dropped, and is stopped: nobody waits for it. Once it goes on, it receives what it had begun to read, and is
+/// told. What it kept is given back.
+#[test]
+fn a_subscriber_that_asks_is_dropped_at_once() {
+    for rings in [0, 2] {
+        let scene = Scene::new();
+        let mut publisher = spilling(rings).unbound().unwrap();
+        let slow = join_as(&scene, &publisher, Overflow::Disconnect, LONGEST);
+        stop(&slow);
+        let fast = join(&scene, &publisher, Policy::Block, LONGEST);
+        for number in 0..1000 {
+            let sent = publisher.send_timeout(&message(number, LONGEST), PATIENCE);
+            sent.expect("room beside one that is dropped");
+        }
+        assert_eq!(publisher.stats().disconnected, 1);
+        assert_eq!(publisher.subscribers(), 1);
+        slow.signal(Signal::CONT);
+        let (received, end): (u64, String) = slow.hear();
+        assert!(received > 10, "{received}");
+        assert_too_slow(&end);
+        slow.finish();
+        assert!(publisher.drain(PATIENCE).unwrap());
+        publisher.close();
+        let (received, _): (u64, String) = fast.hear();
+        assert_eq!(received, 1000);
+        fast.finish();
+    }
+}
+
+/// One that is waited for, and then not any longer: by calls that wait, that do not, in a loop, and in a task.
+#[test]
+fn a_subscriber_is_waited_for_so_long() {
+    const AFTER: Duration = Duration::from_millis(30);
+    for form in 0..4 {
+        let _scene = Scene::new();
+        let when_full = WhenFull::Disconnect { after: AFTER };
+        let publisher = unbound(RING).when_full(when_full).unbound().unwrap();
+        let (ours, theirs) = Link::pair().unwrap();
+        publisher.attach(ours).unwrap();
+        let mut slow = Subscriber::builder().over(theirs).unwrap();
+        let since = Instant::now();
+        let send = |number: u64| message(number, LONGEST);
+        let publisher = match form {
+            0 => {
+                let mut publisher = publisher;
+                (0..200).for_each(|number| publisher.send(&send(number)).unwrap());
+                publisher
+            }
+            1 => {
+                let mut publisher = publisher;
+                for number in 0..200 {
+                    while let Err(error) = publisher.try_send(&send(number)) {
+                        assert!(matches!(error, TrySendError::Full));
+                        std::thread::yield_now();
+                    }
+                }
+                publisher
+            }
+            2 => {
+                let mut publisher = Watched::new(publisher).unwrap();
+                for number in 0..200 {
+                    while let Err(error) = publisher.try_send(&send(number)) {
+                        assert!(matches!(error, TrySendError::Full));
+                        poll(&mut [PollFd::new(&publisher, PollFlags::IN)], None).unwrap();
+                        publisher.drive().unwrap();
+                    }
+                }
+                publisher.into_inner()
+            }
+            _ => Control::run(async {
+                let mut publisher = Async::new(publisher).unwrap();
+                for number in 0..200 {
+                    publisher.send(&send(number)).await.unwrap();
+                }
+                publisher.into_inner()
+            }),
+        };
+        assert!(since.elapsed() >= AFTER);
+        assert_eq!(publisher.stats().disconnected, 1);
+        assert_eq!(publisher.subscribers(), 0);
+        let mut received = 0;
+        let end = loop {
+            match slow.recv() {
+                Ok(text) => assert_eq!(text.to_vec(), message(received, LONGEST)),
+                Err(error) => break error.to_string(),
+            }
+            received += 1;
+        };
+        assert!(received > 10);
+        assert_too_slow(&end);
+        // It has said so, so that what it kept is free, and it finds nothing in that.
+        wait_until("its place is free", || {
+            publisher.drive().unwrap();
+            publisher.stats().left == 0
+        });
+        for _ in 0..3 {
+            assert_too_slow(&slow.recv().unwrap_err().to_string());
+            assert_too_slow(&slow.try_recv().unwrap_err().to_string());
+        }
+    }
+}
+
+/// The callback knows who is in the way, and decides for each.
+#[test]
+fn a_callback_decides() {
+    let scene = Scene::new();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let mut publisher = {
+        let asked = asked.clone();
+        spilling(4)
+            .on_lagging(move |lagging| {
+                asked.lock().unwrap().push(lagging.clone());
+                match lagging.subscriber {
+                    0 => Decision::Spill,
+                    1 => Decision::Disconnect,
+                    _ => Decision::Wait,
+                }
+            })
+            .unbound()
+            .unwrap()
+    };
+    let children = [(); 2].map(|()| join(&scene, &publisher, Policy::Block, LONGEST));
+    children.iter().for_each(stop);
+    let mut sent = 0;
+    while publisher.stats().spills < 4 {
+        publisher.send(&message(sent, LONGEST)).unwrap();
+        sent += 1;
+    }
+    assert_eq!(publisher.stats().disconnected, 1);
+    // The first one has all that it may have, and the others wait for it.
+    sent = fill_up(&mut publisher, sent, LONGEST);
+    let before = asked.lock().unwrap().len();
+    let timed_out = publisher.send_timeout(&message(sent, LONGEST), Duration::from_millis(200));
+    assert!(matches!(timed_out, Err(SendTimeoutError::TimedOut)));
+    {
+        let asked = asked.lock().unwrap();
+        let again = asked.len() - before;
+        assert!((2..=30).contains(&again), "asked {again} times in 200 ms");
+        let last = asked.last().unwrap();
+        assert_eq!((last.subscriber, last.spilled), (0, 4 * RING));
+        assert!(last.behind > 4 * RING as u64 && last.waited > Duration::from_millis(100));
+        assert!(
+            asked
+                .iter()
+                .all(|lagging| lagging.overflow == Overflow::Block)
+        );
+    }
+    children.iter().for_each(|child| child.signal(Signal::CONT));
+    publisher.send(&message(sent, LONGEST)).unwrap();
+    publisher.close();
+    let [first, second] = children;
+    let (received, _): (u64, String) = first.hear();
+    assert_eq!(received, sent + 1);
+    let (received, end): (u64, String) = second.hear();
+    assert!(received < sent, "{received}");
+    assert_too_slow(&end);
+    first.finish();
+    second.finish();
+}
+
+/// One that has all of the pool is dropped: what it has stays as it is until it is gone, and others get more.
+#[test]
+fn a_laggard_that_has_the_pool() {
+    let scene = Scene::new();
+    let longest = 200_000;
+    let builder = unbound(1 << 16).pool_bytes(4 << 20).max_message(longest);
+    let mut publisher = builder
+        .on_lagging(|lagging| match lagging.subscriber {
+            0 => Decision::Disconnect,
+            _ => Decision::Wait,
+        })
+        .unbound()
+        .unwrap();
+    let slow = join(&scene, &publisher, Policy::Block, longest);
+    stop(&slow);
+    let fast = join(&scene, &publisher, Policy::Block, longest);
+    let mut sent = 0;
+    while publisher.stats().disconnected == 0 {
+        let text = message(sent, longest);
+        publisher.send_timeout(&text, PATIENCE).expect("room");
+        sent += 1;
+    }
+    for number in sent..sent + 200 {
+        let text = message(number, longest);
+        publisher.send_timeout(&text, PATIENCE).expect("room");
+    }
+    assert_eq!(publisher.stats().disconnected, 1);
+    assert!(publisher.pool_bytes() <= 8 << 20);
+    slow.signal(Signal::CONT);
+    let (received, end): (u64, String) = slow.hear();
+    assert!(received > 5 && received <= sent, "{received} of {sent}");
+    assert_too_slow(&end);
+    slow.finish();
+    for number in sent + 200..sent + 400 {
+        publisher.send(&message(number, longest)).unwrap();
+    }
+    assert!(publisher.drain(PATIENCE).unwrap());
+    publisher.trim(Duration::ZERO);
+    assert!(
+        publisher.pool_bytes() <= 4 << 20,
+        "{}",
+        publisher.pool_bytes()
+    );
+    publisher.close();
+    let (received, _): (u64, String) = fast.hear();
+    assert_eq!(received, sent + 400);
+    fast.finish();
+}
+
+/// Subscribers that stop and go on at random are dropped at every point of their way from ring to ring: whatever they receive is
+/// what was sent, in order, and then they are told.
+#[test]
+fn dropped_at_any_moment() {
+    let scene = Scene::new();
+    let mut dice = Dice::new();
+    let mut dropped = 0;
+    for _ in 0..60 {
+        let rings = dice.below(3) as usize;
+        let mut publisher = spilling(rings).max_subscribers(8).unbound().unwrap();
+        let fast = join(&scene, &publisher, Policy::Block, LONGEST);
+        let slow = join_as(&scene, &publisher, Overflow::Disconnect, LONGEST);
+        let total = 2000;
+        for number in 0..total {
+            if dice.below(300) == 0 {
+                // It may have ended by now.
+                slow.signal(Signal::STOP);
+            } else if dice.below(100) == 0 {
+                slow.signal(Signal::CONT);
+            }
+            publisher.send(&message(number, LONGEST)).unwrap();
+        }
+        let killed = dice.below(4) == 0;
+        if killed {
+            slow.kill();
+        }
+        slow.signal(Signal::CONT);
+        publisher.close();
+        let (received, _): (u64, String) = fast.hear();
+        assert_eq!(received, total);
+        fast.finish();
+        match slow.hear_if_alive::<(u64, String)>() {
+            Some((received, end)) if received < total => {
+                assert_too_slow(&end);
+                dropped += 1;
+                if !killed {
+                    slow.finish();
+                }
+            }
+            Some(_) if !killed => slow.finish(),
+            _ => {}
+        }
+    }
+    println!("{dropped} dropped");
+}
+
+/// What is being looked at in place when its reader is dropped stays what it is.
+#[test]
+fn a_message_outlives_its_subscription() {
+    let _scene = Scene::new();
+    let mut publisher = spilling(0).unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    publisher.attach(ours).unwrap();
+    let builder = Subscriber::builder().overflow(Overflow::Disconnect);
+    // SAFETY: the publisher is this crate's, in this process.
+    #[allow(unsafe_code)]
+    let mut slow = unsafe { builder.trust_publisher() }.over(theirs).unwrap();
+    publisher.send(&message(0, LONGEST)).unwrap();
+    let long = vec![7; 100_000];
+    publisher.send(&long).unwrap();
+    let first = slow.recv().unwrap();
+    for number in 0..1000 {
+        publisher.send(&message(number, LONGEST)).unwrap();
+    }
+    assert_eq!(publisher.stats().disconnected, 1);
+    assert_eq!(&*first, message(0, LONGEST));
+    drop(first);
+    let held = slow.recv().unwrap().hold().expect("a slot");
+    let end = loop {
+        match slow.recv() {
+            Ok(_) => {}
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert_too_slow(&end);
+    for _ in 0..20 {
+        publisher.send(&vec![9; 100_000]).unwrap();
+    }
+    assert!(*held == *long, "torn");
+    drop(slow);
+    publisher.send(&vec![9; 100_000]).unwrap();
+    assert!(*held == *long, "torn after the end");
+}
+
+/// Those who were dropped have their places until they are gone.
+#[test]
+fn places_of_the_dropped() {
+    let _scene = Scene::new();
+    let mut publisher = spilling(0).max_subscribers(2).unbound().unwrap();
+    let subscribe = || {
+        let (ours, theirs) = Link::pair().unwrap();
+        publisher.attach(ours).unwrap();
+        Subscriber::builder()
+            .overflow(Overflow::Disconnect)
+            .over(theirs)
+    };
+    let slow = subscribe().unwrap();
+    let other = subscribe().unwrap();
+    drop(other);
+    wait_until("it is gone", || publisher.subscribers() == 1);
+    for number in 0..200 {
+        publisher.send(&message(number, LONGEST)).unwrap();
+    }
+    assert_eq!(
+        (publisher.subscribers(), publisher.stats().disconnected),
+        (0, 1)
+    );
+    let subscribe = |publisher: &Publisher| {
+        let (ours, theirs) = Link::pair().unwrap();
+        publisher.attach(ours).unwrap();
+        Subscriber::builder().over(theirs)
+    };
+    let second = subscribe(&publisher).unwrap();
+    let refused = subscribe(&publisher).unwrap_err().to_string();
+    assert!(refused.contains("takes no more"), "{refused}");
+    drop(slow);
+    let mut third = None;
+    wait_until("a place is free", || {
+        third = subscribe(&publisher).ok();
+        third.is_some()
+    });
+    drop(second);
 }
 
 /// The publisher's side of a lane, by hand: a ring of one page, to which one subscriber comes.
@@ -490,7 +865,7 @@ fn a_subscriber_that_takes_no_notices() {
             doorbell: Offer::default(),
             trusts: false,
             expects: None,
-            overflow: Overflow::Block,
+            overflow: memlane_tests::wire::Overflow::Block,
         })
         .unwrap();
     publisher.wait_for_subscribers(1).unwrap();

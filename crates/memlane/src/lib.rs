@@ -114,8 +114,10 @@ pub use payload::{
 pub use protocol::Overflow;
 #[cfg(feature = "stream")]
 pub use publisher::Sending;
-pub use publisher::{Publisher, PublisherBuilder, PublisherStats, Reservation};
-pub use publisher::{WatchSender, WatchSenderBuilder};
+pub use publisher::{
+    Decision, Lagging, Publisher, PublisherBuilder, PublisherStats, Reservation, WatchSender,
+    WatchSenderBuilder, WhenFull,
+};
 pub use receiver::{Receiver, ReceiverStats, gather::Key};
 pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilder, ServerStats};
 #[cfg(feature = "stream")]

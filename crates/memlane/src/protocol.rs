@@ -62,6 +62,9 @@ pub enum Overflow {
     /// They are overwritten: the subscriber holds nobody up, and is told exactly how many it has missed
     /// ([`Message::missed`](crate::Message::missed)).
     Overwrite,
+    /// The subscriber is dropped, and told so: it receives what it has begun to read, all of it whole, and then
+    /// [`Disconnected`](crate::RecvError::Disconnected), with [`Reason::Evicted`](crate::Reason::Evicted).
+    Disconnect,
 }
 
 /// The doorbells that wake a subscriber: none if it never sleeps. The publisher takes the eventfd if it
@@ -343,6 +346,8 @@ mod tests {
         };
         let what = "greeting: page, no doorbell, no trust, anything, overwrite";
         greeting(what, false, false, false, None, Overflow::Overwrite);
+        let what = "greeting: page, no doorbell, no trust, anything, disconnect";
+        greeting(what, false, false, false, None, Overflow::Disconnect);
         let what = "greeting: page, socket, no trust, bytes";
         greeting(what, true, false, false, Some(&bytes), Overflow::Block);
         let what = "greeting: page, socket, eventfd, trust, plain [u32; 2]";

@@ -16,6 +16,7 @@ use rustix::event::epoll::{self, CreateFlags};
 use super::{
     Publisher, PublisherStats,
     control::{Control, Pattern, Terms},
+    lagging::{Ask, Decision, Laggards, Lagging, WhenFull},
     spill::Spill,
 };
 use crate::{
@@ -32,6 +33,8 @@ const INLINE: usize = 64 << 10;
 pub struct PublisherBuilder {
     ring_bytes: usize,
     spill_bytes: usize,
+    when_full: WhenFull,
+    ask: Option<Ask>,
     pool_bytes: usize,
     max_message: Option<usize>,
     zero: bool,
@@ -51,6 +54,8 @@ impl Default for PublisherBuilder {
         PublisherBuilder {
             ring_bytes: 1 << 20,
             spill_bytes: 0,
+            when_full: WhenFull::AsAsked,
+            ask: None,
             pool_bytes: 64 << 20,
             max_message: None,
             zero: false,
@@ -103,6 +108,70 @@ impl PublisherBuilder {
     /// ```
     pub fn spill_bytes(mut self, bytes: usize) -> PublisherBuilder {
         self.spill_bytes = bytes;
+        self
+    }
+
+    /// What becomes of a subscriber that is in the way of a message, once as much is kept for it as
+    /// [may be](PublisherBuilder::spill_bytes). Default: what it has asked for ([`WhenFull::AsAsked`]).
+    ///
+    /// One that is dropped is told why. What it has begun to read, up to a ring, and the long messages that this names, are left to
+    /// it until its process has taken notice, or ended: until then it keeps its place among the
+    /// [subscribers](PublisherBuilder::max_subscribers), and as much memory, which counts in no limit (of the pool, as
+    /// much as [its limit](PublisherBuilder::pool_bytes) once more, however many are dropped).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # let link = memlane::Link::pair()?;
+    /// use memlane::{Publisher, WhenFull};
+    ///
+    /// let after = Duration::from_millis(10);
+    /// let builder = Publisher::builder().ring_bytes(4096);
+    /// let mut publisher = builder.when_full(WhenFull::Disconnect { after }).unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// # let mut slow = memlane::Subscriber::builder().over(link.1)?;
+    /// for number in 0..1000_u64 {
+    ///     publisher.send(&number.to_le_bytes())?; // waits for at most as long, once
+    /// }
+    /// let mut received = 0;
+    /// let reason = loop {
+    ///     match slow.recv() {
+    ///         Ok(_) => received += 1,
+    ///         Err(error) => break error,
+    ///     }
+    /// };
+    /// assert!(received > 0);
+    /// println!("{reason}"); // the publisher has dropped this subscriber: it was too slow: ...
+    /// # assert!(reason.to_string().contains("it was too slow"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn when_full(mut self, when_full: WhenFull) -> PublisherBuilder {
+        self.when_full = when_full;
+        self
+    }
+
+    /// Decides about each subscriber that is in the way, in place of [`when_full`](PublisherBuilder::when_full) and of what it
+    /// has asked for. It is called on the publisher's own thread, when a message finds no room, and every 10 ms or so while that is waited
+    /// for; never while there is room.
+    ///
+    /// ```
+    /// use memlane::{Decision, Publisher};
+    /// # let the_recorder = Some(1);
+    ///
+    /// let builder = Publisher::builder().spill_bytes(16 << 20).on_lagging(move |lagging| {
+    ///     if lagging.pid == the_recorder {
+    ///         Decision::Spill // and wait for it, once that is used up
+    ///     } else {
+    ///         Decision::Disconnect
+    ///     }
+    /// });
+    /// # builder.unbound()?;
+    /// # Ok::<(), memlane::Error>(())
+    /// ```
+    pub fn on_lagging(
+        mut self,
+        decide: impl FnMut(&Lagging) -> Decision + Send + 'static,
+    ) -> PublisherBuilder {
+        self.ask = Some(Ask::new(decide));
         self
     }
 
@@ -362,6 +431,7 @@ impl PublisherBuilder {
             writer,
             pool,
             spill,
+            laggards: Laggards::new(self.when_full, self.ask),
             sleepers: false,
             fences: false,
             wanting: false,

@@ -593,11 +593,12 @@ impl Control {
                 if let (Some(wakes), Some(doorbell)) = (&state.wakes, peer.doorbell()) {
                     wakes.remove(doorbell);
                 }
+                // Of those that were dismissed, the publisher has counted.
                 let gone = match peer.evicted() {
                     true => &self.evicted,
                     false => &self.left,
                 };
-                gone.fetch_add(1, Ordering::Relaxed);
+                gone.fetch_add(u64::from(!peer.dismissed()), Ordering::Relaxed);
                 self.changed.notify_all();
             }
         }

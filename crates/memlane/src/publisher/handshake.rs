@@ -310,7 +310,8 @@ impl Control {
         page: Fd,
         offer: DoorbellOffer,
     ) -> Result<(Remote, Option<Bell>, Rings), Refusal> {
-        let subscribers = self.roster.len();
+        // Those that were dismissed have their place until they are gone: they may keep memory.
+        let subscribers = self.roster.len() + self.roster.lingering();
         if subscribers >= self.terms.max_subscribers {
             return Err(Refusal::Full {
                 subscribers: subscribers as u32,

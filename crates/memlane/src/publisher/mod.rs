@@ -3,6 +3,7 @@ mod commit;
 mod control;
 mod future;
 mod handshake;
+mod lagging;
 mod paired;
 mod peer;
 mod reservation;
@@ -31,6 +32,8 @@ use memlane_transport::Link;
 
 pub use builder::PublisherBuilder;
 pub(crate) use control::Control;
+use lagging::Laggards;
+pub use lagging::{Decision, Lagging, WhenFull};
 use peer::Peer;
 pub use reservation::Reservation;
 use room::{Need, NoRoomInTime};
@@ -76,6 +79,7 @@ pub struct Publisher {
     writer: RingWriter<Shared, Peer>,
     pool: Pool,
     spill: Spill,
+    laggards: Laggards,
     /// Messages shorter than this are written into the ring.
     inline_end: usize,
     /// Loans until the pool is looked through for what has been quiet.
@@ -126,6 +130,8 @@ pub struct PublisherStats {
     /// Times it left a full ring to subscribers that are slow, and went on in another
     /// ([`PublisherBuilder::spill_bytes`]).
     pub spills: u64,
+    /// Subscribers dropped because they were too slow ([`PublisherBuilder::when_full`]).
+    pub disconnected: u64,
     /// Subscribers dropped because what they wrote made no sense, or because they have left too many notices of the pool
     /// unread.
     pub evicted: u64,

@@ -38,6 +38,10 @@ pub(super) struct Peer {
     /// Taken out when the subscriber is gone: the hot side may hold on to the rest until its next look.
     link: Mutex<Option<Arc<Link>>>,
     evicted: AtomicBool,
+    /// It was too slow: the publisher goes on without it.
+    dismissed: AtomicBool,
+    overflow: Overflow,
+    pid: Option<u32>,
 }
 
 impl Peer {
@@ -59,9 +63,39 @@ impl Peer {
                 Rung::new()
             },
             doorbell,
+            pid: link.peer().ok().and_then(|peer| peer.pid()),
             link: Mutex::new(Some(link)),
             evicted: AtomicBool::new(false),
+            dismissed: AtomicBool::new(false),
+            overflow,
         }
+    }
+
+    /// What it has asked for.
+    pub(super) fn overflow(&self) -> Overflow {
+        self.overflow
+    }
+
+    /// The process that made the other end of its link.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// Tells it that this publisher goes on without it, before that is so. False if it cannot be told now: then it must not be so.
+    /// It may read on in what is left to it, and closes the link when it is done: until then that stays open in both directions,
+    /// since who finds one closed may close the other.
+    pub(super) fn dismiss(&self, why: String) -> bool {
+        let told = self.with_link(|link| {
+            let told = say(link, &Farewell::Evicted { why });
+            self.dismissed.store(told, Ordering::Relaxed);
+            told
+        });
+        // One that is gone is taken out by others.
+        told.unwrap_or(false)
+    }
+
+    pub(super) fn dismissed(&self) -> bool {
+        self.dismissed.load(Ordering::Relaxed)
     }
 
     /// Whether it may be asleep, so that commits have to look at its armed flag.
@@ -114,7 +148,7 @@ impl Peer {
     /// Whether it falls behind by this, as only one that is overwritten does: it is to [catch up](Peer::catch_up) once its link is
     /// writable.
     pub(super) fn tell(&self, notice: &NoticeRef<'_>) -> bool {
-        if self.page.load_word(CURSOR) == LEFT {
+        if self.page.load_word(CURSOR) == LEFT || self.dismissed() {
             return false;
         }
         let told = self.with_link(|link| match &self.lossy {
@@ -212,17 +246,20 @@ fn shut(link: &Link) {
     let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Write);
 }
 
-/// A last word. It finds room where notices do not any more: one that does not read them is told all the same.
-fn say(link: &Link, farewell: &Farewell) {
+/// A last word. It finds room where notices do not any more: one that does not read them is told all the same. False if it does
+/// not, with somebody there to be told.
+fn say(link: &Link, farewell: &Farewell) -> bool {
     let notice = NoticeRef::Farewell(farewell);
-    if let Err(LinkError::WouldBlock) = link.try_send(&notice) {
+    let mut said = link.try_send(&notice);
+    if let Err(LinkError::WouldBlock) = said {
         // What is set is doubled (socket(7)), and what is asked for is what it is already.
         let enlarged = sockopt::socket_send_buffer_size(link.as_fd())
             .and_then(|size| sockopt::set_socket_send_buffer_size(link.as_fd(), size));
         if enlarged.is_ok() {
-            let _ = link.try_send(&notice);
+            said = link.try_send(&notice);
         }
     }
+    !matches!(said, Err(LinkError::WouldBlock))
 }
 
 impl ring::Reader for Peer {

@@ -98,16 +98,24 @@ impl Publisher {
         look(&mut self.writer, &mut self.pool, &self.control, need)
     }
 
+    /// Room, if there is any now, or is once those who are in the way have been seen to.
+    #[inline]
+    fn look_and_make_way(&mut self, need: Need) -> Result<(), NoRoomInTime> {
+        match self.look(need) {
+            Err(NoRoomInTime::Full) if self.make_way(need) => self.look(need),
+            found => found,
+        }
+    }
+
     /// Room, if there is any now. If not, and the publisher is watched, its descriptor becomes readable when there may be.
     #[inline]
     pub(super) fn now(&mut self, need: Need) -> Result<(), NoRoomInTime> {
-        match self.look(need) {
-            Err(NoRoomInTime::Full) if self.make_way(need) => self.look(need),
+        match self.look_and_make_way(need) {
             Err(NoRoomInTime::Full) => {
                 // Whoever is to make room may sleep beside what a batch has sent so far.
                 self.ring_for_batch();
                 match self.watched {
-                    true => self.arm(need),
+                    true => self.arm_until_again(need),
                     false => Err(NoRoomInTime::Full),
                 }
             }
@@ -127,8 +135,7 @@ impl Publisher {
         need: Need,
         deadline: Option<Instant>,
     ) -> Result<(), NoRoomInTime> {
-        match self.look(need) {
-            Err(NoRoomInTime::Full) if self.make_way(need) => self.look(need),
+        match self.look_and_make_way(need) {
             Err(NoRoomInTime::Full) => self.wait(need, deadline),
             found => found,
         }
@@ -178,7 +185,8 @@ impl Publisher {
                     self.stats.sleeps += 1;
                     self.stats.spurious += u64::from(slept);
                     slept = true;
-                    let timeout = deadline.map(remaining);
+                    let again = self.laggards.again();
+                    let timeout = deadline.into_iter().chain(again).min().map(remaining);
                     let since = Instant::now();
                     let woken = self.take_wakes(timeout.as_ref());
                     self.pacer.slept(since.elapsed(), deadline.is_none());
@@ -191,6 +199,18 @@ impl Publisher {
                 return found;
             }
         }
+    }
+
+    /// The same, and the descriptor becomes readable, too, when those who are in the way are to be looked at again.
+    #[cold]
+    fn arm_until_again(&mut self, need: Need) -> Result<(), NoRoomInTime> {
+        let found = self.arm(need);
+        if let (Err(NoRoomInTime::Full), Some(again)) = (&found, self.laggards.again()) {
+            let wakes = self.wakes().map_err(NoRoomInTime::Wait)?;
+            wakes.set_alarm(Some(again)).map_err(NoRoomInTime::Wait)?;
+            self.laggards.alarm = true;
+        }
+        found
     }
 
     /// Shows subscribers what is wanted, and looks once more: if there is still no room, whoever makes some rings.
@@ -236,6 +256,12 @@ impl Publisher {
         self.wanting = false;
         self.pool.await_no_loans();
         self.want(0);
+        if std::mem::take(&mut self.laggards.alarm) {
+            if let Some(wakes) = &self.wakes {
+                // If this fails, it rings for nothing.
+                let _ = wakes.set_alarm(None);
+            }
+        }
         if self.watched {
             // Whoever rang for it need not be heard. If this fails, the descriptor stays readable for nothing.
             let _ = self.take_wakes(Some(&NOW));

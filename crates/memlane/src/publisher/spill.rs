@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use memlane_region::{Options, Shared, page_size, ring::RingWriter};
 
-use super::{Publisher, peer::Peer, room::Need};
+use super::{Publisher, peer::Peer};
 use crate::{Error, protocol::MAX_RINGS};
 
 /// How rings are made, and how many are kept for one subscriber.
@@ -47,6 +47,11 @@ impl Spill {
         })
     }
 
+    /// How many may be kept for one subscriber, beyond the one that is written.
+    pub(super) fn rings(&self) -> usize {
+        self.rings
+    }
+
     pub(super) fn ring_bytes(&self) -> usize {
         self.ring_bytes
     }
@@ -61,36 +66,27 @@ impl Spill {
 }
 
 impl Publisher {
-    /// There is no room, as a look has just found: leaves the ring to those who are in the way, if all of them may have it.
-    /// Whether there is room now.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn make_way(&mut self, need: Need) -> bool {
-        let Need::Ring(len) = need else {
-            return false;
-        };
-        let rings = self.spill.rings;
-        let mut laggards = self.writer.laggards(len).peekable();
-        if rings == 0 || laggards.peek().is_none() || laggards.any(|slow| slow.rings >= rings) {
-            return false;
-        }
-        drop(laggards);
-        self.leave_ring()
-    }
-
-    /// Goes on in another ring. False if there is none: the kernel is short of something, and what is held up waits.
-    fn leave_ring(&mut self) -> bool {
-        let made = match self.writer.spare() {
+    /// A ring to go on in: one that nobody reads, or a new one. None if the kernel is short of something, or there are as many as
+    /// there may be: what is held up waits.
+    pub(super) fn another_ring(&mut self) -> Option<(u32, Option<Shared>)> {
+        match self.writer.spare() {
             Some(spare) => Some((spare, None)),
             None => self.make_ring(),
-        };
-        let Some((ring, memory)) = made else {
-            return false;
-        };
+        }
+    }
+
+    /// Goes on in another ring, and leaves this one to those who read it.
+    pub(super) fn leave_ring(&mut self, (ring, memory): (u32, Option<Shared>)) {
         self.writer.switch(ring, memory);
         self.spill.left = Some(Instant::now());
         self.stats.spills += 1;
-        true
+    }
+
+    /// Does not go on in it after all.
+    pub(super) fn forgo_ring(&mut self, (ring, memory): (u32, Option<Shared>)) {
+        if memory.is_some() {
+            self.control.remove_ring(ring);
+        }
     }
 
     fn make_ring(&mut self) -> Option<(u32, Option<Shared>)> {

@@ -5,6 +5,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::{BorrowedFd, OwnedFd},
     sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 
 use memlane_signaling::Doorbell;
@@ -15,6 +16,10 @@ use rustix::{
         eventfd,
     },
     io::Errno,
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
+        timerfd_settime,
+    },
 };
 
 /// Watches the doorbells of all subscribers, and what else there is to wait for. Made when a publisher first waits, or is
@@ -26,6 +31,8 @@ pub(super) struct Wakes {
     left: OwnedFd,
     /// Readable once a loan was dropped; of the publisher's pool, once it is watched.
     loans: OnceLock<Arc<OwnedFd>>,
+    /// Readable at a time; made when there first is one.
+    alarm: OnceLock<OwnedFd>,
 }
 
 /// What happened.
@@ -46,6 +53,7 @@ const BATCH: usize = 64;
 const LEFT: u64 = 1 << 32;
 const LOANS: u64 = 2 << 32;
 const CONTROL: u64 = 3 << 32;
+const ALARM: u64 = 4 << 32;
 
 impl Wakes {
     pub(super) fn new() -> io::Result<Wakes> {
@@ -53,8 +61,13 @@ impl Wakes {
         let left = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &left, EventData::new_u64(LEFT), EventFlags::IN)?;
         let epoll = Arc::new(epoll);
-        let loans = OnceLock::new();
-        Ok(Wakes { epoll, left, loans })
+        let (loans, alarm) = (OnceLock::new(), OnceLock::new());
+        Ok(Wakes {
+            epoll,
+            left,
+            loans,
+            alarm,
+        })
     }
 
     /// Edge-triggered: what a subscriber has sent is drained now and then, and its hang-up is heard once.
@@ -85,6 +98,38 @@ impl Wakes {
         Ok(())
     }
 
+    /// Makes the descriptor readable at this time, or at none, in place of the one before.
+    pub(super) fn set_alarm(&self, at: Option<Instant>) -> io::Result<()> {
+        if self.alarm.get().is_none() {
+            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+            epoll::add(
+                &*self.epoll,
+                &timer,
+                EventData::new_u64(ALARM),
+                EventFlags::IN,
+            )?;
+            let _ = self.alarm.set(timer);
+        }
+        let Some(alarm) = self.alarm.get() else {
+            return Ok(());
+        };
+        let left = at.map_or(Duration::ZERO, |at| {
+            // Zero stops it.
+            let left = at.saturating_duration_since(Instant::now());
+            left.max(Duration::from_nanos(1))
+        });
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            },
+        };
+        timerfd_settime(alarm, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
+
     /// Watches the control side of a driven publisher.
     pub(super) fn add_control(&self, control: BorrowedFd<'_>) -> io::Result<()> {
         let data = EventData::new_u64(CONTROL);
@@ -110,6 +155,12 @@ impl Wakes {
                 LOANS => {
                     if let Some(loans) = self.loans.get() {
                         let _ = rustix::io::read(loans, &mut [0; 8]);
+                    }
+                    Wake::Other
+                }
+                ALARM => {
+                    if let Some(alarm) = self.alarm.get() {
+                        let _ = rustix::io::read(alarm, &mut [0; 8]);
                     }
                     Wake::Other
                 }

@@ -123,6 +123,10 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// What becomes of messages that have not been received when the publisher needs their room. Default: [`Overflow::Block`], it
     /// waits.
     ///
+    /// One that is to be [dropped](Overflow::Disconnect) is so when as much is kept for it as the publisher
+    /// [allows](crate::PublisherBuilder::spill_bytes), and it is in the way of the next message. The publisher may drop others, too
+    /// ([`when_full`](crate::PublisherBuilder::when_full)).
+    ///
     /// A subscriber that is [overwritten](Overflow::Overwrite) is never waited for, however slow it is, or stopped: it can be up to
     /// 7/8 of the publisher's ring behind without missing anything, and goes on where the publisher is once it was overtaken. Each
     /// message says how many were missed right before it; what was missed at the very end, [`stats`](Subscriber::stats) do. Short

@@ -245,6 +245,27 @@ impl<K: Copy> Ledger<K> {
         });
     }
 
+    /// How many chunks only those have who were dismissed, or who keep them in slots: at most so many, counted for each of the
+    /// former. As of the last look.
+    pub(super) fn kept_by_dismissed<H: Holders>(&self, holders: &mut H) -> usize {
+        let passed = &self.passed;
+        let kept = |(start, stop, holder): (u64, u64, &H::Holder)| {
+            let window = holder.released(start)..stop;
+            let named = (0..slots(holder)).filter(|&slot| {
+                let sequence = holder.slot(slot);
+                let known = passed.binary_search_by_key(&sequence, |sent| sent.sequence);
+                known.is_ok_and(|at| !window.contains(&passed[at].position))
+            });
+            let inside = passed.iter().filter(|sent| window.contains(&sent.position));
+            inside.count() + named.count()
+        };
+        holders
+            .dismissed()
+            .map(kept)
+            .sum::<usize>()
+            .min(passed.len())
+    }
+
     /// How many chunks this reader has, by its own word.
     pub(super) fn held_by<H: Holder>(&self, start: u64, holder: &H) -> usize {
         let released = holder.released(start);

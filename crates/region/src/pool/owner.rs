@@ -35,6 +35,8 @@ pub struct Pool {
     classes: Vec<Class>,
     /// The last one used.
     sequence: u64,
+    /// Bytes that readers have who were dismissed, and that do not count.
+    written_off: usize,
 }
 
 #[derive(Debug)]
@@ -96,6 +98,7 @@ impl Pool {
             segments: Table::new(),
             classes: (0..=last).map(class).collect(),
             sequence: 0,
+            written_off: 0,
         })
     }
 
@@ -352,7 +355,8 @@ impl Pool {
     /// Makes a segment of this class, of which there is no free chunk; or finds one after all.
     #[cold]
     fn grow<H: Holders>(&mut self, class: usize, readers: &mut H) -> Result<(), PoolError> {
-        let limit = self.options.limit;
+        self.write_off(readers);
+        let limit = self.limit();
         let (size, chunks) = (self.classes[class].size, self.classes[class].chunks);
         if !self.fits(size) {
             let mut keep = self.classes[class].sent.recent() / 2;
@@ -372,7 +376,7 @@ impl Pool {
                 return Err(self.exhausted());
             }
         }
-        let fits = (limit - self.segments.bytes()) / size;
+        let fits = limit.saturating_sub(self.segments.bytes()) / size;
         let first = SEGMENT.min(limit / 16);
         let wanted = (size * chunks).clamp(first, first.max(limit / 64)) / size;
         // Four at least, unless they are very large: one is written while others are read.
@@ -394,12 +398,26 @@ impl Pool {
 
     /// Whether chunks of `len` bytes can be made.
     fn fits(&self, len: usize) -> bool {
-        self.options.limit - self.segments.bytes() >= len && !self.segments.is_full()
+        self.limit().saturating_sub(self.segments.bytes()) >= len && !self.segments.is_full()
+    }
+
+    /// What it may have, in bytes, beside what is written off.
+    fn limit(&self) -> usize {
+        self.options.limit + self.written_off
+    }
+
+    /// Counts what is left to readers who were dismissed: as much as the limit again, at most.
+    fn write_off<H: Holders>(&mut self, readers: &mut H) {
+        let mut written_off = 0;
+        for class in &self.classes {
+            written_off += class.sent.kept_by_dismissed(readers) * class.size;
+        }
+        self.written_off = written_off.min(self.options.limit);
     }
 
     /// Gives up free segments, if that helps, until a chunk of `len` bytes can be made. Whether it can.
     fn make_room<H: Holders>(&mut self, len: usize, class: usize, readers: &mut H) -> bool {
-        let limit = self.options.limit;
+        let limit = self.limit();
         for other in (0..self.classes.len()).filter(|&other| other != class) {
             self.look(other, 0, readers);
         }
@@ -409,7 +427,7 @@ impl Pool {
             .map(|(at, segment)| (segment.is_touched(), at, segment.len))
             .collect();
         let bytes: usize = free.iter().map(|&(.., len)| len).sum();
-        if free.is_empty() || limit - self.segments.bytes() + bytes < len {
+        if free.is_empty() || (limit + bytes).saturating_sub(self.segments.bytes()) < len {
             return false;
         }
         // Those not used lately first.

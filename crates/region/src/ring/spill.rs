@@ -79,9 +79,20 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     /// The readers that are in the way of a payload of `len` bytes, as of the last [`reserve`](RingWriter::reserve).
     pub fn laggards(&self, len: usize) -> impl Iterator<Item = Laggard<'_, R>> {
         let needed = layout::furthest_end(self.position, len) + HEADER;
-        let slow = self.readers.iter().filter(move |seen| {
-            seen.position + self.capacity < needed && seen.joined.reader.cursor() != LEFT
-        });
+        let released = needed.saturating_sub(self.capacity);
+        self.readers_before(released)
+    }
+
+    /// The readers that have not released all there is, as of the last look at them.
+    pub fn readers_behind(&self) -> impl Iterator<Item = Laggard<'_, R>> {
+        self.readers_before(self.position)
+    }
+
+    fn readers_before(&self, position: u64) -> impl Iterator<Item = Laggard<'_, R>> {
+        let slow = self
+            .readers
+            .iter()
+            .filter(move |seen| seen.position < position && seen.joined.reader.cursor() != LEFT);
         slow.map(|seen| Laggard {
             joined: &seen.joined,
             behind: self.position - seen.position,
