@@ -79,7 +79,8 @@ class Publisher:
                     return self.refuse(link, 2, "expected a socket, got an eventfd alone")
             packet.byte(2, "a bool")
             expected = payload(packet) if packet.byte(2, "an option") else "bytes"
-            overwrite = packet.byte(2, "what becomes of records")
+            overwrite = packet.byte(3, "what becomes of records") == 1
+            packet.number()  # It has no history.
             packet.end()
         if expected != "bytes":
             return self.refuse(link, 5, "bytes", expected)
@@ -87,7 +88,7 @@ class Publisher:
             return self.refuse(link, 6, "a publisher that waits for every subscriber")
         reader = Reader(link, page, bell, self.head)
         rings = b"\x01" if bell else b"\x00"
-        welcome = b"\x00\x00" + number(self.capacity) + number(self.head) + rings + b"\x01\x01\x00" + number(self.sent) + b"\x00"
+        welcome = b"\x00\x00" + number(self.capacity) + number(self.head) + rings + b"\x01\x01\x00" + number(self.sent) + b"\x00\x00"
         link.send(welcome, [self.ring.descriptor, reader.sent.fileno()])
         reader.sent.close()
         link.socket.settimeout(None)

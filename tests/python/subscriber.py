@@ -40,7 +40,7 @@ class Subscriber:
             greeting += b"\x01\x00\x00\x00"
         else:
             greeting += b"\x01\x03" + string(expects) + number(0)
-        greeting += b"\x00"  # The publisher waits.
+        greeting += b"\x00\x00"  # The publisher waits; no history.
         try:
             link.send(number(VERSION))
             link.send(greeting, [self.page.descriptor, theirs.fileno()])
@@ -87,6 +87,7 @@ class Subscriber:
             sequence = packet.number()
             expect(sequence <= self.start // 8, "as many records as fit before the start", sequence)
             self.ring = self.known(packet.number())
+            expect(packet.number() == 0, "no messages to skip", "some")
             packet.end()
             return True
 

@@ -51,6 +51,7 @@ pub struct Greeting {
     /// Encoding (0: bytes; others have fields that are not here), name, version. None if messages may be anything.
     pub expects: Option<(u32, String, u32)>,
     pub overflow: Overflow,
+    pub history: u64,
 }
 
 /// What becomes of what it has not read in time.
@@ -91,6 +92,7 @@ pub struct Welcome {
     pub registered: bool,
     pub sequence: u64,
     pub at: u32,
+    pub skip: u64,
 }
 
 /// Which doorbell of the subscriber's will be rung.

@@ -352,6 +352,7 @@ fn whoever_lies_about_it_hurts_nobody_else() {
             trusts: false,
             expects: None,
             overflow: Overflow::Block,
+            history: 0,
         })
         .unwrap();
         let _: Opening = link.recv_timeout(PATIENCE).unwrap();

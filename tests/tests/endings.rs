@@ -475,6 +475,7 @@ fn join(link: &Link) -> (Shared, Welcome) {
         trusts: false,
         expects: None,
         overflow: Overflow::Block,
+        history: 0,
     };
     let opening = Opening { version: VERSION };
     link.send(&opening).expect("room");
@@ -617,6 +618,7 @@ fn by_hand() -> (Link, Subscriber) {
             registered: false,
             sequence: 0,
             at: 0,
+            skip: 0,
         }))
         .unwrap();
         subscribing.join().unwrap()

@@ -210,6 +210,7 @@ fn greet(link: &Link, page: Fd, doorbell: Offer, trusts: bool) -> Result<(), Out
         trusts,
         expects: None,
         overflow: Overflow::Block,
+        history: 0,
     };
     link.send_timeout(&greeting, PATIENCE)
         .map_err(|_| Outcome::HungUp)
@@ -376,6 +377,7 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
                     trusts: false,
                     expects: None,
                     overflow: Overflow::Block,
+                    history: 0,
                 },
                 (0..200).map(|_| null()).collect(),
             );
@@ -814,6 +816,7 @@ fn deceive(role: &Role, link: &Link, roguery: Roguery) {
         registered: false,
         sequence: 0,
         at: 0,
+        skip: 0,
     };
     match roguery {
         RingUnsealed => welcome.ring = memfd(len, true, SealFlags::SHRINK),
@@ -1038,6 +1041,7 @@ fn corrupt_rings() {
                     registered: false,
                     sequence: 0,
                     at: 0,
+                    skip: 0,
                 }))
                 .unwrap();
                 let memlane_tests::AnySubscriber::Untrusting(mut subscriber) =
@@ -1099,6 +1103,7 @@ fn rings_that_change_under_the_reader() {
         registered: false,
         sequence: 0,
         at: 0,
+        skip: 0,
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();
@@ -1158,6 +1163,7 @@ fn publishers_that_ring_without_end() {
         registered: false,
         sequence: 0,
         at: 0,
+        skip: 0,
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();

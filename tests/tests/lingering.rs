@@ -81,6 +81,7 @@ fn from_a_subscriber() {
         trusts: false,
         expects: None,
         overflow: Overflow::Block,
+        history: 0,
     })
     .expect("room");
     assert_eq!(ours.recv::<Opening>().expect("an opening").version, VERSION);

@@ -919,6 +919,7 @@ fn rogue(policy: Policy, sequence: u64) -> (Result<Subscriber, Error>, Shared, L
         registered: false,
         sequence,
         at: 0,
+        skip: 0,
     }))
     .unwrap();
     (connecting.join().unwrap(), ring, here)
@@ -1082,6 +1083,7 @@ fn hostile_subscribers() {
         trusts: false,
         expects: None,
         overflow: wire::Overflow::Overwrite,
+        history: 0,
     };
     here.send(&greeting).unwrap();
     let (other, there) = Link::pair().unwrap();

@@ -442,6 +442,7 @@ fn it_heeds_notices() {
         registered: false,
         sequence: 0,
         at: 0,
+        skip: 0,
     };
     link.send(&Answer::Welcome(welcome)).unwrap();
     python.says("subscribed");
@@ -572,6 +573,7 @@ fn greet(address: &Address, page: OwnedFd) -> (Link, Answer) {
         trusts: false,
         expects: None,
         overflow: Overflow::Block,
+        history: 0,
     };
     link.send(&greeting).unwrap();
     let opening: Opening = link.recv_timeout(PATIENCE).unwrap();

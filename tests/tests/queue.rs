@@ -507,6 +507,7 @@ fn a_message_that_cannot_be_had_ends_its_sender_alone() {
         registered: false,
         sequence: 0,
         at: 0,
+        skip: 0,
     };
     theirs.send(&Answer::Welcome(welcome)).unwrap();
     for (at, word) in [(8, 7), (16, 1), (24, 5)] {

@@ -475,6 +475,7 @@ fn old_and_new() {
                         trusts: false,
                         expects: None,
                         overflow: Overflow::Block,
+                        history: 0,
                     })
                 };
                 let theirs: Opening = link.recv_timeout(PATIENCE).unwrap();

@@ -723,6 +723,7 @@ fn rogue(overflow: Overflow) -> (Subscriber, Shared, Link) {
         registered: false,
         sequence: 0,
         at: 0,
+        skip: 0,
     }))
     .unwrap();
     (connecting.join().unwrap().unwrap(), ring, here)

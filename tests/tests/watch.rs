@@ -465,6 +465,7 @@ fn by_hand(
             registered: false,
             sequence: 0,
             at: 0,
+            skip: 0,
         };
         link.send(&wire::Answer::Welcome(welcome)).unwrap();
         drop(listener);

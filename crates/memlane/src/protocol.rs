@@ -49,6 +49,8 @@ pub(crate) struct GreetingRef<'a> {
     /// What messages have to be; none if they may be anything.
     pub(crate) expects: Option<&'a PayloadType>,
     pub(crate) overflow: Overflow,
+    /// With how many messages it would like to begin that were sent before.
+    pub(crate) history: u64,
 }
 
 /// What becomes of messages that a subscriber has not received when its publisher needs their room
@@ -83,6 +85,7 @@ pub(crate) struct Greeting {
     pub(crate) trusts: bool,
     pub(crate) expects: Option<PayloadType>,
     pub(crate) overflow: Overflow,
+    pub(crate) history: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -133,6 +136,8 @@ pub(crate) struct WelcomeRef<'a> {
     pub(crate) sequence: u64,
     /// The id of the ring in which the start is: 0, or one that there was a notice of.
     pub(crate) at: u32,
+    /// How many messages from the start on are older than it has asked for, and not for it.
+    pub(crate) skip: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,6 +184,7 @@ pub(crate) struct Welcome {
     pub(crate) registered: bool,
     pub(crate) sequence: u64,
     pub(crate) at: u32,
+    pub(crate) skip: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -330,30 +336,34 @@ mod tests {
 
         let bytes = PayloadType::bytes();
         let point = Plain::<[u32; 2]>::describe();
-        let greets = |socket: bool, eventfd: bool, trusts, expects, overflow| GreetingRef {
-            page: one(),
-            doorbell: DoorbellOfferRef {
-                socket: socket.then(one),
-                eventfd: eventfd.then(one),
-            },
-            trusts,
-            expects,
-            overflow,
-        };
+        let greets =
+            |socket: bool, eventfd: bool, trusts, expects, (overflow, history)| GreetingRef {
+                page: one(),
+                doorbell: DoorbellOfferRef {
+                    socket: socket.then(one),
+                    eventfd: eventfd.then(one),
+                },
+                trusts,
+                expects,
+                overflow,
+                history,
+            };
         let greeting = |what, socket, eventfd, trusts, expects, overflow| {
             let greeting = greets(socket, eventfd, trusts, expects, overflow);
             says(what, &PacketRef::Greeting(greeting));
         };
         let what = "greeting: page, no doorbell, no trust, anything, overwrite";
-        greeting(what, false, false, false, None, Overflow::Overwrite);
+        greeting(what, false, false, false, None, (Overflow::Overwrite, 0));
         let what = "greeting: page, no doorbell, no trust, anything, disconnect";
-        greeting(what, false, false, false, None, Overflow::Disconnect);
+        greeting(what, false, false, false, None, (Overflow::Disconnect, 0));
+        let what = "greeting: page, no doorbell, no trust, anything, 9 of history";
+        greeting(what, false, false, false, None, (Overflow::Block, 9));
         let what = "greeting: page, socket, no trust, bytes";
-        greeting(what, true, false, false, Some(&bytes), Overflow::Block);
+        greeting(what, true, false, false, Some(&bytes), (Overflow::Block, 0));
         let what = "greeting: page, socket, eventfd, trust, plain [u32; 2]";
-        greeting(what, true, true, true, Some(&point), Overflow::Block);
+        greeting(what, true, true, true, Some(&point), (Overflow::Block, 0));
 
-        let welcome = |what, capacity, (start, sequence, at), rings, doorbell, registered| {
+        let welcome = |what, capacity, (start, sequence, at, skip), rings, doorbell, registered| {
             let welcome = WelcomeRef {
                 ring: one(),
                 capacity,
@@ -363,21 +373,22 @@ mod tests {
                 registered,
                 sequence,
                 at,
+                skip,
             };
             says(what, &PacketRef::Welcome(welcome));
         };
         welcome(
             "welcome: 1 MiB, start 0, socket rung, no doorbell",
             1 << 20,
-            (0, 0, 0),
+            (0, 0, 0, 0),
             Rings::Socket,
             PublisherDoorbellRef::None,
             false,
         );
         welcome(
-            "welcome: 4 KiB, start 4096 (64), nothing rung, socket",
+            "welcome: 4 KiB, start 4096 (64), skip 5, nothing rung, socket",
             4096,
-            (4096, 64, 0),
+            (4096, 64, 0, 5),
             Rings::Nothing,
             PublisherDoorbellRef::Socket(one()),
             false,
@@ -385,7 +396,7 @@ mod tests {
         welcome(
             "welcome: start 8 (1) in ring 3, eventfds, registered",
             1 << 16,
-            (8, 1, 3),
+            (8, 1, 3, 0),
             Rings::EventFd,
             PublisherDoorbellRef::EventFd(one()),
             true,
@@ -420,14 +431,14 @@ mod tests {
         let pattern = Refusal::Pattern { why: why() };
         refused("refused: pattern, \"no\"", pattern);
         says("offer", &PacketRef::Offer);
-        let greeting = greets(true, false, false, Some(&bytes), Overflow::Block);
+        let greeting = greets(true, false, false, Some(&bytes), (Overflow::Block, 0));
         let what = "client: page, socket, no trust, bytes";
         says(what, &PacketRef::Client(greeting));
-        let greeting = greets(true, false, false, Some(&bytes), Overflow::Block);
+        let greeting = greets(true, false, false, Some(&bytes), (Overflow::Block, 0));
         let requests = 1024;
         let what = "server: page, socket, no trust, bytes, 1024 requests";
         says(what, &PacketRef::Server(ServerRef { greeting, requests }));
-        let greeting = greets(true, false, false, Some(&bytes), Overflow::Block);
+        let greeting = greets(true, false, false, Some(&bytes), (Overflow::Block, 0));
         let what = "watch: page, socket, no trust, bytes";
         says(what, &PacketRef::Watch(greeting));
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use memlane_region::{
-    HeapWords, Words, WordsMut,
+    HeapWords, WordsMut,
     ring::{
         Corrupt, LAP_WORDS, LEFT, LossyReader, NoRoom, Polled, Reader, Record, RingReader,
         RingWriter,

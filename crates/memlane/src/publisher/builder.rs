@@ -35,6 +35,7 @@ pub struct PublisherBuilder {
     spill_bytes: usize,
     when_full: WhenFull,
     ask: Option<Ask>,
+    history: usize,
     pool_bytes: usize,
     max_message: Option<usize>,
     zero: bool,
@@ -56,6 +57,7 @@ impl Default for PublisherBuilder {
             spill_bytes: 0,
             when_full: WhenFull::AsAsked,
             ask: None,
+            history: 0,
             pool_bytes: 64 << 20,
             max_message: None,
             zero: false,
@@ -172,6 +174,35 @@ impl PublisherBuilder {
         decide: impl FnMut(&Lagging) -> Decision + Send + 'static,
     ) -> PublisherBuilder {
         self.ask = Some(Ask::new(decide));
+        self
+    }
+
+    /// Keeps the last so many messages for subscribers who [ask](crate::SubscriberBuilder::history) for them: they begin with those, in
+    /// order, and go on with what is sent then. Default: 0, everybody begins with the next message. Costs a store for each message, with
+    /// and without subscribers.
+    ///
+    /// They are where they were sent: in seven eighths of the ring, and in the pool, as many of them as there is room for. Messages that
+    /// are sent have it first: of long ones fewer are kept, down to none.
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// use memlane::{Publisher, Subscriber};
+    ///
+    /// let mut publisher = Publisher::builder().history(3).unbound()?;
+    /// for number in 0..10_u64 {
+    ///     publisher.send(&number.to_le_bytes())?;
+    /// }
+    /// # publisher.attach(link.0)?;
+    /// // let mut late = Subscriber::builder().history(2).connect("counter")?;
+    /// # let mut late = Subscriber::builder().history(2).over(link.1)?;
+    /// publisher.send(&10_u64.to_le_bytes())?;
+    /// for number in 8..=10_u64 {
+    ///     assert_eq!(late.recv()?.to_vec(), number.to_le_bytes());
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn history(mut self, messages: usize) -> PublisherBuilder {
+        self.history = messages;
         self
     }
 
@@ -399,7 +430,10 @@ impl PublisherBuilder {
         let options = self.memory.with_suffix("-ring").prefault(true);
         let spill = Spill::new(options.clone(), bytes, self.spill_bytes)?;
         let (memory, ring) = Shared::create(options, page_size(), bytes)?;
-        let writer = RingWriter::with_laps(memory, LAPS);
+        let mut writer = RingWriter::with_laps(memory, LAPS);
+        if self.history > 0 {
+            writer.keep(self.history);
+        }
         let roster = writer.roster().clone();
         let terms = Terms {
             ring,

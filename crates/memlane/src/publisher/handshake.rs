@@ -247,7 +247,7 @@ impl Control {
         });
         peer.begin(state.parts().map(|(part, _)| part));
         let joined = match woken {
-            Ok(()) if told => self.roster.join(peer.clone()),
+            Ok(()) if told => self.roster.join_behind(peer.clone(), greeting.history),
             Ok(()) => Err(std::io::ErrorKind::WouldBlock.into()),
             Err(error) => Err(error),
         };
@@ -271,6 +271,7 @@ impl Control {
                     registered: self.terms.registered,
                     sequence: joined.sequence,
                     at: joined.ring,
+                    skip: joined.skip,
                 }))
                 .is_ok()
             }),

@@ -217,6 +217,10 @@ impl Publisher {
     #[inline(never)]
     pub(super) fn make_way(&mut self, need: Need) -> bool {
         self.laggards.again = None;
+        if matches!(need, Need::Chunk(_)) && self.writer.forget() {
+            // What is kept for those who may come gives way to what is sent.
+            return true;
+        }
         if self.spill.rings() == 0 && self.laggards.are_as_asked() && !self.anyone_asks() {
             return false;
         }

@@ -31,6 +31,7 @@ pub struct SubscriberBuilder<T: Trust = Untrusted> {
     pub(crate) max_senders: usize,
     pub(super) membarrier: Option<u64>,
     pub(super) overflow: Overflow,
+    pub(super) history: u64,
     trust: PhantomData<T>,
 }
 
@@ -57,6 +58,7 @@ impl Default for SubscriberBuilder {
             max_senders: 64,
             membarrier: None,
             overflow: Overflow::Block,
+            history: 0,
             trust: PhantomData,
         }
     }
@@ -156,6 +158,14 @@ impl<T: Trust> SubscriberBuilder<T> {
         self
     }
 
+    /// Begins with up to so many messages that were sent before, as far as the publisher has
+    /// [kept](crate::PublisherBuilder::history) them: the last ones, in order, and what comes after them, without a gap. Default: 0,
+    /// with the next message. Whether there were any, [`Message::sequence`](crate::Message::sequence) tells.
+    pub fn history(mut self, messages: u64) -> SubscriberBuilder<T> {
+        self.history = messages;
+        self
+    }
+
     /// Vouches for the publisher: messages are slices ([`Message`](crate::Message) derefs to `[u8]`), and it
     /// may be woken through an eventfd.
     ///
@@ -189,6 +199,7 @@ impl<T: Trust> SubscriberBuilder<T> {
             max_senders: self.max_senders,
             membarrier: self.membarrier,
             overflow: self.overflow,
+            history: self.history,
             trust: PhantomData,
         }
     }

@@ -229,20 +229,25 @@ impl<T: Trust> Handshake<T> {
             None => None,
         };
         let (capacity, at) = (welcome.capacity, welcome.at);
-        let (start, before) = (welcome.start, welcome.sequence);
+        let (start, before, skip) = (welcome.start, welcome.sequence, welcome.skip);
         let (first, ringer) = examine(welcome, builder.max_ring_bytes, T::TRUSTED)?;
+        // Of a ring that could be mapped: it is not that large.
+        if skip > capacity / HEADER * MAX_RINGS as u64 {
+            let why = format!("expected as many messages to skip as fit its rings, got {skip}");
+            return Err(Error::Welcome { why });
+        }
         chunks.rings.begin(first.clone(), capacity as usize);
         let memory = chunks.rings.get(at).map_err(|why| Error::Welcome { why })?;
         let lossy = (builder.overflow == Overflow::Overwrite).then(|| {
             let other = (at != 0).then(|| (at, memory.clone()));
-            Box::new(Lossy::new(first.clone(), other, start, before))
+            Box::new(Lossy::new(first.clone(), other, start, before, skip))
         });
         let signs = Signs::new(builder.liveliness, first.load_word(ALIVE));
         let page = Page::new(mine, ringer, first, link.clone());
-        Ok(Subscriber {
+        let mut subscriber = Subscriber {
             ring: RingReader::new(memory, page, start),
             lossy,
-            first: before,
+            first: before + skip,
             signs,
             chunks,
             sleep,
@@ -263,7 +268,34 @@ impl<T: Trust> Handshake<T> {
             address: None,
             watched: None,
             trust: PhantomData,
-        })
+        };
+        subscriber.skip_older(skip)?;
+        Ok(subscriber)
+    }
+}
+
+impl<T: Trust> Subscriber<T> {
+    /// Releases what is older than it has asked for: all of it was there when it joined.
+    fn skip_older(&mut self, messages: u64) -> Result<(), Error> {
+        if self.lossy.is_some() {
+            // It looks at the sequence of what it finds, at some messages each time. What it finds in the end it keeps, whether
+            // that is a message or why there is none.
+            for _ in 0..messages {
+                let found = self.poll();
+                if !matches!(found, Ok(None)) || self.may_sleep() {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        for skipped in 0..messages {
+            if !matches!(self.poll(), Ok(Some(_))) {
+                let why = format!("expected {messages} messages to skip, got {skipped}");
+                return Err(Error::Welcome { why });
+            }
+            self.ring.release();
+        }
+        Ok(())
     }
 }
 
@@ -290,6 +322,7 @@ pub(crate) struct Prepared {
     trusts: bool,
     expects: Option<PayloadType>,
     overflow: Overflow,
+    history: u64,
 }
 
 impl Prepared {
@@ -303,6 +336,7 @@ impl Prepared {
             trusts: T::TRUSTED,
             expects: builder.expects.clone(),
             overflow: builder.overflow,
+            history: builder.history,
         })
     }
 
@@ -329,6 +363,7 @@ impl Prepared {
             trusts: self.trusts,
             expects: self.expects.as_ref(),
             overflow: self.overflow,
+            history: self.history,
         };
         let greets = match awaits {
             Awaits::Welcome | Awaits::Offer => PacketRef::Greeting(greeting),

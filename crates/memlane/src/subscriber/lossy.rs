@@ -28,6 +28,9 @@ pub(super) struct Lossy {
     lost: Option<(u32, u64)>,
     /// Why it does not know it. If the publisher is honest, it was not told yet: there was no room on the link.
     stranded: Option<ChunkError>,
+    /// The first message that is for it, and how many it has had from there on.
+    from: u64,
+    kept: u64,
 }
 
 impl Lossy {
@@ -37,6 +40,7 @@ impl Lossy {
         other: Option<(u32, Remote)>,
         start: u64,
         sequence: u64,
+        skip: u64,
     ) -> Lossy {
         let mut reader = LossyReader::new(first, LAPS, start, sequence);
         if let Some((id, memory)) = other {
@@ -46,6 +50,8 @@ impl Lossy {
             reader,
             lost: None,
             stranded: None,
+            from: sequence + skip,
+            kept: 0,
             buffer: Vec::new(),
             taken: None,
             broken: None,
@@ -70,7 +76,8 @@ impl Lossy {
         self.stranded = None;
         for _ in 0..ATTEMPTS {
             let taken = match self.reader.poll(self.buffer.as_mut_bytes())? {
-                Polled::Message(taken) => taken,
+                Polled::Message(taken) if taken.sequence < self.from => continue,
+                Polled::Message(taken) => taken.since(self.from),
                 Polled::Longer(len) => {
                     self.grow(len);
                     continue;
@@ -96,6 +103,7 @@ impl Lossy {
                     }
                 },
             };
+            self.kept += 1;
             self.taken = Some((taken, held));
             return Ok(Some(Next::Taken));
         }
@@ -187,6 +195,7 @@ impl Lossy {
 
     /// How many messages were missed.
     pub(super) fn missed(&self) -> u64 {
-        self.reader.missed()
+        let behind = self.reader.sequence().saturating_sub(self.from);
+        behind.saturating_sub(self.kept)
     }
 }

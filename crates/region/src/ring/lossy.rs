@@ -43,6 +43,17 @@ pub struct Taken {
     pub record: Record,
 }
 
+impl Taken {
+    /// The same, of which what was missed before message `sequence` does not count.
+    pub fn since(self, sequence: u64) -> Taken {
+        let first = self.sequence.saturating_sub(self.missed).max(sequence);
+        Taken {
+            missed: self.sequence.saturating_sub(first),
+            ..self
+        }
+    }
+}
+
 /// A word that no honest writer stores for lossy readers. The lane is of no use any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LossyError {
