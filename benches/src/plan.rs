@@ -44,7 +44,8 @@ impl Plan {
     fn groups_of(&self, benchmark: Benchmark) -> Vec<Group> {
         use Benchmark::{
             Access, Blocking, Cost, CostFollowed, Fanout, Footprint, Fresh, FreshSent, HandOver,
-            Latency, Paced, Pooled, PooledPages, Readers, Setup, Throughput, Tokio, Touch,
+            Latency, Paced, Pooled, PooledPages, Readers, Requests, RequestsAsleep, Setup,
+            Throughput, Tokio, Touch,
         };
         use Contender::{
             AsyncFd, AsyncFdOnce, Bare, CacheLine, EightReaders, Eventfd, EventfdEpoll,
@@ -61,7 +62,15 @@ impl Plan {
         if !apart
             && matches!(
                 benchmark,
-                Latency | Throughput | Fanout | Readers | Access | Touch | Paced | CostFollowed
+                Latency
+                    | Throughput
+                    | Fanout
+                    | Readers
+                    | Access
+                    | Touch
+                    | Paced
+                    | CostFollowed
+                    | Requests
             )
         {
             return vec![];
@@ -126,6 +135,20 @@ impl Plan {
                 MemlaneMembarrier,
             ],
             Tokio => &[AsyncFd, AsyncFdOnce, MemlaneTrusting, UnixStream, Memlane],
+            Requests => &[
+                Memlane,
+                MemlaneTrusting,
+                Contender::Requests,
+                Contender::RequestsTrusting,
+            ],
+            RequestsAsleep => &[
+                Eventfd,
+                EventfdEpoll,
+                MemlaneTrusting,
+                Contender::RequestsTrusting,
+                Memlane,
+                Contender::Requests,
+            ],
         };
         let group = |label: String, size: usize, iterations: u64, cores: Vec<usize>| {
             let iterations = if self.quick {
@@ -261,6 +284,13 @@ impl Plan {
                 let one_core = group("one core".into(), 8, 8_000_000, vec![first, first]);
                 let two_cores =
                     apart.then(|| group("two cores".into(), 8, 8_000_000, vec![first, second]));
+                two_cores.into_iter().chain([one_core]).collect()
+            }
+            Requests => sized(&[(64, 200_000)]),
+            RequestsAsleep => {
+                let one_core = group("one core".into(), 64, 50_000, vec![first, first]);
+                let two_cores =
+                    apart.then(|| group("two cores".into(), 64, 20_000, vec![first, second]));
                 two_cores.into_iter().chain([one_core]).collect()
             }
             CostFollowed => sized(&[(8, 8_000_000)]),

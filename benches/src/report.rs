@@ -255,6 +255,31 @@ fn layout(benchmark: Benchmark) -> Layout {
             differences: &[],
             best: Best::Least,
         },
+        Benchmark::Requests => Layout {
+            title: "Requests of 64 B and replies of 64 B, both poll: whole turns, beside messages one way, half of a turn. Ratios: less is better; target 3x.",
+            key: "payload",
+            columns: ONE_WAY,
+            ratios: &[
+                ("p50 / one way", "p50", one_way),
+                ("p99 / one way", "p99", one_way),
+                ("mean / one way", "mean", one_way),
+            ],
+            differences: &[],
+            best: Best::Least,
+        },
+        Benchmark::RequestsAsleep => Layout {
+            title: "Requests of 64 B and replies of 64 B, both sleep: whole turns, as of bare wake-ups. Ratios: less is better; target 1.1x.",
+            key: "on",
+            columns: ONE_WAY_ASLEEP,
+            ratios: &[
+                ("p50 / epoll", "p50", |_| &[Contender::EventfdEpoll]),
+                ("mean / epoll", "mean", |_| &[Contender::EventfdEpoll]),
+                ("p50 / eventfd", "p50", |_| &[Contender::Eventfd]),
+                ("p50 / messages", "p50", one_way),
+            ],
+            differences: &[],
+            best: Best::Least,
+        },
         Benchmark::Setup => Layout {
             title: "Set-up: from before connect until the first message has been received. Ratios: less is better.",
             key: "message",
@@ -346,6 +371,14 @@ fn same_loop_over_plain(contender: Contender) -> &'static [Contender] {
     match contender {
         Contender::PlainCopy | Contender::LiveCopy | Contender::Loan => &[Contender::PlainCopy],
         _ => &[Contender::Plain],
+    }
+}
+
+/// A message on the same terms.
+fn one_way(contender: Contender) -> &'static [Contender] {
+    match contender {
+        Contender::Memlane | Contender::Requests => &[Contender::Memlane],
+        _ => &[Contender::MemlaneTrusting],
     }
 }
 

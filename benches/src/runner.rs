@@ -18,7 +18,7 @@ use crate::control::{Control, Report};
 use crate::measure::stream;
 use crate::metrics::Metrics;
 use crate::task::{Benchmark, Task};
-use crate::{references, regions, shared, waiting, worker};
+use crate::{references, regions, requests, shared, waiting, worker};
 
 /// A worker and the line to it. Dropping it ends it.
 #[derive(Debug)]
@@ -133,6 +133,8 @@ fn run_together(task: &Task, patience: Duration) -> Result<Metrics> {
 fn provision(task: &Task) -> Result<Vec<Vec<OwnedFd>>> {
     if Benchmark::REGIONS.contains(&task.benchmark) {
         regions::provision(task)
+    } else if requests::is_about(task.benchmark) {
+        requests::provision(task)
     } else if waiting::is_about(task.benchmark) {
         waiting::provision(task)
     } else {
@@ -181,7 +183,9 @@ fn combine(task: &Task, workers: &[Worker]) -> Result<Metrics> {
         | Benchmark::Touch
         | Benchmark::Readers
         | Benchmark::HandOver
-        | Benchmark::Tokio => all[0].clone(),
+        | Benchmark::Tokio
+        | Benchmark::Requests
+        | Benchmark::RequestsAsleep => all[0].clone(),
         Benchmark::Paced => all[1].clone(),
         // The reader tells how it has slept.
         Benchmark::Cost | Benchmark::CostFollowed => all[0].clone().merge("reader", &all[1]),

@@ -43,6 +43,10 @@ pub enum Benchmark {
     CostFollowed,
     /// Ping-pong between two tasks that sleep while they wait, each in a tokio runtime of one thread.
     Tokio,
+    /// A request and its reply, both sides polling.
+    Requests,
+    /// A request and its reply, both sides asleep while they wait.
+    RequestsAsleep,
 }
 
 impl Benchmark {
@@ -67,6 +71,9 @@ impl Benchmark {
         Self::Touch,
         Self::HandOver,
     ];
+
+    /// Those about requests and replies.
+    pub const REQUESTS: &[Self] = &[Self::Requests, Self::RequestsAsleep];
 
     /// Those about waiting and waking.
     pub const WAITING: &[Self] = &[
@@ -180,6 +187,10 @@ pub enum Contender {
     AsyncFdOnce,
     /// tokio's `UnixStream`.
     UnixStream,
+    /// memlane's client and server, between processes that do not trust each other.
+    Requests,
+    /// The same between processes that do.
+    RequestsTrusting,
 }
 
 impl Contender {
@@ -197,6 +208,8 @@ impl Contender {
                 | Self::MemlaneBatch16
                 | Self::MemlaneBatch64
                 | Self::MemlaneMembarrier
+                | Self::Requests
+                | Self::RequestsTrusting
         ) || self.readers().is_some()
     }
 

@@ -14,7 +14,7 @@ use crate::path::Spin;
 use crate::references::cache_line::CacheLine;
 use crate::shared::Mapping;
 use crate::task::{Benchmark, Task};
-use crate::{candidate, machine, references, regions, waiting};
+use crate::{candidate, machine, references, regions, requests, waiting};
 
 /// The first argument of a worker, by which the executable knows that it is one.
 pub const MARK: &str = "worker";
@@ -112,6 +112,8 @@ impl Session {
     fn measure(&mut self) -> Result<Metrics> {
         let metrics = if Benchmark::REGIONS.contains(&self.task.benchmark) {
             regions::run(self)
+        } else if requests::is_about(self.task.benchmark) {
+            requests::run(self)
         } else if waiting::is_about(self.task.benchmark) {
             waiting::run(self)
         } else if self.task.contender.is_candidate() {
