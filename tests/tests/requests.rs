@@ -590,6 +590,41 @@ fn a_flood_of_requests_makes_room_for_its_replies() {
 }
 
 #[test]
+fn replies_may_spill() {
+    let _scene = Scene::new();
+    let (ours, theirs) = Link::pair().unwrap();
+    let (said, hear) = std::sync::mpsc::channel();
+    let serving = thread::spawn(move || {
+        let mut server = Server::builder()
+            .replies(Publisher::builder().ring_bytes(4096).spill_bytes(60 << 12))
+            .unbound()
+            .unwrap();
+        server.attach(ours).unwrap();
+        // All of them, though the client receives none of it before that.
+        for number in 0..150_u64 {
+            let mut request = server.recv().unwrap();
+            let mut reply = [0; 1000];
+            fill(number, &mut reply);
+            request.try_reply(&reply).unwrap();
+        }
+        said.send(()).unwrap();
+        wait_until("the client has left", || {
+            let _ = server.try_recv();
+            server.clients() == 0
+        });
+        assert_eq!(server.stats().evicted, 0);
+    });
+    let mut client = Client::builder().over(theirs).unwrap();
+    let calls: Vec<_> = (0..150).map(|_| client.send(b"").unwrap()).collect();
+    let () = hear.recv().unwrap();
+    for (number, call) in calls.into_iter().enumerate() {
+        check(number as u64, &client.wait(call).unwrap().to_vec());
+    }
+    drop(client);
+    serving.join().unwrap();
+}
+
+#[test]
 fn the_wrong_counterpart_is_told_what_is_there() {
     let scene = Scene::new();
     let mut server = Server::bind_at(&scene);

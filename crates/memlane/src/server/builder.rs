@@ -41,7 +41,8 @@ impl<T: Trust> ServerBuilder<T> {
         }
     }
 
-    /// How the lanes of replies are made, one for each client: its ring (default: 64 KiB), its pool, the longest reply.
+    /// How the lanes of replies are made, one for each client: its ring (default: 64 KiB), its pool, the longest reply. With
+    /// [`spill_bytes`](PublisherBuilder::spill_bytes), so much is kept for a client that is slow before it is waited for.
     /// What is not of the lanes themselves (who waits how, and for how long, and who may) is said by the options here.
     pub fn replies(mut self, lane: PublisherBuilder) -> ServerBuilder<T> {
         self.replies = lane.like(&self.replies);
