@@ -16,12 +16,15 @@
 //! received unless it is empty: send the count instead. Types that need a self-describing format (`#[serde(untagged)]`,
 //! `#[serde(flatten)]`, `serde_json::Value`) cannot be decoded, as with bincode itself.
 
+mod carried;
 mod decode;
 
 use bincode::config::{self, Configuration};
 use bincode::enc::write::Writer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+pub use carried::{append_carrying, decode_carried, encode_carrying};
 
 /// Levels of nesting that [`decode`] follows: structs, sequences, enums, options and boxes within one another.
 pub const MAX_DEPTH: usize = 128;
@@ -46,6 +49,17 @@ pub enum EncodeError {
         /// Bytes of the value up to where it stopped.
         size: usize,
     },
+    /// The value has more descriptors than allowed.
+    #[error("{count} descriptors are more than the {limit} allowed")]
+    TooManyDescriptors {
+        /// Descriptors in the value.
+        count: usize,
+        /// Descriptors allowed.
+        limit: usize,
+    },
+    /// A descriptor of the value could not be duplicated.
+    #[error("cannot duplicate a descriptor to be sent: {0}")]
+    Descriptor(std::io::Error),
     /// The value's own `Serialize`, or bincode, refused.
     #[error("{0}")]
     Refused(String),
@@ -78,6 +92,17 @@ pub enum DecodeError {
     /// The value nests too deeply.
     #[error("the value nests deeper than {MAX_DEPTH} levels")]
     Depth,
+    /// A descriptor is missing, named twice, of another kind than its place asks for, or not taken from this peer.
+    #[error("{0}")]
+    Descriptor(String),
+    /// More descriptors came than the value names.
+    #[error("{received} descriptors came, and the value has {taken}")]
+    SurplusDescriptors {
+        /// Descriptors that came.
+        received: usize,
+        /// Descriptors in the value.
+        taken: usize,
+    },
     /// The bytes are no value of the type, or its own `Deserialize` refused.
     #[error("{0}")]
     Refused(String),

@@ -16,7 +16,7 @@ use serde::ser::{Serialize, Serializer};
 
 use crate::dispose::{dispose, dispose_within};
 
-pub use batch::Fds;
+pub use batch::{Fds, WeakFds};
 pub(crate) use scope::{
     Adoption, Descriptors, Fault, Lent, Taken, adoption, fault, note_link, receiving, sending,
 };
@@ -105,6 +105,11 @@ impl Fd {
     /// A socket of this process's own: when dropping it returns, its peer knows, and its name is free.
     pub(crate) fn socket(fd: OwnedFd) -> Fd {
         Fd::new(fd, Origin::Socket)
+    }
+
+    /// Whether it came from a peer, and nobody has looked what it is.
+    fn is_unknown(&self) -> bool {
+        self.origin == Origin::Received
     }
 
     /// Drops it like any other from now on.

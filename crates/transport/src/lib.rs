@@ -82,7 +82,7 @@ pub use address::{Address, AddressError, MAX_NAME};
 pub use connect::who_listens;
 pub use dispose::{MAX_DISPOSERS, dispose};
 pub use error::Error;
-pub use fd::{Fd, FdRef, Fds, SharedFd};
+pub use fd::{Fd, FdRef, Fds, SharedFd, WeakFds};
 pub use limits::Limits;
 pub use link::Link;
 pub use listener::Listener;

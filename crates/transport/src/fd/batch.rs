@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
+use super::Fd;
 use super::scope::{self, Lent};
 use crate::dispose::dispose_all;
 
@@ -36,8 +37,8 @@ use crate::dispose::dispose_all;
 /// assert_eq!(received.len(), 64);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone)]
-pub struct Fds(Arc<Batch>);
+#[derive(Clone, Default)]
+pub struct Fds(Option<Arc<Batch>>);
 
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -57,29 +58,43 @@ impl Batch {
     pub(super) fn as_slice(&self) -> &[OwnedFd] {
         &self.fds
     }
+
+    /// Whether they came from a peer.
+    pub(super) fn is_received(&self) -> bool {
+        self.received
+    }
 }
 
 impl Fds {
     fn local(fds: Vec<OwnedFd>) -> Fds {
         let received = false;
-        Fds(Arc::new(Batch { fds, received }))
+        Fds::of(Batch { fds, received })
+    }
+
+    /// None at all cost no allocation.
+    fn of(batch: Batch) -> Fds {
+        Fds((!batch.fds.is_empty()).then(|| Arc::new(batch)))
+    }
+
+    fn as_slice(&self) -> &[OwnedFd] {
+        self.0.as_ref().map_or(&[], |batch| batch.as_slice())
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.fds.len()
+        self.as_slice().len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.fds.is_empty()
+        self.0.is_none()
     }
 
     /// The descriptors in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'_>> {
-        self.0.fds.iter().map(AsFd::as_fd)
+        self.as_slice().iter().map(AsFd::as_fd)
     }
 
     /// The descriptors themselves, the caller's from now on.
@@ -87,10 +102,80 @@ impl Fds {
     /// # Errors
     /// Gives the batch back when it has a clone, or is part of a message that is just being sent.
     pub fn into_vec(self) -> Result<Vec<OwnedFd>, Fds> {
-        match Arc::try_unwrap(self.0) {
-            Ok(mut batch) => Ok(std::mem::take(&mut batch.fds)),
-            Err(shared) => Err(Fds(shared)),
+        match self.0.map(Arc::try_unwrap) {
+            None => Ok(Vec::new()),
+            Some(Ok(mut batch)) => Ok(std::mem::take(&mut batch.fds)),
+            Some(Err(shared)) => Err(Fds(Some(shared))),
         }
+    }
+}
+
+impl Fds {
+    /// Each descriptor by itself, the caller's from now on. Received ones that are dropped later go to
+    /// [`dispose`](crate::dispose), where those of [`into_vec`](Fds::into_vec) are closed on the spot.
+    ///
+    /// # Errors
+    /// As [`into_vec`](Fds::into_vec).
+    pub fn into_fds(self) -> Result<Vec<Fd>, Fds> {
+        let received = self.0.as_ref().is_some_and(|batch| batch.received);
+        let fds = self.into_vec()?.into_iter();
+        Ok(match received {
+            true => fds.map(Fd::received).collect(),
+            false => fds.map(Fd::from).collect(),
+        })
+    }
+
+    /// Those of a value being encoded, which is borrowed: what it only lends is duplicated, but for a batch that is all there
+    /// is.
+    pub(crate) fn of_value(mut lent: Vec<Lent>) -> std::io::Result<Fds> {
+        if let [Lent::Batch(batch)] = &lent[..] {
+            return Ok(Fds(Some(Arc::clone(batch))));
+        }
+        // If one cannot be duplicated, the others are closed as their kind asks for.
+        let received = lent.iter().any(Lent::is_unknown);
+        let mut batch = Batch {
+            fds: Vec::with_capacity(lent.len()),
+            received,
+        };
+        for lent in lent.drain(..) {
+            match lent {
+                Lent::Own(fd) => batch.fds.push(fd),
+                Lent::Unknown(fd) => batch.fds.push(fd.into()),
+                Lent::Shared(fd) => batch.fds.push(fd.as_fd().try_clone_to_owned()?),
+                Lent::Batch(other) => {
+                    for fd in other.as_slice() {
+                        batch.fds.push(fd.try_clone()?);
+                    }
+                }
+            }
+        }
+        Ok(Fds::of(batch))
+    }
+
+    /// A reference that does not keep them open, by which a batch can be recognised.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakFds {
+        WeakFds(self.0.as_ref().map_or_else(Weak::new, Arc::downgrade))
+    }
+}
+
+/// A batch that is open as long as somebody else has it ([`Fds::downgrade`]).
+#[derive(Clone, Debug)]
+pub struct WeakFds(Weak<Batch>);
+
+impl WeakFds {
+    /// The batch, if it is still there.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Fds> {
+        self.0.upgrade().map(|batch| Fds(Some(batch)))
+    }
+
+    /// Whether that is the batch: `fds`, or what it is a clone of. Never true of another, even when this one is gone.
+    #[must_use]
+    pub fn is(&self, fds: &Fds) -> bool {
+        fds.0
+            .as_ref()
+            .is_some_and(|batch| std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(batch)))
     }
 }
 
@@ -114,7 +199,10 @@ impl fmt::Debug for Fds {
 
 impl Serialize for Fds {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let first = scope::lend_many(self.len(), || Ok(Lent::Batch(Arc::clone(&self.0))))?;
+        let first = match &self.0 {
+            Some(batch) => scope::lend_many(self.len(), || Ok(Lent::Batch(Arc::clone(batch))))?,
+            None => 0,
+        };
         let mut indices = serializer.serialize_seq(Some(self.len()))?;
         for at in 0..self.len() {
             // More than any message takes is refused as a whole.
@@ -161,6 +249,6 @@ impl<'de> Visitor<'de> for Indices {
         if let Some((first, count)) = run {
             scope::take_run(&mut batch.fds, first, count)?;
         }
-        Ok(Fds(Arc::new(batch)))
+        Ok(Fds::of(batch))
     }
 }

@@ -28,6 +28,16 @@ pub(crate) enum Lent {
 }
 
 impl Lent {
+    /// Whether there may be one among them that a peer chose, and that close(2) may wait for.
+    pub(super) fn is_unknown(&self) -> bool {
+        match self {
+            Lent::Own(_) => false,
+            Lent::Unknown(_) => true,
+            Lent::Shared(fd) => fd.is_unknown(),
+            Lent::Batch(batch) => batch.is_received(),
+        }
+    }
+
     fn numbers(&self, numbers: &mut Vec<RawFd>) {
         match self {
             Lent::Shared(fd) => numbers.push(fd.as_fd().as_raw_fd()),
@@ -61,6 +71,11 @@ impl Descriptors {
 
     pub(crate) fn numbers(&self) -> &[RawFd] {
         &self.numbers
+    }
+
+    /// What keeps them open.
+    pub(crate) fn into_lent(self) -> Vec<Lent> {
+        self.held
     }
 
     pub(crate) fn clear(&mut self) {
