@@ -295,6 +295,7 @@ impl<P: Place> Model<P> {
         let mut bytes = vec![0; buffer];
         let polled = lossy.ring.poll(&mut bytes);
         let next = self.sent.get(lossy.sequence as usize).copied();
+        let began = lossy.position;
         let record = match next {
             None => {
                 prop_assert_eq!(polled, Ok(Polled::Empty));
@@ -321,6 +322,7 @@ impl<P: Place> Model<P> {
             sequence: lossy.sequence,
             missed: std::mem::take(&mut lossy.missed.0),
             record,
+            position: began,
         };
         prop_assert_eq!(polled, Ok(Polled::Message(taken)));
         lossy.sequence += 1;

@@ -118,6 +118,7 @@ fn take(reader: &mut LossyReader<Remote>, buffer: &mut [u8], count: &mut Count) 
             sequence,
             missed,
             record: Record::Inline(len),
+            ..
         }) => {
             count.missed += missed;
             assert_eq!(sequence, count.taken + count.missed, "miscounted");

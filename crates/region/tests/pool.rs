@@ -9,12 +9,12 @@ use std::{
 };
 
 use memlane_region::{
-    Error, HeapWords, page_size,
+    Error, HeapWords, WordsMut, page_size,
     pool::{
         Change, ChunkRef, Geometry, HOLD_SLOTS, HoldError, MAX_SEGMENTS, Pool, PoolError,
         PoolOptions, PoolReader, Unresolved,
     },
-    ring::{NoRoom, Record, RingReader, RingWriter},
+    ring::{Carried, LossyReader, NoRoom, Polled, Record, RingReader, RingWriter, TAGS},
 };
 use support::{
     HeapPage, held,
@@ -547,7 +547,6 @@ fn records_of_both_kinds() {
     let corrupt = reader.poll().unwrap_err();
     assert_eq!(reader.poll_record(), Err(corrupt));
     // So is a record of this kind and another length.
-    use memlane_region::WordsMut;
     for header in [16 | 2 << 32, 40 | 2 << 32, 32 | 2 << 32 | 1 << 40] {
         let mut words = HeapWords::new(128);
         words.store(0, header);
@@ -556,6 +555,97 @@ fn records_of_both_kinds() {
         assert_eq!(corrupt.header, header);
         assert_eq!(reader.poll_record(), Err(corrupt));
     }
+}
+
+/// Among others, of both kinds, for readers of both kinds.
+#[test]
+fn messages_with_attachments_say_so() {
+    const LAPS: usize = 256;
+    let words = HeapWords::with_header(4096, 4096);
+    let mut writer: RingWriter<_, HeapPage> = RingWriter::with_laps(words.map(), LAPS);
+    let page = HeapPage::default();
+    let joined = writer.roster().join(page.clone().into()).unwrap();
+    let mut reader = RingReader::new(words.map(), page.clone(), joined.start);
+    let mut lossy = LossyReader::new(words.map(), LAPS, joined.start, joined.sequence);
+    let mut buffer = [0; 64];
+    let cursor = || page.cursor.load(std::sync::atomic::Ordering::Relaxed);
+    for n in 0..1000_u16 {
+        let tag = n * 77 % TAGS;
+        let chunk = ChunkRef::from_words([n.into(), 1 + u64::from(n), 3]);
+        let payload = n.to_ne_bytes().repeat(usize::from(n % 16));
+        let mut expected = vec![Record::Inline(1), Record::Chunk(chunk)];
+        writer.append(&[7]).unwrap();
+        writer.append_chunk(chunk).unwrap();
+        let position = writer.position();
+        writer.reserve(payload.len()).unwrap();
+        writer.write(0, &payload);
+        writer.commit_attached(payload.len(), tag);
+        expected.push(Record::Attached {
+            tag,
+            message: Carried::Inline(payload.len()),
+        });
+        for (at, record) in expected.into_iter().enumerate() {
+            let polled = lossy.poll(&mut buffer).unwrap();
+            let Polled::Message(taken) = polled else {
+                panic!("{polled:?}")
+            };
+            assert_eq!(reader.poll_record(), Ok(Some(record)));
+            assert_eq!((taken.record, taken.position), (record, reader.position()));
+            if at == 2 {
+                assert_eq!(taken.position, position);
+                assert_eq!(buffer[..payload.len()], payload);
+                let mut copy = vec![0; payload.len()];
+                reader.read(0, &mut copy);
+                assert_eq!(copy, payload);
+            }
+            reader.release();
+            // Whoever waits for descriptors to be taken hears of it at once.
+            assert!(at == 0 || cursor() == reader.position());
+        }
+    }
+    // For a reader that knows of no attachments it is nonsense, and stays so.
+    writer.reserve(8).unwrap();
+    writer.commit_attached(8, 1);
+    let corrupt = reader.poll().unwrap_err();
+    assert_eq!(reader.poll_record(), Err(corrupt));
+    // So are a tag without the bit, and what is wrong without it.
+    for header in [
+        16 | 1 << 32 | 2 << 48,
+        16 | 3 << 32 | 1 << 48,
+        16 | 2 << 32 | 1 << 48,
+        17 | 1 << 32 | 1 << 48,
+    ] {
+        let mut words = HeapWords::new(128);
+        words.store(0, header);
+        let mut reader = RingReader::new(words, HeapPage::default(), 0);
+        let corrupt = reader.poll_record().unwrap_err();
+        assert_eq!(corrupt.header, header);
+        assert_eq!(reader.poll_record(), Err(corrupt));
+    }
+}
+
+/// In a chunk, with a pool that keeps account of it.
+#[test]
+fn a_loan_is_sent_with_attachments() {
+    const NAME: &str = "pool-attached";
+    let (mut pool, mut ring, mut sides, _) = lane(NAME, PoolOptions::new(1 << 20), 1);
+    let mut loan = pool.loan(5, &mut ring).unwrap();
+    loan.copy_from_slice(b"hello");
+    let sent = pool.send_with(loan, Some(TAGS - 1), &mut ring).unwrap();
+    let side = &mut sides[0];
+    let changes = pool.take_changes();
+    side.follow(&pool, &changes);
+    let record = Record::Attached {
+        tag: TAGS - 1,
+        message: Carried::Chunk(sent),
+    };
+    assert_eq!(side.ring.poll_record(), Ok(Some(record)));
+    let mut copy = [0; 5];
+    side.chunks.resolve(sent).unwrap().read(0, &mut copy);
+    assert_eq!(&copy, b"hello");
+    side.ring.release();
+    drop((pool, ring, sides));
+    assert_eq!(held(NAME), (0, 0));
 }
 
 #[test]

@@ -178,7 +178,27 @@ impl Pool {
     #[inline]
     pub fn send<M: WordsMut, R: Reader>(
         &mut self,
+        loan: Loan,
+        ring: &mut RingWriter<M, R>,
+    ) -> Result<ChunkRef, Unsent> {
+        self.send_with(loan, None, ring)
+    }
+
+    /// [`send`](Pool::send), with attachments that have gone to the readers by now, if any: they find those by the record's
+    /// [position](RingWriter::position) and this tag, which is below [`TAGS`](crate::ring::TAGS).
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Pool::send).
+    ///
+    /// # Panics
+    ///
+    /// As [`send`](Pool::send).
+    #[inline]
+    pub fn send_with<M: WordsMut, R: Reader>(
+        &mut self,
         mut loan: Loan,
+        tag: Option<u16>,
         ring: &mut RingWriter<M, R>,
     ) -> Result<ChunkRef, Unsent> {
         if let Err(why) = ring.reserve(ChunkRef::LEN) {
@@ -205,7 +225,7 @@ impl Pool {
             sequence: self.sequence,
             len: len as u64,
         };
-        let appended = ring.append_chunk(named);
+        let appended = ring.append_chunk_with(named, tag);
         debug_assert!(appended.is_ok(), "it was reserved");
         Ok(named)
     }

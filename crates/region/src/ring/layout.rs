@@ -18,6 +18,12 @@ pub(super) const KIND_NONE: u64 = u64::MAX;
 const KIND_SHIFT: u32 = 32;
 const SLACK_SHIFT: u32 = 40;
 
+/// From here on a header says whether its message has attachments (this bit), and by which tag they are known (the others).
+const ATTACHED_SHIFT: u32 = 48;
+
+/// Tags of attachments are below this.
+pub const TAGS: u16 = 1 << 15;
+
 /// The most bytes that padding leaves unused: the payload's up to the next word, and words up to a line.
 const MAX_SLACK: u64 = LINE + 7;
 
@@ -83,6 +89,23 @@ pub(super) fn header(kind: u64, advance: u64, len: usize) -> u64 {
     advance | kind << KIND_SHIFT | slack << SLACK_SHIFT
 }
 
+/// What to add to a kind, for a message with attachments that are known by this tag.
+pub(super) fn attached(tag: u16) -> u64 {
+    debug_assert!(tag < TAGS, "{tag} is no tag");
+    (1 | u64::from(tag) << 1) << (ATTACHED_SHIFT - KIND_SHIFT)
+}
+
+/// The tag of a header's attachments, if it has some, and the header without.
+pub(super) fn split(header: u64) -> (Option<u16>, u64) {
+    let attached = header >> ATTACHED_SHIFT;
+    if attached & 1 == 0 {
+        // What else is there, if anything, is wrong.
+        return (None, header);
+    }
+    let tag = (attached >> 1) as u16;
+    (Some(tag), header & ((1 << ATTACHED_SHIFT) - 1))
+}
+
 /// What a header that is not 0 says, if it is of this kind: the advance and the length of the payload, in a
 /// ring where records are at most `max` bytes long. `None` if no writer writes it.
 #[inline(always)]
@@ -138,6 +161,8 @@ mod tests {
         KIND_SWITCH,
         KIND_SHIFT,
         SLACK_SHIFT,
+        ATTACHED_SHIFT,
+        TAGS,
         MAX_SLACK,
         LINE
     );
@@ -154,6 +179,11 @@ mod tests {
         let chunk = header(KIND_CHUNK, 32, 24);
         assert!(says("header(KIND_CHUNK, 32, 24)", chunk), "{chunk}");
         assert!(says("switch(2)", switch(2)), "{}", switch(2));
+        let attached = header(KIND_INLINE | attached(3), 32, 20);
+        assert!(
+            says("header(KIND_INLINE, 32, 20), tag 3", attached),
+            "{attached}"
+        );
         for capacity in [4096, 1 << 20] {
             let max = max_payload(capacity) as u64;
             assert!(says(&format!("max_payload({capacity})"), max), "{max}");
@@ -233,6 +263,22 @@ mod tests {
         }
         assert_eq!(parse_switch(0), None);
         assert_eq!(parse_switch(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_tag_is_beside_the_rest_of_a_header() {
+        for kind in [KIND_INLINE, KIND_CHUNK] {
+            let plain = header(kind, 32, 24);
+            assert_eq!(split(plain), (None, plain));
+            for tag in [0, 1, 2, 0x5555, TAGS - 1] {
+                let tagged = header(kind | attached(tag), 32, 24);
+                assert_eq!(split(tagged), (Some(tag), plain), "{tagged:#x}");
+                // Readers who know nothing of attachments take no such message for one without.
+                assert_eq!(parse(tagged, kind, 1024), None, "{tagged:#x}");
+            }
+        }
+        // A tag of nothing is nonsense, and stays that.
+        assert_eq!(split(2 << 48 | 1), (None, 2 << 48 | 1));
     }
 
     #[test]

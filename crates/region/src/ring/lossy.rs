@@ -1,10 +1,9 @@
 use super::{
     laps::{Anchor, LapWords},
-    layout::{self, Corrupt, HEADER, KIND_CHUNK, KIND_INLINE},
-    reader::Record,
+    layout::{self, Corrupt, HEADER, KIND_INLINE},
+    reader::{Carried, Record, special},
 };
 use crate::{
-    pool::ChunkRef,
     primitive::{Ordering, fence},
     words::Words,
 };
@@ -41,6 +40,8 @@ pub struct Taken {
     pub missed: u64,
     /// Where it is: at the beginning of the buffer, or in a chunk.
     pub record: Record,
+    /// Where its record began: bytes since the ring began.
+    pub position: u64,
 }
 
 impl Taken {
@@ -223,6 +224,7 @@ impl<M: Words> LossyReader<M> {
                         sequence: self.sequence,
                         missed: std::mem::take(&mut self.untold),
                         record,
+                        position: self.position,
                     };
                     self.position = self.position.wrapping_add(advance);
                     self.sequence = self.sequence.wrapping_add(1);
@@ -295,24 +297,33 @@ impl<M: Words> LossyReader<M> {
                 let record = Record::Inline(len);
                 Found::Record { advance, record }
             }
-            None => self.chunk(header),
+            None => self.special(header, buffer),
         }
     }
 
-    /// The chunk that the record with this header names. Its words are loaded once.
+    /// The record with this header: in a chunk, or one of those with attachments.
     #[inline(never)]
-    fn chunk(&self, header: u64) -> Found {
-        let Some((advance, ChunkRef::LEN)) = layout::parse(header, KIND_CHUNK, self.max) else {
+    fn special(&self, header: u64, buffer: &mut [u8]) -> Found {
+        let word = |at: u64| {
+            self.records()
+                .load(self.position.wrapping_add(HEADER + 8 * at))
+        };
+        let Some((advance, record)) = special(header, self.max, word) else {
             return match layout::parse_switch(header) {
                 Some(ring) => Found::Switch(ring),
                 None => Found::Nonsense(header),
             };
         };
-        let word = |at: u64| {
-            self.records()
-                .load(self.position.wrapping_add(HEADER + 8 * at))
-        };
-        let record = Record::Chunk(ChunkRef::from_words([word(0), word(1), word(2)]));
+        if let Record::Attached {
+            message: Carried::Inline(len),
+            ..
+        } = record
+        {
+            let Some(payload) = buffer.get_mut(..len) else {
+                return Found::Longer(len);
+            };
+            self.records().read(self.position, HEADER as usize, payload);
+        }
         Found::Record { advance, record }
     }
 

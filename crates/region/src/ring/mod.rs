@@ -21,6 +21,10 @@
 //! A record of another kind carries no message but says where it is: in a chunk of the writer's
 //! [`pool`](crate::pool).
 //!
+//! A message may have *attachments*, descriptors, which the ring cannot carry: its header says so, and has a tag that changes
+//! from one attempt to the next. Writer and readers pass them on as they like, with the record's position and that tag, before the
+//! record is committed. What was passed on for a record that did not come about is known by that.
+//!
 //! # Back-pressure
 //!
 //! A [`RingReader`] loses nothing. It keeps its position to itself and exports it, as the bytes released since it
@@ -109,9 +113,9 @@ mod writer;
 
 pub use laps::LAP_WORDS;
 pub(crate) use laps::STREAMED;
-pub use layout::{Corrupt, end, max_payload};
+pub use layout::{Corrupt, TAGS, end, max_payload};
 pub use lossy::{LossyError, LossyReader, Polled, Taken};
-pub use reader::{CursorPage, Record, RingReader};
+pub use reader::{Carried, CursorPage, Record, RingReader};
 pub use roster::{Joined, LEFT, Reader, Roster};
 pub use spill::Laggard;
 pub use writer::{NoRoom, RingWriter};

@@ -30,6 +30,43 @@ pub enum Record {
     Inline(usize),
     /// The message is in this chunk of the writer's pool, if the writer is honest.
     Chunk(ChunkRef),
+    /// A message with attachments, which have gone another way: they are known by the record's position and this tag.
+    Attached {
+        /// Below [`TAGS`](super::TAGS).
+        tag: u16,
+        /// The message.
+        message: Carried,
+    },
+}
+
+/// Where a message with attachments is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// In the record: the length of its payload, in bytes.
+    Inline(usize),
+    /// In this chunk of the writer's pool, if the writer is honest.
+    Chunk(ChunkRef),
+}
+
+/// What a header says that is not one of an inline record: the advance to the next, and what the record is, whose words are
+/// loaded with `word`, once each. `None` if no writer writes it.
+pub(super) fn special(header: u64, max: u64, word: impl Fn(u64) -> u64) -> Option<(u64, Record)> {
+    let (tag, plain) = layout::split(header);
+    let chunk = || ChunkRef::from_words([word(0), word(1), word(2)]);
+    let (advance, message) = match (layout::parse(plain, layout::KIND_CHUNK, max), tag) {
+        (Some((advance, ChunkRef::LEN)), _) => (advance, Carried::Chunk(chunk())),
+        (None, Some(_)) => {
+            let (advance, len) = layout::parse(plain, layout::KIND_INLINE, max)?;
+            (advance, Carried::Inline(len))
+        }
+        _ => return None,
+    };
+    let record = match (tag, message) {
+        (Some(tag), message) => Record::Attached { tag, message },
+        (None, Carried::Chunk(chunk)) => Record::Chunk(chunk),
+        (None, Carried::Inline(len)) => Record::Inline(len),
+    };
+    Some((advance, record))
 }
 
 /// A reader of a ring: its own position over the writer's memory.
@@ -43,7 +80,7 @@ pub struct RingReader<M, P> {
     /// The cursor is exported at least every so many bytes.
     step: u64,
     /// The cursor is exported once so many bytes are released: `step`, or 0 if a chunk is among them, which its
-    /// owner's pool may be short of.
+    /// owner's pool may be short of, or a message with attachments.
     due: u64,
     /// The longest record there can be.
     max: u64,
@@ -100,7 +137,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     /// # Errors
     ///
     /// [`Corrupt`] if the header makes no sense, from then on always. For a reader that uses this method, a
-    /// record that names a chunk makes no sense.
+    /// record that names a chunk, or has attachments, makes no sense.
     #[inline(always)]
     pub fn poll(&mut self) -> Result<Option<usize>, Corrupt> {
         self.poll_or(|reader, header| reader.end_or_corrupt(header).map(|()| None))
@@ -116,14 +153,14 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     /// [`Corrupt`] if the header makes no sense, from then on always.
     #[inline(always)]
     pub fn poll_record(&mut self) -> Result<Option<Record>, Corrupt> {
-        let mut chunk = None;
+        let mut special = None;
         let found = self.poll_or(|reader, header| {
-            chunk = reader.chunk(header)?;
-            Ok(chunk.and(Some(0)))
+            special = reader.special(header)?;
+            Ok(special.and(Some(0)))
         })?;
-        Ok(match chunk {
+        Ok(match special {
             None => found.map(Record::Inline),
-            Some(chunk) => Some(Record::Chunk(chunk)),
+            special => special,
         })
     }
 
@@ -152,24 +189,25 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         }
     }
 
-    /// The chunk that the record with this header names. Its words are loaded once.
+    /// The record with this header, which is none of those that have but a payload.
     #[inline(never)]
-    fn chunk(&mut self, header: u64) -> Result<Option<ChunkRef>, Corrupt> {
+    fn special(&mut self, header: u64) -> Result<Option<Record>, Corrupt> {
         // Not `KIND_INLINE` any more once a header was wrong.
         let found = (self.kind == layout::KIND_INLINE)
-            .then(|| layout::parse(header, layout::KIND_CHUNK, self.max))
+            .then(|| {
+                special(header, self.max, |at| {
+                    let at = self.position.wrapping_add(HEADER + 8 * at);
+                    self.memory.load(at)
+                })
+            })
             .flatten();
-        let Some((advance, ChunkRef::LEN)) = found else {
+        let Some((advance, record)) = found else {
             return self.end_or_corrupt(header).map(|()| None);
         };
         self.advance = advance;
+        // Chunks and descriptors are what a writer may be short of.
         self.due = 0;
-        let word = |at: u64| {
-            self.memory
-                .load(self.position.wrapping_add(HEADER + 8 * at))
-        };
-        let words = [word(0), word(1), word(2)];
-        Ok(Some(ChunkRef::from_words(words)))
+        Ok(Some(record))
     }
 
     /// What a header says that is no record's: that the ring ends here, or nothing that makes sense.

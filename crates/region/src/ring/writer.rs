@@ -201,6 +201,22 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.commit_until(KIND_INLINE, end, len);
     }
 
+    /// Commits the record being written, as [`commit`](RingWriter::commit) does, as a message with attachments. They have
+    /// gone to the readers by now, who find them by the record's [`position`](RingWriter::position) and `tag`, which is below
+    /// [`TAGS`](super::TAGS).
+    ///
+    /// # Panics
+    ///
+    /// If there is no room for that: it was not reserved.
+    pub fn commit_attached(&mut self, len: usize, tag: u16) {
+        let end = layout::end(self.position, len);
+        assert!(
+            end + HEADER <= self.limit,
+            "committed more than was reserved"
+        );
+        self.commit_until(KIND_INLINE | layout::attached(tag), end, len);
+    }
+
     /// Reserves, writes and commits a whole payload.
     ///
     /// # Errors
@@ -231,12 +247,22 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     ///
     /// [`NoRoom`]; nothing has changed then.
     pub fn append_chunk(&mut self, chunk: ChunkRef) -> Result<(), NoRoom> {
+        self.append_chunk_with(chunk, None)
+    }
+
+    /// [`append_chunk`](RingWriter::append_chunk), with attachments that are known by this tag, if any.
+    pub(crate) fn append_chunk_with(
+        &mut self,
+        chunk: ChunkRef,
+        tag: Option<u16>,
+    ) -> Result<(), NoRoom> {
         let len = ChunkRef::LEN;
         self.reserve(len)?;
         for (at, word) in (HEADER..).step_by(8).zip(chunk.to_words()) {
             self.memory.store(self.position + at, word);
         }
-        self.commit_until(KIND_CHUNK, layout::end(self.position, len), len);
+        let kind = KIND_CHUNK | tag.map_or(0, layout::attached);
+        self.commit_until(kind, layout::end(self.position, len), len);
         Ok(())
     }
 
