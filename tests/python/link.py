@@ -7,7 +7,7 @@ import struct
 
 VERSION = 4
 # Of a lane's messages.
-MAX_BODY, MAX_DESCRIPTORS = 4096, 4
+MAX_BODY, MAX_DESCRIPTORS = 4096, 16
 # Seals, as in fcntl(2).
 SEAL, SHRINK, GROW, FUTURE_WRITE = 1, 2, 4, 16
 

@@ -4,7 +4,7 @@
 It is there to keep those two documents true: tests/tests/python.rs runs it against the lanes of the Rust crates. It needs
 nothing but Python 3.10, Linux and x86-64, and trusts nobody it talks to.
 
-    memlane.py subscribe PATH [EXPECTS]   prints a line for each message: its length and CRC-32
+    memlane.py subscribe PATH [EXPECTS]   prints a line for each message: its length and CRC-32, and what its attachments say
     memlane.py receive PATH               the same, of all senders of a queue that it binds
     memlane.py publish PATH               sends what standard input says: a line for each message, "SEED LENGTH"
     memlane.py offer PATH                 the same, as a sender to a queue
@@ -42,15 +42,20 @@ def bind(path):
     return listener
 
 
-def got(message):
-    say(len(message), zlib.crc32(message))
+def got(message, attachments=None):
+    """With attachments come the first bytes of each: they are files."""
+    contents = []
+    for descriptor in attachments or ():
+        contents.append(os.pread(descriptor, 64, 0).decode())
+        os.close(descriptor)
+    say(len(message), zlib.crc32(message), *contents)
 
 
 def subscribe(path, expects=None):
     subscriber = Subscriber(connect(path), expects)
     say("subscribed")
     while (message := subscriber.receive()) is not None:
-        got(message)
+        got(message, subscriber.attachments)
     say("ended", subscriber.reason)
     say("slept", subscriber.sleeps)
 
@@ -62,7 +67,7 @@ def receive(path):
         for lane in list(lanes):
             try:
                 while (message := lane.try_receive()) is not None:
-                    got(message)
+                    got(message, lane.attachments)
                 over = lane.reason if lane.ended and lane.header() == 0 else None
             except Violation as violation:
                 over = violation

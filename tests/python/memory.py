@@ -20,8 +20,9 @@ from link import FUTURE_WRITE, GROW, SEAL, SHRINK, expect, sealed
 
 PAGE = mmap.PAGESIZE
 # Indices of words: in the publisher's page, and in the subscriber's.
-WANTED, CURSOR, ARMED = 0, 0, 16
+WANTED, CURSOR, ARMED, TAKEN = 0, 0, 16, 32
 CARRIED, LEFT, LAST_START = 1 << 63, (1 << 64) - 1, 1 << 62
+A_SLOT = (1 << 64) - 1
 INLINE, CHUNK, SWITCH, MAX_SLACK, MAX_SEGMENTS, MAX_RINGS = 1, 2, 3, 71, 128, 64
 
 _fence = threading.Lock()

@@ -81,6 +81,7 @@ class Publisher:
             expected = payload(packet) if packet.byte(2, "an option") else "bytes"
             overwrite = packet.byte(3, "what becomes of records") == 1
             packet.number()  # It has no history.
+            packet.number()  # Attachments that it takes; here are none.
             packet.end()
         if expected != "bytes":
             return self.refuse(link, 5, "bytes", expected)

@@ -6,6 +6,7 @@ import struct
 
 from link import VERSION, HungUp, Refused, Violation, expect, number, string
 from memory import (
+    A_SLOT,
     ARMED,
     CHUNK,
     CURSOR,
@@ -16,6 +17,7 @@ from memory import (
     MAX_SLACK,
     PAGE,
     SWITCH,
+    TAKEN,
     WANTED,
     Region,
     doorbell,
@@ -23,6 +25,10 @@ from memory import (
     ring,
     sleep,
 )
+
+
+# So many attachments of a message are taken.
+MAX_ATTACHMENTS = 16
 
 
 class Subscriber:
@@ -40,7 +46,7 @@ class Subscriber:
             greeting += b"\x01\x00\x00\x00"
         else:
             greeting += b"\x01\x03" + string(expects) + number(0)
-        greeting += b"\x00\x00"  # The publisher waits; no history.
+        greeting += b"\x00\x00" + number(MAX_ATTACHMENTS)  # The publisher waits; no history.
         try:
             link.send(number(VERSION))
             link.send(greeting, [self.page.descriptor, theirs.fileno()])
@@ -56,7 +62,10 @@ class Subscriber:
         while not self.answered(link.next()):
             pass
         self.position = self.exported = self.start
-        self.armed, self.chunk_released, self.sleeps = 0, False, 0
+        self.armed, self.at_once, self.sleeps = 0, False, 0
+        # Notices of attachments: position, tag, and descriptors, the next one's first. And those of the last message, as
+        # descriptors that are the caller's: None if it has none.
+        self.attached, self.taken, self.attachments = [], 0, None
 
     def answered(self, packet):
         """Takes the answer to the greeting, or a notice of a segment before it."""
@@ -96,7 +105,7 @@ class Subscriber:
         return self.rings[identity]
 
     def notice(self, packet):
-        kind = packet.byte(5, "a notice")
+        kind = packet.byte(6, "a notice")
         if kind == 0:
             identity, chunks, size, memory = packet.number(), packet.number(), packet.number(), packet.descriptor()
             first = -(-8 * chunks // PAGE) * PAGE
@@ -118,18 +127,61 @@ class Subscriber:
             expect(len(self.rings) + len(self.announced) < MAX_RINGS, f"{MAX_RINGS} rings at most", "another")
         elif kind == 4:
             self.rings.pop(packet.number(), None)
+        elif kind == 5:
+            position, tag, count = packet.number(), packet.number(), packet.number()
+            expect(tag < 1 << 15 and 0 < count <= MAX_ATTACHMENTS, "a tag and attachments in bounds", (tag, count))
+            self.void(lambda attached: attached[0] >= position)
+            self.attached.append((position, tag, [packet.descriptor() for _ in range(count)]))
+            self.took()
         else:
             why = packet.byte(3, "a farewell")
             self.reason = ("closed", "panicked", "evicted")[why] + (": " + packet.string() if why == 2 else "")
         packet.end()
 
-    def read_link(self):
+    def void(self, condition):
+        for attached in filter(condition, self.attached):
+            for descriptor in attached[2]:
+                os.close(descriptor)
+        self.attached = [attached for attached in self.attached if not condition(attached)]
+
+    def took(self):
+        self.taken += 1
+        self.page.words[TAKEN] = self.taken
+        fence()
+        if self.wanting() == A_SLOT and self.theirs:
+            ring(self.theirs)
+
+    def attachments_of(self, position, tag):
+        """Of the message at this position, whose notice is on the link."""
+        while True:
+            self.void(lambda attached: attached[0] < position or attached[0] == position and attached[1] != tag)
+            if self.attached:
+                break
+            packet = None if self.ended else self.next_notice()
+            expect(packet, f"attachments of the message at {position}", "none")
+            with packet:
+                self.notice(packet)
+        expect(self.attached[0][0] == position, f"attachments of {position}", self.attached[0][0])
+        return self.attached.pop(0)[2]
+
+    def next_notice(self):
         try:
-            while (packet := self.link.receive(wait=False)) is not None:
+            return self.link.receive(wait=False)
+        except HungUp:
+            self.ended = True
+            return None
+
+    def read_link(self, all=False):
+        try:
+            # What comes for a later message stays where it is, but where the last word of all may be behind it.
+            while (all or not self.ahead()) and (packet := self.link.receive(wait=False)) is not None:
                 with packet:
                     self.notice(packet)
         except HungUp:
             self.ended = True
+
+    def ahead(self):
+        return self.attached and self.attached[-1][0] > self.position
 
     def wanting(self):
         return self.first.words[WANTED]
@@ -162,19 +214,20 @@ class Subscriber:
         advance, kind, slack = header & 0xFFFFFFFF, header >> 32 & 0xFF, header >> 40 & 0xFF
         length = advance - 8 - slack
         good = advance % 8 == 0 and 0 <= length and advance <= self.capacity - 8 and slack <= MAX_SLACK
-        good = good and header >> 48 == 0 and (kind == INLINE or kind == CHUNK and length == 24)
+        good = good and (header >> 48 == 0 or header >> 48 & 1) and (kind == INLINE or kind == CHUNK and length == 24)
         expect(good, "a header in order", f"{header:#x} at {self.position}")
         message = copy(self.ring, self.capacity, self.position + 8, length)
         if kind == CHUNK:
             message = self.chunk(*struct.unpack("=IIQQ", message))
-        self.release(advance, kind)
+        self.attachments = self.attachments_of(self.position, header >> 49) if header >> 48 else None
+        self.release(advance, kind == CHUNK or header >> 48 != 0)
         return message
 
     def follow(self, identity):
         """Goes on in another ring, unless the publisher goes on without this subscriber."""
         self.export()
         fence()
-        self.read_link()
+        self.read_link(all=True)
         if self.reason.startswith("evicted"):
             self.ended = True
             return False
@@ -190,13 +243,13 @@ class Subscriber:
         expect(inside, f"one of {chunks} chunks of {size} bytes", f"{length} of chunk {chunk}")
         return bytes(region.bytes[first + size * chunk :][:length])
 
-    def release(self, advance, kind):
+    def release(self, advance, at_once):
         self.position += advance
-        self.chunk_released |= kind == CHUNK
+        self.at_once |= at_once
         wanted = self.wanting() & ~1
         if (
             self.position - self.exported >= self.capacity // 8
-            or self.chunk_released
+            or self.at_once
             or self.exported < wanted <= self.position
         ):
             self.export()
@@ -206,7 +259,7 @@ class Subscriber:
         if self.position == before:
             return
         self.page.words[CURSOR] = self.position - self.start
-        self.exported, self.chunk_released = self.position, False
+        self.exported, self.at_once = self.position, False
         fence()
         wanted = self.wanting()
         if wanted and before < wanted & ~1 <= self.position and self.theirs:
@@ -228,11 +281,13 @@ class Subscriber:
 
 
 def refusal(packet):
-    kind = packet.byte(7, "a refusal")
+    kind = packet.byte(8, "a refusal")
     if kind == 0:
         return "full", f"{packet.number()} subscribers"
     if kind == 5:
         return "payload", f"it carries {packet.string()}, expected {packet.string()}"
+    if kind == 7:
+        return "attachments", f"messages have up to {packet.number()}, and {packet.number()} are taken"
     return ("", "control page", "doorbell", "resources", "access", "", "pattern")[kind], packet.string()
 
 

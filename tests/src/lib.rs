@@ -9,6 +9,7 @@
 //! asserts how long something took; what shows no sign of life for [`PATIENCE`] is aborted.
 #![deny(unsafe_code)]
 
+mod attachments;
 mod census;
 mod cores;
 mod message;
@@ -20,6 +21,7 @@ mod tasks;
 mod watchdog;
 pub mod wire;
 
+pub use attachments::{attachments, check_attachments, memfd_with, none_is_kept};
 pub use census::Census;
 pub use cores::{cores, pin};
 pub use message::{check, fill, length, number};

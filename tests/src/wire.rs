@@ -1,6 +1,6 @@
 //! The protocol of a lane, spoken by hand: what the packets look like, as anybody may send and read them.
 
-use memlane_transport::Fd;
+use memlane_transport::{Fd, Fds};
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol that these tests know.
@@ -10,12 +10,19 @@ pub const VERSION: u32 = 4;
 pub const CURSOR: usize = 0;
 /// In a subscriber's control page: its armed flag.
 pub const ARMED: usize = 128;
+/// In a subscriber's control page: how many notices of attachments it has taken.
+pub const TAKEN: usize = 256;
 /// In the first page of the publisher's region: what it waits for, 0 if it does not.
 pub const WANTED: usize = 0;
 
 /// The header of a record of `advance` bytes up to the next header, with `len` bytes of payload.
 pub fn header(advance: u64, len: u64) -> u64 {
     advance | 1 << 32 | (advance - 8 - len) << 40
+}
+
+/// The same of a message with attachments that are known by this tag.
+pub fn attached(header: u64, tag: u16) -> u64 {
+    header | 1 << 48 | u64::from(tag) << 49
 }
 
 /// What a header says: the bytes up to the next.
@@ -52,6 +59,8 @@ pub struct Greeting {
     pub expects: Option<(u32, String, u32)>,
     pub overflow: Overflow,
     pub history: u64,
+    /// How many attachments of a message it takes.
+    pub attachments: u32,
 }
 
 /// What becomes of what it has not read in time.
@@ -144,6 +153,11 @@ pub enum Notice {
     },
     RingRemoved {
         id: u32,
+    },
+    Attachments {
+        position: u64,
+        tag: u16,
+        fds: Fds,
     },
 }
 

@@ -353,6 +353,7 @@ fn whoever_lies_about_it_hurts_nobody_else() {
             expects: None,
             overflow: Overflow::Block,
             history: 0,
+            attachments: 16,
         })
         .unwrap();
         let _: Opening = link.recv_timeout(PATIENCE).unwrap();

@@ -476,6 +476,7 @@ fn join(link: &Link) -> (Shared, Welcome) {
         expects: None,
         overflow: Overflow::Block,
         history: 0,
+        attachments: 16,
     };
     let opening = Opening { version: VERSION };
     link.send(&opening).expect("room");

@@ -211,6 +211,7 @@ fn greet(link: &Link, page: Fd, doorbell: Offer, trusts: bool) -> Result<(), Out
         expects: None,
         overflow: Overflow::Block,
         history: 0,
+        attachments: 16,
     };
     link.send_timeout(&greeting, PATIENCE)
         .map_err(|_| Outcome::HungUp)
@@ -378,6 +379,7 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
                     expects: None,
                     overflow: Overflow::Block,
                     history: 0,
+                    attachments: 16,
                 },
                 (0..200).map(|_| null()).collect(),
             );
@@ -1009,7 +1011,7 @@ fn corrupt_rings() {
         0xff << 40 | 1 << 32 | 16,
         // No such kind, and bits that mean nothing.
         header(16, 8) ^ 3 << 32,
-        header(16, 8) | 1 << 48,
+        header(16, 8) | 2 << 48,
         header(16, 8) | 1 << 63,
         u64::MAX,
     ];

@@ -82,6 +82,7 @@ fn from_a_subscriber() {
         expects: None,
         overflow: Overflow::Block,
         history: 0,
+        attachments: 16,
     })
     .expect("room");
     assert_eq!(ours.recv::<Opening>().expect("an opening").version, VERSION);

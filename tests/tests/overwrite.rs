@@ -1084,6 +1084,7 @@ fn hostile_subscribers() {
         expects: None,
         overflow: wire::Overflow::Overwrite,
         history: 0,
+        attachments: 16,
     };
     here.send(&greeting).unwrap();
     let (other, there) = Link::pair().unwrap();

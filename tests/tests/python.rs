@@ -26,8 +26,8 @@ use memlane::{
 };
 use memlane_region::{Remote, Shared, page_size};
 use memlane_tests::{
-    PATIENCE, Policy, Received, Role, Scene, Wish, alive, fill, length, play, thread_id, unbound,
-    wait_asleep, wait_stopped, wait_until,
+    PATIENCE, Policy, Received, Role, Scene, Wish, alive, fill, length, memfd_with, play,
+    thread_id, unbound, wait_asleep, wait_stopped, wait_until,
     wire::{
         ARMED, Answer, Bell, CURSOR, Farewell, Greeting, Hello, Notice, Offer, Opening, Overflow,
         Refusal, Rings, VERSION, Welcome,
@@ -238,6 +238,40 @@ fn it_subscribes() {
             wait_asleep(python.id(), python.id());
             publisher.send(&message(number)).unwrap();
             python.has(&message(number));
+        }
+        // Files come with the messages they are attached to, in the ring and in the pool, and what was attached to none with
+        // none. More than can be on their way at a time.
+        for number in 0..300 {
+            let message = message(number);
+            let mut place = publisher.reserve(message.len()).unwrap();
+            place.copy_from_slice(&message);
+            if number % 3 == 0 {
+                let void = vec![memfd_with(b"void")];
+                place.attach(&void.into()).unwrap();
+            }
+            match number % 5 {
+                0 => drop(place),
+                1 => place.commit(),
+                files => {
+                    let files =
+                        (0..files).map(|file| memfd_with(format!("{number}.{file}").as_bytes()));
+                    place.attach(&files.collect()).unwrap();
+                    place.commit();
+                }
+            }
+        }
+        for number in 0..300 {
+            let message = message(number);
+            let has = format!("{} {}", message.len(), crc(&message));
+            match number % 5 {
+                0 => {}
+                1 if number % 3 == 0 => python.says(&format!("{has} void")),
+                1 => python.says(&has),
+                files => {
+                    let files = (0..files).map(|file| format!(" {number}.{file}"));
+                    python.says(&format!("{has}{}", files.collect::<String>()));
+                }
+            }
         }
         // The publisher waits for it.
         wait_asleep(python.id(), python.id());
@@ -574,6 +608,7 @@ fn greet(address: &Address, page: OwnedFd) -> (Link, Answer) {
         expects: None,
         overflow: Overflow::Block,
         history: 0,
+        attachments: 16,
     };
     link.send(&greeting).unwrap();
     let opening: Opening = link.recv_timeout(PATIENCE).unwrap();

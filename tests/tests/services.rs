@@ -476,6 +476,7 @@ fn old_and_new() {
                         expects: None,
                         overflow: Overflow::Block,
                         history: 0,
+                        attachments: 16,
                     })
                 };
                 let theirs: Opening = link.recv_timeout(PATIENCE).unwrap();

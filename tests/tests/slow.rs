@@ -876,6 +876,7 @@ fn a_subscriber_that_takes_no_notices() {
             expects: None,
             overflow: memlane_tests::wire::Overflow::Block,
             history: 0,
+            attachments: 16,
         })
         .unwrap();
     publisher.wait_for_subscribers(1).unwrap();

@@ -145,6 +145,18 @@ pub enum SendError {
     /// The pool has to grow for it, and the kernel refuses: short of memory or descriptors.
     #[error(transparent)]
     Memory(memlane_region::Error),
+    /// More attachments than any message of this publisher has
+    /// ([`PublisherBuilder::max_attachments`](crate::PublisherBuilder::max_attachments)).
+    #[error("{count} attachments are too many: a message of this publisher has at most {max}")]
+    TooManyAttachments {
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// One of the attachments cannot be passed to another process (an io_uring).
+    #[error("an attachment cannot be passed to another process: {0}")]
+    Attachment(io::Error),
     /// Waiting for room failed in the kernel (short of memory).
     #[error("cannot wait for room: {0}")]
     Wait(io::Error),
@@ -181,6 +193,18 @@ pub enum TrySendError {
     /// The pool has to grow for it, and the kernel refuses: short of memory or descriptors.
     #[error(transparent)]
     Memory(memlane_region::Error),
+    /// More attachments than any message of this publisher has
+    /// ([`PublisherBuilder::max_attachments`](crate::PublisherBuilder::max_attachments)).
+    #[error("{count} attachments are too many: a message of this publisher has at most {max}")]
+    TooManyAttachments {
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// One of the attachments cannot be passed to another process (an io_uring).
+    #[error("an attachment cannot be passed to another process: {0}")]
+    Attachment(io::Error),
 }
 
 /// The message was not sent.
@@ -214,6 +238,18 @@ pub enum SendTimeoutError {
     /// The pool has to grow for it, and the kernel refuses: short of memory or descriptors.
     #[error(transparent)]
     Memory(memlane_region::Error),
+    /// More attachments than any message of this publisher has
+    /// ([`PublisherBuilder::max_attachments`](crate::PublisherBuilder::max_attachments)).
+    #[error("{count} attachments are too many: a message of this publisher has at most {max}")]
+    TooManyAttachments {
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// One of the attachments cannot be passed to another process (an io_uring).
+    #[error("an attachment cannot be passed to another process: {0}")]
+    Attachment(io::Error),
     /// Waiting for room failed in the kernel (short of memory).
     #[error("cannot wait for room: {0}")]
     Wait(io::Error),
@@ -347,6 +383,26 @@ pub enum RecvTimeoutError {
 pub struct ChunkError {
     /// What was expected, and what came.
     pub(crate) why: String,
+}
+
+/// The attachments of a message cannot be had. Its bytes can.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachmentError {
+    /// They have not come. If the publisher plays by the rules, it sent the message before this subscriber was there, or, to one
+    /// that is [overwritten](crate::Overflow::Overwrite), when that had too many on their way.
+    #[error(
+        "the message's attachments have not come: it was sent before this subscriber was there, or when too many were on their \
+         way to it, or its publisher breaks the rules"
+    )]
+    Missing,
+    /// What came could not be taken, and has ended the lane: of what the publisher sent by then, the rest is received, without
+    /// attachments.
+    #[error("the message's attachments could not be taken: {why}")]
+    Refused {
+        /// What was expected, and what came. Where this process is at its limit (RLIMIT_NOFILE), that.
+        why: String,
+    },
 }
 
 #[cfg(test)]

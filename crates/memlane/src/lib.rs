@@ -81,8 +81,8 @@ mod watched;
 
 pub use client::{Answer, Call, CallError, CallId, Client, ClientBuilder, ClientStats, Reply};
 pub use error::{
-    ChunkError, Error, Reason, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
-    TryRecvError, TrySendError,
+    AttachmentError, ChunkError, Error, Reason, RecvError, RecvTimeoutError, SendError,
+    SendTimeoutError, TryRecvError, TrySendError,
 };
 pub use future::{Async, ControlThread, Readiness};
 #[doc(no_inline)]
@@ -103,7 +103,7 @@ pub use memlane_transport::sandbox;
 #[doc(no_inline)]
 pub use memlane_transport::spawn;
 pub use memlane_transport::{
-    Access, Address, Child, Command, Link, Peer, Process, SpawnError, parent, parent_link,
+    Access, Address, Child, Command, Fd, Fds, Link, Peer, Process, SpawnError, parent, parent_link,
 };
 pub use names::{Directory, Service, address_of, services};
 pub use payload::{

@@ -7,6 +7,9 @@ use memlane_signaling::CARRIED;
 /// ([`RingWriter::want`](memlane_region::ring::RingWriter::want)). The publisher stores, subscribers load.
 pub(crate) const WANTED: usize = 0;
 
+/// Such a word of a publisher that waits for a hold slot, or until attachments are taken: no cursor ever gets there.
+pub(crate) const A_SLOT: u64 = u64::MAX;
+
 /// In the first page of the publisher's region: how often it has said that it is alive
 /// ([`Publisher::assert_alive`](crate::Publisher::assert_alive)). The publisher stores, subscribers load that wait for signs
 /// of life. A cache line of its own: what is beside it is loaded all the time.
@@ -29,6 +32,10 @@ pub(crate) const HOLDS_USED: usize = 8;
 /// the time.
 pub(crate) const SUBSCRIBER_ARMED: usize = 128;
 
+/// In a subscriber's control page: how many notices of attachments it has taken from its link. The subscriber stores, the
+/// publisher loads when it is about to send another.
+pub(crate) const TAKEN: usize = 256;
+
 /// In a subscriber's control page: its hold slots, [`HOLD_SLOTS`](memlane_region::pool::HOLD_SLOTS) words. The
 /// subscriber stores, the publisher loads when it looks for chunks that are free again.
 pub(crate) const HOLDS: usize = 512;
@@ -39,11 +46,13 @@ const _: () = assert!(HOLDS + 8 * memlane_region::pool::HOLD_SLOTS <= 4096);
 #[cfg(test)]
 documented!(
     WANTED,
+    A_SLOT,
     ALIVE,
     LAPS,
     CURSOR,
     HOLDS_USED,
     SUBSCRIBER_ARMED,
     CARRIED,
+    TAKEN,
     HOLDS
 );

@@ -13,10 +13,10 @@
 use std::fmt;
 
 use memlane_region::pool::MAX_SEGMENTS;
-use memlane_transport::{Fd, FdRef, Limits};
+use memlane_transport::{Fd, FdRef, Fds, Limits};
 use serde::{Deserialize, Serialize};
 
-use crate::{PayloadType, Reason};
+use crate::{Error, PayloadType, Reason};
 
 /// Version of everything in this file and of the memory layout.
 pub(crate) const VERSION: u32 = 4;
@@ -24,13 +24,48 @@ pub(crate) const VERSION: u32 = 4;
 /// Rings that a publisher has at most, at a time.
 pub(crate) const MAX_RINGS: usize = 64;
 
+/// Descriptors of any packet but attachments.
+const DESCRIPTORS: usize = 4;
+
+/// No message has more attachments: their indices fit the body of a packet.
+pub(crate) const MAX_ATTACHMENTS: usize = 1024;
+
+/// So many notices of attachments are on their way to a subscriber at a time. What they take of a socket's buffer leaves room
+/// for others.
+pub(crate) const MAX_ATTACHED: usize = 64;
+
 /// More than any of these packets takes, and all that a stranger can make this process read. A welcome and two notices
 /// of as many segments and rings as there can be (those that were there when it came, and those made since) can be on their way
-/// at a time, of which the sender's estimate is up to half too high.
+/// at a time, of which the sender's estimate is up to half too high; and notices of attachments.
 pub(crate) const LIMITS: Limits = Limits::new()
     .body(4096)
-    .descriptors(4)
-    .in_flight(4 * (MAX_SEGMENTS + MAX_RINGS));
+    .descriptors(DESCRIPTORS)
+    .in_flight(4 * (MAX_SEGMENTS + MAX_RINGS) + MAX_ATTACHED);
+
+/// Whether messages can have so many attachments.
+pub(crate) fn check_attachments(attachments: usize) -> Result<(), Error> {
+    if attachments <= MAX_ATTACHMENTS {
+        return Ok(());
+    }
+    Err(Error::Option {
+        what: "max_attachments",
+        why: format!("expected at most {MAX_ATTACHMENTS}, got {attachments}"),
+    })
+}
+
+/// Those of a subscriber, which takes messages with so many attachments.
+pub(crate) const fn limits_of_subscriber(attachments: usize) -> Limits {
+    LIMITS.descriptors(if attachments > DESCRIPTORS {
+        attachments
+    } else {
+        DESCRIPTORS
+    })
+}
+
+/// Those of a publisher, whose messages have so many.
+pub(crate) const fn limits_of_publisher(attachments: usize) -> Limits {
+    limits_of_subscriber(attachments).received_descriptors(DESCRIPTORS)
+}
 
 /// First packet, in each direction.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -51,6 +86,8 @@ pub(crate) struct GreetingRef<'a> {
     pub(crate) overflow: Overflow,
     /// With how many messages it would like to begin that were sent before.
     pub(crate) history: u64,
+    /// So many attachments of a message it takes, at most.
+    pub(crate) attachments: u32,
 }
 
 /// What becomes of messages that a subscriber has not received when its publisher needs their room
@@ -86,6 +123,7 @@ pub(crate) struct Greeting {
     pub(crate) expects: Option<PayloadType>,
     pub(crate) overflow: Overflow,
     pub(crate) history: u64,
+    pub(crate) attachments: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -194,8 +232,9 @@ pub(crate) enum PublisherDoorbell {
     EventFd(Fd),
 }
 
-/// Later packets, from the publisher: what becomes of its pool and its rings, and why it hangs up. A notice of a segment or a ring is
-/// sent before the first record, or the first end of a ring, that names it.
+/// Later packets, from the publisher: what becomes of its pool and its rings, what messages have beside their bytes, and why it
+/// hangs up. A notice of a segment or a ring is sent before the first record, or the first end of a ring, that names it, that of
+/// attachments before the record of their message.
 #[derive(Debug, Serialize)]
 pub(crate) enum NoticeRef<'a> {
     Added {
@@ -212,6 +251,12 @@ pub(crate) enum NoticeRef<'a> {
     Ring { id: u32, memory: FdRef<'a> },
     /// No ring's end will name it any more.
     RingRemoved { id: u32 },
+    /// Of the message whose record begins at this position, if its header has this tag.
+    Attachments {
+        position: u64,
+        tag: u16,
+        fds: &'a Fds,
+    },
 }
 
 /// [`NoticeRef`], received.
@@ -233,6 +278,11 @@ pub(crate) enum Notice {
     },
     RingRemoved {
         id: u32,
+    },
+    Attachments {
+        position: u64,
+        tag: u16,
+        fds: Fds,
     },
 }
 
@@ -281,6 +331,11 @@ pub(crate) enum Refusal {
     Pattern {
         why: String,
     },
+    /// Messages may have more attachments than it takes.
+    Attachments {
+        carries: u32,
+        takes: u32,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -293,6 +348,11 @@ impl fmt::Display for Refusal {
                 write!(f, "it carries {carries}; this subscriber expects {expects}")
             }
             Refusal::Pattern { why } => f.write_str(why),
+            Refusal::Attachments { carries, takes } => write!(
+                f,
+                "its messages have up to {carries} attachments; this subscriber takes at most {takes} (max_attachments on \
+                 either side)"
+            ),
             Refusal::Page { why } => write!(f, "control page: {why}"),
             Refusal::Doorbell { why } => write!(f, "doorbell: {why}"),
             Refusal::Resources { why } => write!(f, "it is short of resources: {why}"),
@@ -336,8 +396,9 @@ mod tests {
 
         let bytes = PayloadType::bytes();
         let point = Plain::<[u32; 2]>::describe();
-        let greets =
-            |socket: bool, eventfd: bool, trusts, expects, (overflow, history)| GreetingRef {
+        let greets = |socket: bool, eventfd: bool, trusts, expects, more| {
+            let (overflow, history, attachments) = more;
+            GreetingRef {
                 page: one(),
                 doorbell: DoorbellOfferRef {
                     socket: socket.then(one),
@@ -347,21 +408,38 @@ mod tests {
                 expects,
                 overflow,
                 history,
-            };
-        let greeting = |what, socket, eventfd, trusts, expects, overflow| {
-            let greeting = greets(socket, eventfd, trusts, expects, overflow);
+                attachments,
+            }
+        };
+        let greeting = |what, socket, eventfd, trusts, expects, more| {
+            let greeting = greets(socket, eventfd, trusts, expects, more);
             says(what, &PacketRef::Greeting(greeting));
         };
-        let what = "greeting: page, no doorbell, no trust, anything, overwrite";
-        greeting(what, false, false, false, None, (Overflow::Overwrite, 0));
-        let what = "greeting: page, no doorbell, no trust, anything, disconnect";
-        greeting(what, false, false, false, None, (Overflow::Disconnect, 0));
+        let what = "greeting: page, no doorbell, no trust, anything, overwrite, 16";
+        greeting(
+            what,
+            false,
+            false,
+            false,
+            None,
+            (Overflow::Overwrite, 0, 16),
+        );
+        let what = "greeting: page, no doorbell, no trust, anything, disconnect, 16";
+        greeting(
+            what,
+            false,
+            false,
+            false,
+            None,
+            (Overflow::Disconnect, 0, 16),
+        );
         let what = "greeting: page, no doorbell, no trust, anything, 9 of history";
-        greeting(what, false, false, false, None, (Overflow::Block, 9));
-        let what = "greeting: page, socket, no trust, bytes";
-        greeting(what, true, false, false, Some(&bytes), (Overflow::Block, 0));
-        let what = "greeting: page, socket, eventfd, trust, plain [u32; 2]";
-        greeting(what, true, true, true, Some(&point), (Overflow::Block, 0));
+        greeting(what, false, false, false, None, (Overflow::Block, 9, 0));
+        let block = |attachments| (Overflow::Block, 0, attachments);
+        let what = "greeting: page, socket, no trust, bytes, nothing attached";
+        greeting(what, true, false, false, Some(&bytes), block(0));
+        let what = "greeting: page, socket, eventfd, trust, plain [u32; 2], 16 att.";
+        greeting(what, true, true, true, Some(&point), block(16));
 
         let welcome = |what, capacity, (start, sequence, at, skip), rings, doorbell, registered| {
             let welcome = WelcomeRef {
@@ -430,15 +508,20 @@ mod tests {
 
         let pattern = Refusal::Pattern { why: why() };
         refused("refused: pattern, \"no\"", pattern);
+        let attachments = Refusal::Attachments {
+            carries: 16,
+            takes: 4,
+        };
+        refused("refused: attachments, carries 16, takes 4", attachments);
         says("offer", &PacketRef::Offer);
-        let greeting = greets(true, false, false, Some(&bytes), (Overflow::Block, 0));
+        let greeting = greets(true, false, false, Some(&bytes), block(16));
         let what = "client: page, socket, no trust, bytes";
         says(what, &PacketRef::Client(greeting));
-        let greeting = greets(true, false, false, Some(&bytes), (Overflow::Block, 0));
+        let greeting = greets(true, false, false, Some(&bytes), block(16));
         let requests = 1024;
         let what = "server: page, socket, no trust, bytes, 1024 requests";
         says(what, &PacketRef::Server(ServerRef { greeting, requests }));
-        let greeting = greets(true, false, false, Some(&bytes), (Overflow::Block, 0));
+        let greeting = greets(true, false, false, Some(&bytes), block(16));
         let what = "watch: page, socket, no trust, bytes";
         says(what, &PacketRef::Watch(greeting));
 
@@ -462,5 +545,15 @@ mod tests {
             "farewell: evicted, \"no\"",
             Farewell::Evicted { why: why() },
         );
+
+        let fds = (0..2)
+            .map(|_| fd.try_clone().unwrap())
+            .collect::<memlane_transport::Fds>();
+        let attachments = NoticeRef::Attachments {
+            position: 4096,
+            tag: 3,
+            fds: &fds,
+        };
+        says("attachments: at 4096, tag 3, two of them", &attachments);
     }
 }

@@ -570,7 +570,7 @@ fn messages_with_attachments_say_so() {
     let mut buffer = [0; 64];
     let cursor = || page.cursor.load(std::sync::atomic::Ordering::Relaxed);
     for n in 0..1000_u16 {
-        let tag = n * 77 % TAGS;
+        let tag = (u32::from(n) * 77 % u32::from(TAGS)) as u16;
         let chunk = ChunkRef::from_words([n.into(), 1 + u64::from(n), 3]);
         let payload = n.to_ne_bytes().repeat(usize::from(n % 16));
         let mut expected = vec![Record::Inline(1), Record::Chunk(chunk)];

@@ -97,6 +97,9 @@ impl CallError {
                 max: without(max),
             },
             TrySendError::Memory(error) => CallError::Memory(error),
+            TrySendError::TooManyAttachments { .. } | TrySendError::Attachment(_) => {
+                unreachable!("requests have none")
+            }
         }
     }
 

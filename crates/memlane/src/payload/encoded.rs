@@ -2,7 +2,10 @@
 
 use std::{fmt, marker::PhantomData, time::Duration};
 
-use memlane_transport::codec::{self, EncodeError};
+use memlane_transport::{
+    Fds,
+    codec::{self, EncodeError},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
@@ -15,6 +18,36 @@ use crate::{
 
 /// A payload of values of any serde type, one a message, encoded straight into the lane and decoded within limits
 /// ([`codec`]).
+///
+/// Values may have descriptors in them ([`Fd`](crate::Fd), [`Fds`], typed ones, regions), which are the message's
+/// [attachments](Publisher::send_with): sending borrows them, who receives has descriptors of their own, of the kinds that the
+/// type asks for. Links in values are taken as such only from a publisher that is
+/// [trusted](crate::SubscriberBuilder::trust_publisher); others send them as [`Fd`](crate::Fd)s.
+///
+/// ```
+/// use memlane::{Encoded, Fd, Publisher, Subscriber, region::{Frozen, Region}};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Scene {
+///     name: String,
+///     log: Fd,
+///     samples: Frozen,
+/// }
+///
+/// # let link = memlane::Link::pair()?;
+/// let mut publisher = Publisher::builder().of::<Encoded<Scene>>().unbound()?;
+/// publisher.get_ref().attach(link.0)?;
+/// let mut subscriber = Subscriber::builder().of::<Encoded<Scene>>().over(link.1)?;
+/// publisher.send(&Scene {
+///     name: "one".to_owned(),
+///     log: std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null")?).into(),
+///     samples: Region::copy_of("samples", b"frozen")?.freeze()?,
+/// })?;
+/// let scene = subscriber.recv()?;
+/// assert_eq!((&*scene.name, &*scene.samples), ("one", &b"frozen"[..]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Encoded<T>(PhantomData<fn() -> T>);
 
 impl<T> sealed::Sealed for Encoded<T> {}
@@ -35,7 +68,12 @@ impl<E: AsPublisher, T: Serialize> Typed<E, Encoded<T>> {
     ///
     /// Those of [`Publisher::send`], and [`PayloadError::Encode`].
     pub fn send(&mut self, value: &T) -> Result<(), PayloadError<SendError>> {
-        put(self.publisher(), value, Publisher::reserve)
+        put(
+            self.publisher(),
+            value,
+            Publisher::reserve,
+            |place, attachments| place.attach(attachments),
+        )
     }
 
     /// Encodes and sends `value`, if there is room.
@@ -44,10 +82,16 @@ impl<E: AsPublisher, T: Serialize> Typed<E, Encoded<T>> {
     ///
     /// Those of [`Publisher::try_send`], and [`PayloadError::Encode`].
     pub fn try_send(&mut self, value: &T) -> Result<(), PayloadError<TrySendError>> {
-        put(self.publisher(), value, Publisher::try_reserve)
+        put(
+            self.publisher(),
+            value,
+            Publisher::try_reserve,
+            |place, attachments| place.try_attach(attachments),
+        )
     }
 
-    /// Encodes and sends `value`; waits for room no longer than `timeout`, twice if it is long.
+    /// Encodes and sends `value`; waits for room no longer than `timeout`, twice if it is long, and once more if it has
+    /// descriptors.
     ///
     /// # Errors
     ///
@@ -57,9 +101,12 @@ impl<E: AsPublisher, T: Serialize> Typed<E, Encoded<T>> {
         value: &T,
         timeout: Duration,
     ) -> Result<(), PayloadError<SendTimeoutError>> {
-        put(self.publisher(), value, |publisher, len| {
-            publisher.reserve_timeout(len, timeout)
-        })
+        put(
+            self.publisher(),
+            value,
+            |publisher, len| publisher.reserve_timeout(len, timeout),
+            |place, attachments| place.attach_timeout(attachments, timeout),
+        )
     }
 }
 
@@ -68,13 +115,18 @@ fn put<T: Serialize, E: std::error::Error>(
     publisher: &mut Publisher,
     value: &T,
     reserve: impl for<'a> Fn(&'a mut Publisher, usize) -> Result<Reservation<'a>, E>,
+    attach: impl for<'a> Fn(&mut Reservation<'a>, &Fds) -> Result<(), E>,
 ) -> Result<(), PayloadError<E>> {
+    let most = publisher.max_attachments();
     let guess = GUESS.min(publisher.max_message());
     let mut room = guess;
     loop {
         let mut place = reserve(publisher, room).map_err(PayloadError::Lane)?;
-        match codec::encode_into(value, &mut place) {
-            Ok(len) => {
+        match codec::encode_carrying(value, &mut place, most) {
+            Ok((len, descriptors)) => {
+                if !descriptors.is_empty() {
+                    attach(&mut place, &descriptors).map_err(PayloadError::Lane)?;
+                }
                 place.commit_first(len);
                 return Ok(());
             }
@@ -127,8 +179,11 @@ impl<R: Readiness, T: Serialize> Typed<Async<Publisher, R>, Encoded<T>> {
         let limit = self.get_ref().get_ref().max_message();
         let (publisher, bytes) = self.end_and_copy();
         bytes.clear();
-        codec::append(value, bytes, limit).map_err(PayloadError::Encode)?;
-        publisher.send(bytes).await.map_err(PayloadError::Lane)
+        let most = publisher.get_ref().max_attachments();
+        let descriptors = codec::append_carrying(value, bytes, limit, most);
+        let descriptors = descriptors.map_err(PayloadError::Encode)?;
+        let sent = publisher.send_with(bytes, &descriptors).await;
+        sent.map_err(PayloadError::Lane)
     }
 }
 
@@ -149,10 +204,11 @@ pub(super) fn value<T: DeserializeOwned, Tr: Trust, E: std::error::Error>(
     message: Result<Message<'_, Tr>, E>,
     copy: &mut Vec<u8>,
 ) -> Result<T, PayloadError<E>> {
-    let message = message.map_err(PayloadError::Lane)?;
+    let mut message = message.map_err(PayloadError::Lane)?;
+    let (descriptors, adopts) = message.take_attached().map_err(PayloadError::Attachments)?;
     message.copy_into(copy);
     drop(message);
-    let value = codec::decode(copy).map_err(PayloadError::Decode);
+    let value = codec::decode_carried(copy, descriptors, adopts).map_err(PayloadError::Decode);
     forget_long(copy);
     value
 }

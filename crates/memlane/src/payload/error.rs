@@ -1,5 +1,7 @@
 use memlane_transport::codec::{DecodeError, EncodeError};
 
+use crate::AttachmentError;
+
 /// What can go wrong on a typed lane: what can on any (`E`), and with the value itself.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -7,6 +9,9 @@ pub enum PayloadError<E: std::error::Error + 'static> {
     /// The lane's own error.
     #[error(transparent)]
     Lane(E),
+    /// The attachments of the message, descriptors of the value, cannot be had. It has been received, and the next one may be.
+    #[error(transparent)]
+    Attachments(AttachmentError),
     /// The value cannot be encoded. Nothing was sent.
     #[error("the value cannot be encoded: {0}")]
     Encode(EncodeError),

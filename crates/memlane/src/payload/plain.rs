@@ -8,6 +8,7 @@ use std::{
 };
 
 use memlane_region::TypedBytes;
+use memlane_transport::Fds;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
@@ -15,8 +16,9 @@ use super::{
     description::Encoding, sealed,
 };
 use crate::{
-    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
-    SendTimeoutError, Trust, Trusted, TryRecvError, TrySendError, receiving::Receiving,
+    Async, AttachmentError, Message, Publisher, Readiness, RecvError, RecvTimeoutError,
+    Reservation, SendError, SendTimeoutError, Trust, Trusted, TryRecvError, TrySendError,
+    receiving::Receiving,
 };
 
 /// A payload of plain values, one a message, as they are in memory: no encoding, no decoding.
@@ -72,6 +74,25 @@ impl<E: AsPublisher, T: IntoBytes + Immutable> Typed<E, Plain<T>> {
     /// As [`Publisher::send_timeout`].
     pub fn send_timeout(&mut self, value: &T, timeout: Duration) -> Result<(), SendTimeoutError> {
         self.publisher().send_timeout(value.as_bytes(), timeout)
+    }
+
+    /// Sends a copy of `value` with descriptors attached ([`Publisher::send_with`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_with`].
+    pub fn send_with(&mut self, value: &T, attachments: &Fds) -> Result<(), SendError> {
+        self.publisher().send_with(value.as_bytes(), attachments)
+    }
+
+    /// Sends a copy of `value` with descriptors attached, if there is room ([`Publisher::try_send_with`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::try_send_with`].
+    pub fn try_send_with(&mut self, value: &T, attachments: &Fds) -> Result<(), TrySendError> {
+        self.publisher()
+            .try_send_with(value.as_bytes(), attachments)
     }
 }
 
@@ -142,6 +163,41 @@ impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     }
 }
 
+impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
+    /// Receives the next value, a copy, and the [attachments](crate::Message::take_attachments) of its message; waits for it as
+    /// long as there is a publisher.
+    ///
+    /// ```
+    /// use memlane::{Plain, Publisher, Subscriber};
+    ///
+    /// # let link = memlane::Link::pair()?;
+    /// let mut publisher = Publisher::builder().of::<Plain<u64>>().unbound()?;
+    /// publisher.get_ref().attach(link.0)?;
+    /// let mut subscriber = Subscriber::builder().of::<Plain<u64>>().over(link.1)?;
+    /// let null = std::fs::File::open("/dev/null")?;
+    /// publisher.send_with(&42, &vec![null.into()].into())?;
+    /// let (value, attachments) = subscriber.recv_with()?;
+    /// assert_eq!((value, attachments.len()), (42, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`recv`](Typed::recv), and [`PayloadError::Attachments`].
+    pub fn recv_with(&mut self) -> Result<(T, Fds), PayloadError<RecvError>> {
+        value_with(self.end_mut().recv().map_err(PayloadError::Lane)?)
+    }
+
+    /// [`recv_with`](Typed::recv_with), if there is a value.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_recv`](Typed::try_recv), and [`PayloadError::Attachments`].
+    pub fn try_recv_with(&mut self) -> Result<(T, Fds), PayloadError<TryRecvError>> {
+        value_with(self.end_mut().try_recv().map_err(PayloadError::Lane)?)
+    }
+}
+
 impl<E: Receives<Trust = Trusted>, T: FromBytes + Immutable + KnownLayout> Typed<E, Plain<T>> {
     /// Receives the next value, in place; waits for it as long as there is a publisher.
     ///
@@ -171,6 +227,17 @@ impl<R: Readiness, T: IntoBytes + Immutable> Typed<Async<Publisher, R>, Plain<T>
     pub async fn send(&mut self, value: &T) -> Result<(), SendError> {
         self.get_mut().send(value.as_bytes()).await
     }
+
+    /// Sends a copy of `value` with descriptors attached ([`Async::send_with`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_with`].
+    pub async fn send_with(&mut self, value: &T, attachments: &Fds) -> Result<(), SendError> {
+        self.get_mut()
+            .send_with(value.as_bytes(), attachments)
+            .await
+    }
 }
 
 impl<E: Receiving, R: Readiness, T: FromBytes + IntoBytes> Typed<Async<E, R>, Plain<T>> {
@@ -182,6 +249,16 @@ impl<E: Receiving, R: Readiness, T: FromBytes + IntoBytes> Typed<Async<E, R>, Pl
     pub async fn recv(&mut self) -> Result<T, PayloadError<RecvError>> {
         let message = self.get_mut().recv().await;
         value(&message.map_err(PayloadError::Lane)?)
+    }
+
+    /// Receives the next value, a copy, and the attachments of its message; as [`Async::recv`] does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`recv`](Typed::recv), and [`PayloadError::Attachments`].
+    pub async fn recv_with(&mut self) -> Result<(T, Fds), PayloadError<RecvError>> {
+        let message = self.get_mut().recv().await;
+        value_with(message.map_err(PayloadError::Lane)?)
     }
 }
 
@@ -206,6 +283,14 @@ pub(super) fn value<T: FromBytes + IntoBytes, Tr: Trust, E: std::error::Error>(
     Ok(value)
 }
 
+fn value_with<T: FromBytes + IntoBytes, Tr: Trust, E: std::error::Error>(
+    mut message: Message<'_, Tr>,
+) -> Result<(T, Fds), PayloadError<E>> {
+    let value = value(&message)?;
+    let attachments = message.take_attachments();
+    Ok((value, attachments.map_err(PayloadError::Attachments)?))
+}
+
 /// Room for one plain value, to be written in place. Dropped without [`commit`](PlainReservation::commit), nothing is sent.
 #[must_use = "nothing is sent unless it is committed"]
 pub struct PlainReservation<'a, T> {
@@ -218,6 +303,24 @@ impl<T> PlainReservation<'_, T> {
     #[inline]
     pub fn commit(self) {
         self.place.commit();
+    }
+
+    /// Attaches descriptors to the message ([`Reservation::attach`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn attach(&mut self, attachments: &Fds) -> Result<(), SendError> {
+        self.place.attach(attachments)
+    }
+
+    /// Attaches descriptors to the message, if that can be done now ([`Reservation::try_attach`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn try_attach(&mut self, attachments: &Fds) -> Result<(), TrySendError> {
+        self.place.try_attach(attachments)
     }
 }
 
@@ -261,6 +364,15 @@ impl<T> PlainMessage<'_, T> {
     /// How many messages were missed right before it ([`Message::missed`]).
     pub fn missed(&self) -> u64 {
         self.message.missed()
+    }
+
+    /// The attachments of the message ([`Message::take_attachments`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn take_attachments(&mut self) -> Result<Fds, AttachmentError> {
+        self.message.take_attachments()
     }
 }
 

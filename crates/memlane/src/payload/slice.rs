@@ -8,6 +8,7 @@ use std::{
 };
 
 use memlane_region::TypedBytes;
+use memlane_transport::Fds;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{
@@ -15,8 +16,9 @@ use super::{
     description::Encoding, sealed,
 };
 use crate::{
-    Async, Message, Publisher, Readiness, RecvError, RecvTimeoutError, Reservation, SendError,
-    SendTimeoutError, Trust, Trusted, TryRecvError, TrySendError, receiving::Receiving,
+    Async, AttachmentError, Message, Publisher, Readiness, RecvError, RecvTimeoutError,
+    Reservation, SendError, SendTimeoutError, Trust, Trusted, TryRecvError, TrySendError,
+    receiving::Receiving,
 };
 
 /// A payload of slices of plain values ([`Plain`](super::Plain)), of any length, one slice a message.
@@ -78,6 +80,25 @@ impl<E: AsPublisher, T: IntoBytes + Immutable> Typed<E, Slice<T>> {
         timeout: Duration,
     ) -> Result<(), SendTimeoutError> {
         self.publisher().send_timeout(values.as_bytes(), timeout)
+    }
+
+    /// Sends a copy of `values` with descriptors attached ([`Publisher::send_with`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_with`].
+    pub fn send_with(&mut self, values: &[T], attachments: &Fds) -> Result<(), SendError> {
+        self.publisher().send_with(values.as_bytes(), attachments)
+    }
+
+    /// Sends a copy of `values` with descriptors attached, if there is room ([`Publisher::try_send_with`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::try_send_with`].
+    pub fn try_send_with(&mut self, values: &[T], attachments: &Fds) -> Result<(), TrySendError> {
+        self.publisher()
+            .try_send_with(values.as_bytes(), attachments)
     }
 }
 
@@ -163,6 +184,17 @@ impl<R: Readiness, T: IntoBytes + Immutable> Typed<Async<Publisher, R>, Slice<T>
     pub async fn send(&mut self, values: &[T]) -> Result<(), SendError> {
         self.get_mut().send(values.as_bytes()).await
     }
+
+    /// Sends a copy of `values` with descriptors attached ([`Async::send_with`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_with`].
+    pub async fn send_with(&mut self, values: &[T], attachments: &Fds) -> Result<(), SendError> {
+        self.get_mut()
+            .send_with(values.as_bytes(), attachments)
+            .await
+    }
 }
 
 impl<E: Receiving, R: Readiness, T: FromBytes + IntoBytes> Typed<Async<E, R>, Slice<T>> {
@@ -199,6 +231,24 @@ impl<T> SliceReservation<'_, T> {
     #[inline]
     pub fn commit_first(self, count: usize) {
         self.place.commit_first(bytes_of::<T>(count));
+    }
+
+    /// Attaches descriptors to the message ([`Reservation::attach`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn attach(&mut self, attachments: &Fds) -> Result<(), SendError> {
+        self.place.attach(attachments)
+    }
+
+    /// Attaches descriptors to the message, if that can be done now ([`Reservation::try_attach`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn try_attach(&mut self, attachments: &Fds) -> Result<(), TrySendError> {
+        self.place.try_attach(attachments)
     }
 
     fn count(&self) -> usize {
@@ -279,6 +329,15 @@ impl<'a, T, Tr: Trust> SliceMessage<'a, T, Tr> {
     /// How many messages were missed right before it ([`Message::missed`]).
     pub fn missed(&self) -> u64 {
         self.message.missed()
+    }
+
+    /// The attachments of the message ([`Message::take_attachments`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn take_attachments(&mut self) -> Result<Fds, AttachmentError> {
+        self.message.take_attachments()
     }
 }
 

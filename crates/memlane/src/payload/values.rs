@@ -127,6 +127,7 @@ impl PayloadError<Infallible> {
     pub(crate) fn widen<E: std::error::Error>(self) -> PayloadError<E> {
         match self {
             PayloadError::Lane(never) => match never {},
+            PayloadError::Attachments(error) => PayloadError::Attachments(error),
             PayloadError::Encode(error) => PayloadError::Encode(error),
             PayloadError::Decode(error) => PayloadError::Decode(error),
             PayloadError::Length {

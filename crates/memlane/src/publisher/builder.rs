@@ -15,13 +15,14 @@ use rustix::event::epoll::{self, CreateFlags};
 
 use super::{
     Publisher, PublisherStats,
+    attachments::Attach,
     control::{Control, Pattern, Terms},
     lagging::{Ask, Decision, Laggards, Lagging, WhenFull},
     spill::Spill,
 };
 use crate::{
     Error, Payload, PayloadType, Typed, accepting, after, names::address_of, page::LAPS,
-    process_of, reactor::Reactor,
+    process_of, protocol::check_attachments, reactor::Reactor,
 };
 
 /// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
@@ -47,6 +48,8 @@ pub struct PublisherBuilder {
     pub(super) driven: bool,
     pub(super) carries: PayloadType,
     membarrier: bool,
+    max_attachments: usize,
+    attachments_in_flight: usize,
     pub(crate) timeout: Duration,
 }
 
@@ -69,6 +72,8 @@ impl Default for PublisherBuilder {
             driven: false,
             carries: PayloadType::bytes(),
             membarrier: false,
+            max_attachments: 16,
+            attachments_in_flight: 128,
             timeout: Duration::from_secs(5),
         }
     }
@@ -280,6 +285,24 @@ impl PublisherBuilder {
         self
     }
 
+    /// How many attachments a message may have, at most 1024. Default: 16. Subscribers that take
+    /// [fewer](crate::SubscriberBuilder::max_attachments) are refused.
+    pub fn max_attachments(mut self, attachments: usize) -> PublisherBuilder {
+        self.max_attachments = attachments;
+        self
+    }
+
+    /// How many attachments may be on their way to a subscriber that has not received their messages. Default: 128. A message
+    /// for which there are too many waits, as one does for room in the ring; one that has more than this goes by itself. In no
+    /// case are those of more than 64 messages on their way.
+    ///
+    /// The kernel counts the descriptors on their way of all processes of a *user*, and takes no more once they are more than
+    /// the sender's RLIMIT_NOFILE: messages with attachments wait then until others are taken.
+    pub fn attachments_in_flight(mut self, descriptors: usize) -> PublisherBuilder {
+        self.attachments_in_flight = descriptors;
+        self
+    }
+
     /// Makes it a publisher of values ([`Typed`]), not bytes. Options come before.
     ///
     /// ```
@@ -418,6 +441,7 @@ impl PublisherBuilder {
                 why,
             });
         }
+        check_attachments(self.max_attachments)?;
         let max_message = self.max_message.unwrap_or(self.pool_bytes / 4);
         let options = PoolOptions::new(self.pool_bytes)
             .max_loan(max_message)
@@ -444,6 +468,8 @@ impl PublisherBuilder {
             max_subscribers: self.max_subscribers,
             carries: self.carries,
             pattern: Pattern::Lane,
+            max_attachments: self.max_attachments,
+            attachments_in_flight: self.attachments_in_flight,
         };
         let make = |epoll: Arc<OwnedFd>, id| Control::new(epoll, id, terms, roster);
         let (control, reactor) = if self.driven {
@@ -473,6 +499,7 @@ impl PublisherBuilder {
             batch: None,
             wakes: None,
             wakes_loans: false,
+            attach: Attach::default(),
             alive: 0,
             pacer: Pacer::new(self.wait),
             stats: PublisherStats::default(),

@@ -1,6 +1,7 @@
 //! From room to a message that is read: written in the ring or in the pool, committed, and told to those who sleep.
 
 use memlane_region::pool::{ChunkRef, Loan, Unsent};
+use memlane_transport::Fds;
 
 use super::{
     Publisher, Reservation,
@@ -84,15 +85,56 @@ impl Publisher {
         room(self, Need::Chunk(len))
     }
 
+    /// Copies a message in, and attaches descriptors to it.
+    pub(super) fn put_with(
+        &mut self,
+        message: &[u8],
+        attachments: &Fds,
+        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
+    ) -> Result<(), NoRoomInTime> {
+        let mut place = self.place(message.len(), &room)?;
+        place.copy_from_slice(message);
+        place.attach_by(attachments, room)?;
+        place.commit();
+        Ok(())
+    }
+
+    /// Sends a loan with attachments; it comes back if there is no room.
+    pub(super) fn put_chunk_with(
+        &mut self,
+        loan: Loan,
+        attachments: &Fds,
+        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
+    ) -> Result<(), (NoRoomInTime, Loan)> {
+        let attached = room(self, Need::Ring(ChunkRef::LEN));
+        match attached.and_then(|()| self.attach_next(attachments, room)) {
+            Ok(tag) => {
+                let sent = self.put_attached_chunk(loan, tag);
+                debug_assert!(sent.is_ok(), "it was reserved");
+                Ok(())
+            }
+            Err(error) => Err((error, loan)),
+        }
+    }
+
     /// Sends a loan, if there is room for its record.
     #[inline]
     pub(super) fn put_chunk(&mut self, loan: Loan) -> Result<(), Loan> {
+        self.put_attached_chunk(loan, None)
+    }
+
+    /// [`put_chunk`](Publisher::put_chunk), with what has been attached under this tag, if anything.
+    #[inline]
+    pub(super) fn put_attached_chunk(&mut self, loan: Loan, tag: Option<u16>) -> Result<(), Loan> {
         let asked = loan.capacity();
         if let Some(segment) = self.pool.unsent_segment(&loan) {
             self.control.add(&segment);
         }
-        match self.pool.send(loan, &mut self.writer) {
+        match self.pool.send_with(loan, tag, &mut self.writer) {
             Ok(_) => {
+                if tag.is_some() {
+                    self.attached();
+                }
                 self.committed();
                 // Subscribers have the message by now: time to look for what they are done with.
                 self.pool.prepare(asked, &mut self.writer);
@@ -105,6 +147,14 @@ impl Publisher {
     #[inline(always)]
     pub(super) fn commit(&mut self, len: usize) {
         self.writer.commit(len);
+        self.committed();
+    }
+
+    /// [`commit`](Publisher::commit), with what has been attached under this tag.
+    #[cold]
+    pub(super) fn commit_attached(&mut self, len: usize, tag: u16) {
+        self.writer.commit_attached(len, tag);
+        self.attached();
         self.committed();
     }
 

@@ -28,6 +28,7 @@ use rustix::{
 };
 
 use super::{
+    attachments::Attaching,
     peer::Peer,
     told::Part,
     wakes::{Wake, Wakes},
@@ -58,6 +59,10 @@ pub(super) struct Terms {
     /// What its messages are.
     pub(super) carries: PayloadType,
     pub(super) pattern: Pattern,
+    /// So many attachments they have, at most.
+    pub(super) max_attachments: usize,
+    /// So many descriptors may be on their way to a subscriber.
+    pub(super) attachments_in_flight: usize,
 }
 
 /// What is read.
@@ -109,6 +114,10 @@ pub(super) struct State {
     pub(super) rings: Vec<Ring>,
     /// What wakes the publisher when it waits for room; none before it has.
     pub(super) wakes: Option<Arc<Wakes>>,
+    /// What subscribers are told, or have been, of the attachments of the next message.
+    pub(super) attaching: Option<Attaching>,
+    /// Tag of the last one.
+    pub(super) last_tag: u16,
     /// The task that waits for subscribers.
     pub(super) waiting: Option<Waker>,
     /// Why the link on which this publisher has offered its lane has come to nothing.
@@ -160,7 +169,7 @@ impl State {
     }
 
     /// The subscribers.
-    fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+    pub(super) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.links
             .values()
             .filter_map(|connection| match connection {
@@ -435,6 +444,10 @@ impl Control {
 
     pub(super) fn subscribers(&self) -> usize {
         self.roster.len()
+    }
+
+    pub(super) fn max_attachments(&self) -> usize {
+        self.terms.max_attachments
     }
 
     pub(super) fn max_subscribers(&self) -> usize {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use memlane_region::pool::{ChunkRef, Loan};
+use memlane_transport::Fds;
 
 use super::{
     Control, Publisher, Reservation,
@@ -38,6 +39,21 @@ impl<R: Readiness> Async<Publisher, R> {
     ) -> Poll<Result<(), SendError>> {
         let sent = ready!(self.poll_room(cx, |publisher| publisher.put(message, Publisher::now)));
         Poll::Ready(sent.map_err(|error| error.forever(message.len())))
+    }
+
+    /// [`send`](Async::send), with descriptors attached to the message ([`Publisher::send_with`]).
+    ///
+    /// Dropped while it is pending, it has sent nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_with`].
+    pub async fn send_with(&mut self, message: &[u8], attachments: &Fds) -> Result<(), SendError> {
+        let wanting = Wanting(self);
+        let mut put =
+            |publisher: &mut Publisher| publisher.put_with(message, attachments, Publisher::now);
+        let sent = poll_fn(|cx| wanting.0.poll_room(cx, &mut put)).await;
+        sent.map_err(|error| error.forever(message.len()))
     }
 
     /// Makes room for a message of up to `len` bytes, to be written in place and then committed; waits for as long as the
@@ -95,6 +111,34 @@ impl<R: Readiness> Async<Publisher, R> {
         let sent = self.end.put_chunk(loan);
         debug_assert!(sent.is_ok(), "there was room");
         Ok(())
+    }
+
+    /// Sends a loan with attachments ([`Publisher::send_loan_with`]).
+    ///
+    /// Dropped while it is pending, it has sent nothing, and the loan has gone back to the pool.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_loan_with`].
+    ///
+    /// # Panics
+    ///
+    /// If it is another publisher's.
+    pub async fn send_loan_with(&mut self, loan: Loan, attachments: &Fds) -> Result<(), SendError> {
+        let len = loan.len();
+        let mut loan = Some(loan);
+        let wanting = Wanting(self);
+        let mut put = |publisher: &mut Publisher| {
+            let unsent = loan.take().expect("it comes back unless it is sent");
+            publisher
+                .put_chunk_with(unsent, attachments, Publisher::now)
+                .map_err(|(error, unsent)| {
+                    loan = Some(unsent);
+                    error
+                })
+        };
+        let sent = poll_fn(|cx| wanting.0.poll_room(cx, &mut put)).await;
+        sent.map_err(|error| error.forever(len))
     }
 
     /// The control work of a [driven](crate::PublisherBuilder::driven) publisher, to be spawned on the user's executor, or

@@ -19,8 +19,8 @@ use crate::{
     Error, PayloadType,
     doorbells::{self, Bell},
     protocol::{
-        DoorbellOffer, Greeting, LIMITS, Opening, Packet, PacketRef, PublisherDoorbellRef, Refusal,
-        Rings, VERSION, WelcomeRef,
+        DoorbellOffer, Greeting, Opening, Packet, PacketRef, PublisherDoorbellRef, Refusal, Rings,
+        VERSION, WelcomeRef, limits_of_publisher,
     },
 };
 
@@ -39,7 +39,8 @@ impl Control {
         offered: bool,
     ) -> rustix::io::Result<()> {
         self.prune(state);
-        let link = Arc::new(link.with_limits(LIMITS));
+        let limits = limits_of_publisher(self.terms.max_attachments);
+        let link = Arc::new(link.with_limits(limits));
         let source = state.next_source();
         self.watch(&link, source, EventFlags::IN | EventFlags::RDHUP)?;
         let opening = Opening { version: VERSION };
@@ -144,6 +145,10 @@ impl Control {
                     Refusal::Payload { carries, expects } => {
                         format!("the receiver expects {expects}, and this sender carries {carries}")
                     }
+                    Refusal::Attachments { carries, takes } => format!(
+                        "the receiver takes at most {takes} attachments of a message, and this sender's have up to {carries} \
+                         (max_attachments on either side)"
+                    ),
                     refusal => format!("this sender refused the receiver's greeting: {refusal}"),
                 };
                 state.failed = Some(Error::NoReceiver { why });
@@ -199,6 +204,10 @@ impl Control {
         };
         if let Err(refusal) = self.compare(greeting.expects.as_ref()) {
             return refuse(&link, refusal);
+        }
+        let (carries, takes) = (self.terms.max_attachments as u32, greeting.attachments);
+        if takes < carries {
+            return refuse(&link, Refusal::Attachments { carries, takes });
         }
         let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell) {
             Ok(examined) => examined,
@@ -281,11 +290,13 @@ impl Control {
                 false
             }),
         };
+        // A message that is about to be committed is its first.
+        let answered = answered == Some(true) && state.attach_to(&peer);
         let id = joined.map_or(u64::MAX, |joined| joined.id);
         state
             .links
             .insert(source, Connection::Joined { id, peer, process });
-        if answered == Some(true) {
+        if answered {
             self.changed.notify_all();
         } else {
             self.remove(state, source);

@@ -1,3 +1,4 @@
+mod attachments;
 mod builder;
 mod commit;
 mod control;
@@ -28,8 +29,9 @@ use memlane_region::{
     ring::RingWriter,
 };
 use memlane_signaling::{Pacer, WaitPolicy};
-use memlane_transport::Link;
+use memlane_transport::{Fds, Link};
 
+use attachments::Attach;
 pub use builder::PublisherBuilder;
 pub(crate) use control::Control;
 use lagging::Laggards;
@@ -100,6 +102,7 @@ pub struct Publisher {
     /// What wakes it, once it has waited or is watched, and whether dropped loans do.
     wakes: Option<Arc<Wakes>>,
     wakes_loans: bool,
+    attach: Attach,
     /// Signs of life that it has given.
     alive: u64,
     pacer: Pacer,
@@ -218,6 +221,84 @@ impl Publisher {
         let deadline = after(timeout);
         self.put(message, |publisher, need| publisher.room(need, deadline))
             .map_err(|error| error.in_time(message.len()))
+    }
+
+    /// [`send`](Publisher::send), with descriptors attached to the message: files, sockets, DMA-BUFs, regions, whatever. Each
+    /// subscriber gets descriptors of its own, in order with the bytes ([`Message::take_attachments`]); these stay here. It
+    /// waits, too, for as long as some subscriber has too many
+    /// [on their way](PublisherBuilder::attachments_in_flight), or this user's processes have more than RLIMIT_NOFILE in all
+    /// (unix(7), ETOOMANYREFS).
+    ///
+    /// Values that have descriptors in them need none of this: see [`Encoded`](crate::Encoded).
+    ///
+    /// [`Message::take_attachments`]: crate::Message::take_attachments
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let mut publisher = memlane::Publisher::builder().unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// # let mut subscriber = memlane::Subscriber::builder().over(link.1)?;
+    /// use std::os::fd::{AsFd, OwnedFd};
+    ///
+    /// use memlane::{Fds, Link, region::{Frozen, Region}};
+    ///
+    /// let file = std::fs::File::open("/dev/null")?;
+    /// let region = Region::copy_of("samples", b"frozen")?.freeze()?;
+    /// let (ours, theirs) = Link::pair()?;
+    /// let region = region.as_fd().try_clone_to_owned()?;
+    /// let attachments: Fds = [file.into(), region, theirs.into()].into_iter().collect();
+    /// publisher.send_with(b"three of them", &attachments)?;
+    /// drop(attachments);
+    ///
+    /// let mut message = subscriber.recv()?;
+    /// let mut received = message.take_attachments()?.into_fds().expect("nobody else has them").into_iter();
+    /// let file = received.next().unwrap();
+    /// let region = Frozen::open(received.next().unwrap().into(), 1 << 20)?; // verified, and then a &[u8]
+    /// let link = Link::from_fd(received.next().unwrap().into())?; // of a publisher that is trusted with this thread's time
+    /// assert_eq!(&*region, b"frozen");
+    /// ours.send("hello")?;
+    /// assert_eq!(link.recv::<String>()?, "hello");
+    /// # drop(file);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]; the message was not sent.
+    pub fn send_with(&mut self, message: &[u8], attachments: &Fds) -> Result<(), SendError> {
+        self.put_with(message, attachments, |publisher, need| {
+            publisher.room(need, None)
+        })
+        .map_err(|error| error.forever(message.len()))
+    }
+
+    /// [`send_with`](Publisher::send_with), if there is room. A call that tries it again should give the same attachments
+    /// ([`Fds`], or a clone): subscribers that have been told of them already are not told twice.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`]; the message was not sent.
+    pub fn try_send_with(&mut self, message: &[u8], attachments: &Fds) -> Result<(), TrySendError> {
+        self.put_with(message, attachments, Publisher::now)
+            .map_err(|error| error.at_once(message.len()))
+    }
+
+    /// [`send_with`](Publisher::send_with), waiting for room no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`]; the message was not sent.
+    pub fn send_timeout_with(
+        &mut self,
+        message: &[u8],
+        attachments: &Fds,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        let deadline = after(timeout);
+        self.put_with(message, attachments, |publisher, need| {
+            publisher.room(need, deadline)
+        })
+        .map_err(|error| error.in_time(message.len()))
     }
 
     /// Makes room for a message of up to `len` bytes, to be written in place and then committed; waits for as
@@ -361,6 +442,42 @@ impl Publisher {
         }
     }
 
+    /// Sends a loan with attachments, as [`send_with`](Publisher::send_with) sends bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]; the loan goes back to the pool.
+    ///
+    /// # Panics
+    ///
+    /// If it is another publisher's.
+    pub fn send_loan_with(&mut self, loan: Loan, attachments: &Fds) -> Result<(), SendError> {
+        let len = loan.len();
+        self.put_chunk_with(loan, attachments, |publisher, need| {
+            publisher.room(need, None)
+        })
+        .map_err(|(error, _)| error.forever(len))
+    }
+
+    /// Sends a loan with attachments, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`], and the loan.
+    ///
+    /// # Panics
+    ///
+    /// If it is another publisher's.
+    pub fn try_send_loan_with(
+        &mut self,
+        loan: Loan,
+        attachments: &Fds,
+    ) -> Result<(), (TrySendError, Loan)> {
+        let len = loan.len();
+        self.put_chunk_with(loan, attachments, Publisher::now)
+            .map_err(|(error, loan)| (error.at_once(len), loan))
+    }
+
     /// Sends what the closure sends as one batch: each message can be read as soon as it is sent, but subscribers that
     /// sleep are rung once, at the end, or before a call in it waits for room or answers that there is none. It saves a fence
     /// for each message (5 ns), and with subscribers that keep falling asleep the wake-ups between.
@@ -473,6 +590,11 @@ impl Publisher {
     /// Dropping the publisher does the same; a thread that panics meanwhile says so
     /// ([`Reason::Panicked`](crate::Reason::Panicked)).
     pub fn close(self) {}
+
+    /// How many attachments a message may have ([`PublisherBuilder::max_attachments`]).
+    pub fn max_attachments(&self) -> usize {
+        self.control.max_attachments()
+    }
 
     /// How many subscribers there are. By the next line there may be more, or fewer.
     pub fn subscribers(&self) -> usize {

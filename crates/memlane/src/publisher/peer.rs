@@ -15,10 +15,13 @@ use memlane_signaling::{CARRIED, Doorbell, Look, Rung};
 use memlane_transport::{Error as LinkError, Link};
 use rustix::net::sockopt;
 
-use super::told::{Part, Told};
+use super::{
+    attachments::Flight,
+    told::{Part, Told},
+};
 use crate::{
     doorbells::Bell,
-    page::{CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED},
+    page::{CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED, TAKEN},
     protocol::{Farewell, NoticeRef, Overflow},
 };
 
@@ -37,6 +40,8 @@ pub(super) struct Peer {
     doorbell: Option<Doorbell>,
     /// Taken out when the subscriber is gone: the hot side may hold on to the rest until its next look.
     link: Mutex<Option<Arc<Link>>>,
+    /// Attachments on their way to it. The hot side's alone, but when it joins.
+    flight: Mutex<Flight>,
     evicted: AtomicBool,
     /// It was too slow: the publisher goes on without it.
     dismissed: AtomicBool,
@@ -65,6 +70,7 @@ impl Peer {
             doorbell,
             pid: link.peer().ok().and_then(|peer| peer.pid()),
             link: Mutex::new(Some(link)),
+            flight: Mutex::default(),
             evicted: AtomicBool::new(false),
             dismissed: AtomicBool::new(false),
             overflow,
@@ -122,10 +128,15 @@ impl Peer {
     /// Wakes it if it sleeps, once more than it may have been.
     pub(super) fn wake_again(&self) {
         if let Some(ringer) = &self.ringer {
-            if self.page.load_word(SUBSCRIBER_ARMED) & !CARRIED != 0 {
+            if self.armed() != 0 {
                 ringer.ring();
             }
         }
+    }
+
+    /// Not 0 while it sleeps, and another number for each sleep.
+    pub(super) fn armed(&self) -> u64 {
+        self.page.load_word(SUBSCRIBER_ARMED) & !CARRIED
     }
 
     pub(super) fn doorbell(&self) -> Option<&Doorbell> {
@@ -148,7 +159,7 @@ impl Peer {
     /// Whether it falls behind by this, as only one that is overwritten does: it is to [catch up](Peer::catch_up) once its link is
     /// writable.
     pub(super) fn tell(&self, notice: &NoticeRef<'_>) -> bool {
-        if self.page.load_word(CURSOR) == LEFT || self.dismissed() {
+        if self.has_left() || self.dismissed() {
             return false;
         }
         let told = self.with_link(|link| match &self.lossy {
@@ -203,6 +214,32 @@ impl Peer {
     pub(super) fn is_behind(&self) -> bool {
         let told = self.lossy.as_ref();
         told.is_some_and(|told| locked(told).is_behind())
+    }
+
+    pub(super) fn flight(&self) -> MutexGuard<'_, Flight> {
+        self.flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many notices of attachments it says it has taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.page.load_word(TAKEN)
+    }
+
+    /// Whether it holds nobody up, whatever it does.
+    pub(super) fn is_lossy(&self) -> bool {
+        self.lossy.is_some()
+    }
+
+    /// Whether it has left, and reads nothing more.
+    pub(super) fn has_left(&self) -> bool {
+        self.page.load_word(CURSOR) == LEFT
+    }
+
+    /// Goes on without it.
+    pub(super) fn evict(&self, why: String) {
+        self.evicted.store(true, Ordering::Relaxed);
+        self.farewell(&Farewell::Evicted { why });
+        self.hang_up();
     }
 
     /// Tells it why the link is about to end.
@@ -273,10 +310,9 @@ impl ring::Reader for Peer {
     }
 
     fn corrupt(&self, found: u64) {
-        self.evicted.store(true, Ordering::Relaxed);
-        let why = format!("expected a cursor that goes forward up to what was sent, got {found}");
-        self.farewell(&Farewell::Evicted { why });
-        self.hang_up();
+        self.evict(format!(
+            "expected a cursor that goes forward up to what was sent, got {found}"
+        ));
     }
 }
 

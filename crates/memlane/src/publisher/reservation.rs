@@ -1,8 +1,16 @@
-use std::ops::{Deref, DerefMut};
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
 
 use memlane_region::pool::Loan;
+use memlane_transport::Fds;
 
-use super::Publisher;
+use super::{
+    Publisher,
+    room::{Need, NoRoomInTime},
+};
+use crate::{SendError, SendTimeoutError, TrySendError, after};
 
 /// Room for one message, to be written in place. Its bytes are what older messages left there.
 ///
@@ -12,6 +20,8 @@ use super::Publisher;
 pub struct Reservation<'a> {
     publisher: &'a mut Publisher,
     place: Place,
+    /// Tag of what is attached, if anything.
+    tag: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -24,13 +34,89 @@ enum Place {
 
 impl<'a> Reservation<'a> {
     pub(super) fn in_ring(publisher: &'a mut Publisher, len: usize) -> Reservation<'a> {
-        let place = Place::Ring(len);
-        Reservation { publisher, place }
+        Reservation {
+            publisher,
+            place: Place::Ring(len),
+            tag: None,
+        }
     }
 
     pub(super) fn in_chunk(publisher: &'a mut Publisher, loan: Loan) -> Reservation<'a> {
-        let place = Place::Chunk(loan);
-        Reservation { publisher, place }
+        Reservation {
+            publisher,
+            place: Place::Chunk(loan),
+            tag: None,
+        }
+    }
+
+    /// Attaches descriptors to the message, in place of those that were attached before; waits for as long as some subscriber
+    /// has too many [on their way](crate::PublisherBuilder::attachments_in_flight). Subscribers that have the message have
+    /// descriptors of their own. What is attached to a message that is not committed comes to nothing.
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let mut publisher = memlane::Publisher::builder().unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// # let mut subscriber = memlane::Subscriber::builder().over(link.1)?;
+    /// use memlane::Fds;
+    ///
+    /// let lens = std::fs::File::open("/dev/null")?; // or a DMA-BUF, a socket, an eventfd, ...
+    /// let mut frame = publisher.reserve(640 * 480)?;
+    /// frame.fill(0x80);
+    /// frame.attach(&Fds::from(vec![lens.into()]))?;
+    /// frame.commit();
+    ///
+    /// let mut frame = subscriber.recv()?;
+    /// assert_eq!(frame.take_attachments()?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]. The message has no attachments then, and can be committed without.
+    pub fn attach(&mut self, attachments: &Fds) -> Result<(), SendError> {
+        let len = self.len();
+        self.attach_by(attachments, |publisher, need| publisher.room(need, None))
+            .map_err(|error| error.forever(len))
+    }
+
+    /// [`attach`](Reservation::attach), if it can be done now.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError`].
+    pub fn try_attach(&mut self, attachments: &Fds) -> Result<(), TrySendError> {
+        let len = self.len();
+        self.attach_by(attachments, Publisher::now)
+            .map_err(|error| error.at_once(len))
+    }
+
+    /// [`attach`](Reservation::attach), waiting no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`SendTimeoutError`].
+    pub fn attach_timeout(
+        &mut self,
+        attachments: &Fds,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        let (len, deadline) = (self.len(), after(timeout));
+        self.attach_by(attachments, |publisher, need| {
+            publisher.room(need, deadline)
+        })
+        .map_err(|error| error.in_time(len))
+    }
+
+    pub(super) fn attach_by(
+        &mut self,
+        attachments: &Fds,
+        room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
+    ) -> Result<(), NoRoomInTime> {
+        // One that fails may have told some subscribers of a new attempt, by which what they had is void.
+        self.tag = None;
+        self.tag = self.publisher.attach_next(attachments, room)?;
+        Ok(())
     }
 
     /// Sends the message.
@@ -53,10 +139,13 @@ impl<'a> Reservation<'a> {
             self.len()
         );
         match self.place {
-            Place::Ring(_) => self.publisher.commit(len),
+            Place::Ring(_) => match self.tag {
+                None => self.publisher.commit(len),
+                Some(tag) => self.publisher.commit_attached(len, tag),
+            },
             Place::Chunk(mut loan) => {
                 loan.truncate(len);
-                let sent = self.publisher.put_chunk(loan);
+                let sent = self.publisher.put_attached_chunk(loan, self.tag);
                 debug_assert!(sent.is_ok(), "it was reserved");
             }
         }

@@ -17,14 +17,11 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Publisher, control::Control, peer::Peer, wakes::Wakes};
-use crate::{Error, NOW, SendError, SendTimeoutError, TrySendError, page::WANTED};
-
-/// The word of a publisher that waits for a hold slot: no cursor ever gets there.
-const A_SLOT: u64 = u64::MAX;
-
-#[cfg(test)]
-documented!(A_SLOT);
+use super::{Publisher, attachments::Attach, control::Control, peer::Peer, wakes::Wakes};
+use crate::{
+    Error, NOW, SendError, SendTimeoutError, TrySendError,
+    page::{A_SLOT, WANTED},
+};
 
 /// What a message needs.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +30,8 @@ pub(super) enum Need {
     Ring(usize),
     /// A free chunk for so many bytes.
     Chunk(usize),
+    /// That all subscribers can be told of attachments, and are, of the message for which there is room in the ring.
+    Attachments,
     /// No message: that every subscriber has released all there were.
     Drained,
 }
@@ -47,6 +46,12 @@ pub(super) enum NoRoomInTime {
     Loaned {
         bytes: usize,
     },
+    TooManyAttachments {
+        count: usize,
+        max: usize,
+    },
+    /// One of them cannot be passed.
+    Attachment(io::Error),
     TimedOut,
     /// The receiver is gone.
     Disconnected,
@@ -60,9 +65,11 @@ fn look(
     writer: &mut RingWriter<Shared, Peer>,
     pool: &mut Pool,
     control: &Control,
+    attach: &mut Attach,
     need: Need,
 ) -> Result<(), NoRoomInTime> {
     match need {
+        Need::Attachments => attach.look(control, writer.position()),
         Need::Ring(len) => match writer.reserve(len) {
             Ok(()) => Ok(()),
             Err(NoRoom::Full) => Err(NoRoomInTime::Full),
@@ -95,7 +102,14 @@ impl Publisher {
         if self.ended && !matches!(need, Need::Drained) {
             return Err(NoRoomInTime::Disconnected);
         }
-        look(&mut self.writer, &mut self.pool, &self.control, need)
+        let Publisher {
+            writer,
+            pool,
+            control,
+            attach,
+            ..
+        } = self;
+        look(writer, pool, control, attach, need)
     }
 
     /// Room, if there is any now, or is once those who are in the way have been seen to.
@@ -120,7 +134,7 @@ impl Publisher {
                 }
             }
             // What is found in the ring is waited for until the commit; no commit says that a loan was had.
-            Ok(()) if self.wanting && matches!(need, Need::Chunk(_)) => {
+            Ok(()) if self.wanting && matches!(need, Need::Chunk(_) | Need::Attachments) => {
                 self.disarm();
                 Ok(())
             }
@@ -153,9 +167,10 @@ impl Publisher {
                 writer,
                 pool,
                 control,
+                attach,
                 ..
             } = &mut *self;
-            let found = pacer.spin(|| match look(writer, pool, control, need) {
+            let found = pacer.spin(|| match look(writer, pool, control, attach, need) {
                 Err(NoRoomInTime::Full) => None,
                 found => Some(found),
             });
@@ -168,12 +183,19 @@ impl Publisher {
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 // One that slept until now has not looked since.
+                self.forget_room();
                 return match self.look(need) {
                     Err(NoRoomInTime::Full) => Err(NoRoomInTime::TimedOut),
                     found => found,
                 };
             }
             if self.pacer.policy() == WaitPolicy::Poll {
+                if matches!(need, Need::Attachments) {
+                    // Nobody is to ring for it, but some have to be told.
+                    self.wanting = true;
+                    self.want(A_SLOT);
+                    self.await_attachments();
+                }
                 if self.reactor.is_none() {
                     let driven = self.control.drive();
                     driven.map_err(NoRoomInTime::Wait)?;
@@ -185,7 +207,7 @@ impl Publisher {
                     self.stats.sleeps += 1;
                     self.stats.spurious += u64::from(slept);
                     slept = true;
-                    let again = self.laggards.again();
+                    let again = self.again(need);
                     let timeout = deadline.into_iter().chain(again).min().map(remaining);
                     let since = Instant::now();
                     let woken = self.take_wakes(timeout.as_ref());
@@ -201,11 +223,23 @@ impl Publisher {
         }
     }
 
+    /// When those who are in the way are to be looked at again, or what the kernel has refused is to be tried again.
+    fn again(&mut self, need: Need) -> Option<Instant> {
+        let again = match need {
+            Need::Attachments => self.await_attachments(),
+            _ => None,
+        };
+        self.laggards.again().into_iter().chain(again).min()
+    }
+
     /// The same, and the descriptor becomes readable, too, when those who are in the way are to be looked at again.
     #[cold]
     fn arm_until_again(&mut self, need: Need) -> Result<(), NoRoomInTime> {
         let found = self.arm(need);
-        if let (Err(NoRoomInTime::Full), Some(again)) = (&found, self.laggards.again()) {
+        if !matches!(found, Err(NoRoomInTime::Full)) {
+            return found;
+        }
+        if let Some(again) = self.again(need) {
             let wakes = self.wakes().map_err(NoRoomInTime::Wait)?;
             wakes.set_alarm(Some(again)).map_err(NoRoomInTime::Wait)?;
             self.laggards.alarm = true;
@@ -227,7 +261,9 @@ impl Publisher {
                 self.want(wanted);
                 match need {
                     // A loan that is dropped makes no room here; a message's own may be, if it is given up for now.
-                    Need::Ring(_) | Need::Drained => self.pool.await_no_loans(),
+                    Need::Ring(_) | Need::Drained | Need::Attachments => {
+                        self.pool.await_no_loans();
+                    }
                     Need::Chunk(_) => {
                         self.watch_loans().map_err(NoRoomInTime::Wait)?;
                         self.pool.await_loans();
@@ -302,6 +338,7 @@ impl Publisher {
             },
             Need::Drained => self.writer.want_drained(),
             Need::Chunk(_) => self.pool.want().unwrap_or(A_SLOT),
+            Need::Attachments => A_SLOT,
         }
     }
 
@@ -376,6 +413,10 @@ impl NoRoomInTime {
             NoRoomInTime::TooLarge { max } => SendError::TooLarge { len, max },
             NoRoomInTime::Disconnected => SendError::Disconnected,
             NoRoomInTime::Loaned { bytes } => SendError::Loaned { len, bytes },
+            NoRoomInTime::TooManyAttachments { count, max } => {
+                SendError::TooManyAttachments { count, max }
+            }
+            NoRoomInTime::Attachment(error) => SendError::Attachment(error),
             NoRoomInTime::Memory(error) => SendError::Memory(error),
             NoRoomInTime::Wait(error) => SendError::Wait(error),
             NoRoomInTime::Full | NoRoomInTime::TimedOut => unreachable!("there was no deadline"),
@@ -387,6 +428,10 @@ impl NoRoomInTime {
             NoRoomInTime::TooLarge { max } => TrySendError::TooLarge { len, max },
             NoRoomInTime::Disconnected => TrySendError::Disconnected,
             NoRoomInTime::Loaned { bytes } => TrySendError::Loaned { len, bytes },
+            NoRoomInTime::TooManyAttachments { count, max } => {
+                TrySendError::TooManyAttachments { count, max }
+            }
+            NoRoomInTime::Attachment(error) => TrySendError::Attachment(error),
             NoRoomInTime::Memory(error) => TrySendError::Memory(error),
             // Nothing waits here.
             NoRoomInTime::Full | NoRoomInTime::TimedOut | NoRoomInTime::Wait(_) => {
@@ -400,6 +445,10 @@ impl NoRoomInTime {
             NoRoomInTime::TooLarge { max } => SendTimeoutError::TooLarge { len, max },
             NoRoomInTime::Disconnected => SendTimeoutError::Disconnected,
             NoRoomInTime::Loaned { bytes } => SendTimeoutError::Loaned { len, bytes },
+            NoRoomInTime::TooManyAttachments { count, max } => {
+                SendTimeoutError::TooManyAttachments { count, max }
+            }
+            NoRoomInTime::Attachment(error) => SendTimeoutError::Attachment(error),
             NoRoomInTime::Memory(error) => SendTimeoutError::Memory(error),
             NoRoomInTime::Wait(error) => SendTimeoutError::Wait(error),
             NoRoomInTime::Full | NoRoomInTime::TimedOut => SendTimeoutError::TimedOut,

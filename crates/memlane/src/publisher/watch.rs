@@ -179,6 +179,8 @@ impl WatchSenderBuilder {
             max_subscribers: self.max_receivers,
             carries: self.carries,
             pattern: Pattern::Latest,
+            max_attachments: 0,
+            attachments_in_flight: 0,
         };
         let make = |epoll: Arc<OwnedFd>, id| Control::new(epoll, id, terms, roster);
         let (control, reactor) = if self.driven {

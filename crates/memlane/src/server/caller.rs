@@ -171,6 +171,9 @@ impl Caller {
                 ReplyError::unsent(TrySendError::Loaned { len, bytes })
             }
             SendTimeoutError::Memory(error) => ReplyError::Memory(error),
+            SendTimeoutError::TooManyAttachments { .. } | SendTimeoutError::Attachment(_) => {
+                unreachable!("replies have none")
+            }
         }
     }
 

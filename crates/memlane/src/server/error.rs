@@ -43,6 +43,9 @@ impl ReplyError {
                 max: without(max),
             },
             TrySendError::Memory(error) => ReplyError::Memory(error),
+            TrySendError::TooManyAttachments { .. } | TrySendError::Attachment(_) => {
+                unreachable!("replies have none")
+            }
         }
     }
 }

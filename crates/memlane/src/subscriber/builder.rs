@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Overflow, Payload, PayloadType, Typed, after, names::address_of, pidfd_of, process_of,
-    protocol::LIMITS,
+    protocol::limits_of_subscriber,
 };
 
 /// Options of a [`Subscriber`].
@@ -32,6 +32,7 @@ pub struct SubscriberBuilder<T: Trust = Untrusted> {
     pub(super) membarrier: Option<u64>,
     pub(super) overflow: Overflow,
     pub(super) history: u64,
+    pub(super) max_attachments: usize,
     trust: PhantomData<T>,
 }
 
@@ -59,6 +60,7 @@ impl Default for SubscriberBuilder {
             membarrier: None,
             overflow: Overflow::Block,
             history: 0,
+            max_attachments: 16,
             trust: PhantomData,
         }
     }
@@ -166,8 +168,18 @@ impl<T: Trust> SubscriberBuilder<T> {
         self
     }
 
-    /// Vouches for the publisher: messages are slices ([`Message`](crate::Message) derefs to `[u8]`), and it
-    /// may be woken through an eventfd.
+    /// How many attachments of a message it takes, at most 1024. Default: 16. A publisher whose messages may have
+    /// [more](crate::PublisherBuilder::max_attachments) refuses it. So many descriptor numbers should be left to this process
+    /// (RLIMIT_NOFILE) beside what it keeps of earlier messages: where they are not, the message's
+    /// [attachments](crate::Message::take_attachments) are an error that says so, and the lane ends with what has been sent by
+    /// then.
+    pub fn max_attachments(mut self, attachments: usize) -> SubscriberBuilder<T> {
+        self.max_attachments = attachments;
+        self
+    }
+
+    /// Vouches for the publisher: messages are slices ([`Message`](crate::Message) derefs to `[u8]`), it
+    /// may be woken through an eventfd, and links in its [values](crate::Encoded) are taken as such.
     ///
     /// # Safety
     ///
@@ -200,6 +212,7 @@ impl<T: Trust> SubscriberBuilder<T> {
             membarrier: self.membarrier,
             overflow: self.overflow,
             history: self.history,
+            max_attachments: self.max_attachments,
             trust: PhantomData,
         }
     }
@@ -250,7 +263,8 @@ impl<T: Trust> SubscriberBuilder<T> {
         let deadline = after(self.timeout);
         // Connected first: while the publisher wakes up for that, the rest is made (measured: 15 to 30 us sooner
         // than the other way round).
-        let link = Link::connect_with(address, self.access.clone())?.with_limits(LIMITS);
+        let link = Link::connect_with(address, self.access.clone())?
+            .with_limits(limits_of_subscriber(self.max_attachments));
         let prepared = Prepared::new(&self)?;
         prepared.send(&link, deadline)?;
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
@@ -292,7 +306,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     }
 
     fn over_with(self, link: Link, process: Option<OwnedFd>) -> Result<Subscriber<T>, Error> {
-        let link = link.with_limits(LIMITS);
+        let link = link.with_limits(limits_of_subscriber(self.max_attachments));
         let deadline = after(self.timeout);
         let prepared = Prepared::new(&self)?;
         prepared.send(&link, deadline)?;

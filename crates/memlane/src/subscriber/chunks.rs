@@ -1,25 +1,26 @@
-use std::sync::Arc;
+use std::{error::Error as _, sync::Arc};
 
 use memlane_region::{
     Remote,
     pool::{Chunk, ChunkRef, Geometry, HeldChunk, Holds, MAX_SEGMENTS, PoolReader, Unresolved},
 };
-use memlane_transport::{Error as LinkError, Link, dispose};
+use memlane_transport::{Error as LinkError, Fds, Link, dispose};
 
-use super::{page::Slots, rings::Rings};
+use super::{attachments::Attachments, page::Slots, rings::Rings};
 use crate::{
-    ChunkError, Reason,
-    protocol::{MAX_RINGS, Notice},
+    AttachmentError, ChunkError, Reason,
+    protocol::{MAX_ATTACHED, MAX_RINGS, Notice},
 };
 
 /// So many notices are taken in one go: more than an honest publisher has to give.
-const MAX_NOTICES: usize = 4 * (MAX_SEGMENTS + MAX_RINGS);
+const MAX_NOTICES: usize = 4 * (MAX_SEGMENTS + MAX_RINGS) + MAX_ATTACHED;
 
-/// The publisher's pool, and its rings, as far as they are mapped here, and what else it has said.
+/// The publisher's pool, and its rings, as far as they are mapped here, attachments, and what else it has said.
 #[derive(Debug)]
 pub(super) struct Chunks {
     reader: PoolReader,
     pub(super) rings: Rings,
+    pub(super) attachments: Attachments,
     /// Why a segment is not here, though it was announced, and which one; none if nothing more is heard of any.
     refused: Option<(Option<u32>, String)>,
     /// What the publisher said last, or why nothing more is heard of it.
@@ -31,6 +32,7 @@ impl Chunks {
         Chunks {
             reader: PoolReader::new(quota),
             rings: Rings::new(rings),
+            attachments: Attachments::default(),
             refused: None,
             farewell: None,
         }
@@ -39,9 +41,10 @@ impl Chunks {
     /// Why there is no publisher any more, once it is gone, as far as it has said so.
     pub(super) fn farewell(&mut self, link: &Link) -> Reason {
         if self.farewell.is_none() {
-            // All that waits: nothing is added to it any more, and what fits a socket is less than this.
-            self.take_notices(link);
-            self.take_notices(link);
+            // All that waits: nothing is added to it any more, and what fits a socket is less than this. Attachments among
+            // it are those of messages that never came.
+            self.take_until(link, u64::MAX, |_| false);
+            self.take_until(link, u64::MAX, |_| false);
         }
         self.farewell.clone().unwrap_or(Reason::Died)
     }
@@ -62,16 +65,19 @@ impl Chunks {
         self.rings.get(id).map_err(|why| ChunkError { why })
     }
 
-    /// The chunk that a record names. Its segment's notice was sent before the record: if it has not been taken from the
-    /// link yet, it is there.
+    /// The chunk that the record at this position names. Its segment's notice was sent before the record: if it has not been
+    /// taken from the link yet, it is there.
     #[inline]
     pub(super) fn resolve(
         &mut self,
         found: ChunkRef,
+        position: u64,
         link: &Link,
     ) -> Result<Chunk<'_>, ChunkError> {
         if !self.reader.contains(found.segment) {
-            self.take_notices(link);
+            self.take_until(link, position, |chunks| {
+                chunks.reader.contains(found.segment)
+            });
         }
         let Chunks {
             reader, refused, ..
@@ -81,37 +87,91 @@ impl Chunks {
             .map_err(|unresolved| why(refused.as_ref(), unresolved))
     }
 
-    /// Keeps the chunk that a record names, for a reader that may be too late for that: `None` if it is.
+    /// Keeps the chunk that the record at this position names, for a reader that may be too late for that: `None` if it is.
     #[inline]
     pub(super) fn announce(
         &mut self,
         found: ChunkRef,
+        position: u64,
         link: &Link,
         holds: &Arc<Holds<Slots>>,
     ) -> Result<Option<HeldChunk<Slots>>, ChunkError> {
         if !self.reader.contains(found.segment) {
-            self.take_notices(link);
+            self.take_until(link, position, |chunks| {
+                chunks.reader.contains(found.segment)
+            });
             if !self.reader.contains(found.segment) && self.refused.is_none() {
                 // It was given up meanwhile: all that was in it has been read, or missed.
                 return Ok(None);
             }
         }
-        let chunk = self.resolve(found, link)?;
+        let chunk = self.resolve(found, position, link)?;
         // There is a slot: of those who keep messages, one is left.
         Ok(chunk.announce(holds).ok())
     }
 
-    /// Takes what the publisher has said of its pool since the last time.
+    /// The attachments of the message whose record is at this position and has this tag. Their notice was sent before the
+    /// record was committed.
     #[cold]
-    pub(super) fn take_notices(&mut self, link: &Link) {
+    pub(super) fn attached(
+        &mut self,
+        position: u64,
+        tag: u16,
+        link: &Link,
+    ) -> Result<Fds, AttachmentError> {
+        self.take_until(link, position, |chunks| {
+            chunks.attachments.have(position, tag)
+        });
+        let found = self.attachments.take(position, tag);
+        found.ok_or_else(|| match &self.farewell {
+            Some(Reason::Broken { why }) => AttachmentError::Refused { why: why.clone() },
+            _ => AttachmentError::Missing,
+        })
+    }
+
+    /// Takes what the publisher has said since the last time, to a reader that is at this position and has found nothing there.
+    /// What belongs to later messages stays on the link, where it costs this process no descriptors.
+    #[cold]
+    pub(super) fn take_notices(&mut self, link: &Link, position: u64) {
+        self.take_until(link, position, |_| false);
+    }
+
+    /// Takes all that the publisher has said, what belongs to later messages included.
+    #[cold]
+    pub(super) fn take_all(&mut self, link: &Link, position: u64) {
+        self.attachments.forget_before(position);
+        self.take_while(link, |_| true);
+    }
+
+    /// Takes notices until that of this ring is among them, if it is there.
+    #[cold]
+    pub(super) fn take_ring(&mut self, id: u32, link: &Link, position: u64) {
+        self.take_until(link, position, |chunks| chunks.rings.get(id).is_ok());
+    }
+
+    /// Takes what there is on the link until it is enough, or has got ahead of the message at this position.
+    fn take_until(&mut self, link: &Link, position: u64, mut enough: impl FnMut(&Chunks) -> bool) {
+        self.take_while(link, |chunks| {
+            chunks.attachments.forget_before(position);
+            !enough(chunks) && !chunks.attachments.are_ahead_of(position)
+        });
+    }
+
+    fn take_while(&mut self, link: &Link, mut goes_on: impl FnMut(&mut Chunks) -> bool) {
         for _ in 0..MAX_NOTICES {
+            if !goes_on(self) {
+                return;
+            }
             match link.try_recv::<Notice>() {
                 Ok(notice) => self.take(notice),
                 Err(LinkError::WouldBlock) => return,
                 Err(error) if error.is_disconnected() => return,
                 // The link has ended by that.
                 Err(error) => {
-                    let why = error.to_string();
+                    let why = match error.source() {
+                        Some(source) => format!("{error}: {source}"),
+                        None => error.to_string(),
+                    };
                     self.refused = Some((None, why.clone()));
                     self.farewell.get_or_insert(Reason::Broken { why });
                     return;
@@ -144,6 +204,9 @@ impl Chunks {
             }
             Notice::Ring { id, memory } => self.rings.insert(id, memory.into()),
             Notice::RingRemoved { id } => self.rings.remove(id),
+            Notice::Attachments { position, tag, fds } => {
+                self.attachments.keep(position, tag, fds);
+            }
         }
     }
 }

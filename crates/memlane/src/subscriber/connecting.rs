@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     Async, ControlThread, Error, Readiness, after, process_of,
-    protocol::{self, LIMITS},
+    protocol::{self, limits_of_subscriber},
 };
 
 /// A subscription that has begun ([`SubscriberBuilder::begin`]): nothing here waits.
@@ -284,7 +284,8 @@ impl<T: Trust> Connecting<T> {
     }
 
     fn meet(&mut self, link: Link) -> Result<(), Error> {
-        let link = Arc::new(link.with_limits(LIMITS));
+        let limits = limits_of_subscriber(self.builder.max_attachments);
+        let link = Arc::new(link.with_limits(limits));
         self.step = Step::Greet(Box::new(Greeting {
             link,
             prepared: Prepared::new(&self.builder)?,

@@ -1,6 +1,6 @@
 //! A lane among others, whose reader looks at all of them before it sleeps.
 
-use memlane_region::pool::ChunkRef;
+use memlane_region::ring::Carried;
 use memlane_signaling::{Waiter, Woken};
 
 use super::{Next, NoMessage, Subscriber, Trust};
@@ -36,16 +36,20 @@ impl<T: Trust> Subscriber<T> {
         match self.poll() {
             Ok(None) if self.sleep.is_none() => self.found_nothing(),
             Ok(None) if self.life.gone => self.rest(),
-            Ok(Some(Next::InChunk(chunk))) => self.checked(chunk).map(Some),
+            Ok(Some(next)) => self.checked(next).map(Some),
             found => found,
         }
     }
 
-    /// A message in a chunk, if that can be had: who gathers lanes lets go of one that has others, before it is to be
+    /// A message, in a chunk only if that can be had: who gathers lanes lets go of one that has others, before it is to be
     /// delivered.
-    fn checked(&mut self, chunk: ChunkRef) -> Result<Next, NoMessage> {
-        match self.chunks.resolve(chunk, &self.link) {
-            Ok(_) => Ok(Next::InChunk(chunk)),
+    #[inline]
+    fn checked(&mut self, next: Next) -> Result<Next, NoMessage> {
+        let (Next::InChunk(chunk) | Next::Attached(_, Carried::Chunk(chunk))) = next else {
+            return Ok(next);
+        };
+        match self.chunks.resolve(chunk, self.ring.position(), &self.link) {
+            Ok(_) => Ok(next),
             Err(error) => Err(NoMessage::Chunk(error)),
         }
     }
@@ -71,8 +75,7 @@ impl<T: Trust> Subscriber<T> {
             _ => self.disarm(),
         }
         Ok(match found? {
-            Some(Next::InChunk(chunk)) => Arming::Found(self.checked(chunk)?),
-            Some(next) => Arming::Found(next),
+            Some(next) => Arming::Found(self.checked(next)?),
             None => Arming::Overtaken,
         })
     }

@@ -22,7 +22,7 @@ use crate::{
     page::ALIVE,
     protocol::{
         DoorbellOfferRef, GreetingRef, MAX_RINGS, Opening, Packet, PacketRef, PublisherDoorbell,
-        Refusal, Rings, Server, ServerRef, VERSION, Welcome,
+        Refusal, Rings, Server, ServerRef, VERSION, Welcome, check_attachments,
     },
 };
 
@@ -323,10 +323,12 @@ pub(crate) struct Prepared {
     expects: Option<PayloadType>,
     overflow: Overflow,
     history: u64,
+    attachments: u32,
 }
 
 impl Prepared {
     pub(crate) fn new<T: Trust>(builder: &SubscriberBuilder<T>) -> Result<Prepared, Error> {
+        check_attachments(builder.max_attachments)?;
         let (mine, page) = Shared::create("memlane-control", page_size(), 0)?;
         let offers = Offers::new(builder.wait, T::TRUSTED)?;
         Ok(Prepared {
@@ -337,6 +339,7 @@ impl Prepared {
             expects: builder.expects.clone(),
             overflow: builder.overflow,
             history: builder.history,
+            attachments: builder.max_attachments as u32,
         })
     }
 
@@ -364,6 +367,7 @@ impl Prepared {
             expects: self.expects.as_ref(),
             overflow: self.overflow,
             history: self.history,
+            attachments: self.attachments,
         };
         let greets = match awaits {
             Awaits::Welcome | Awaits::Offer => PacketRef::Greeting(greeting),

@@ -1,8 +1,10 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
 use memlane_region::pool::HeldChunk;
+use memlane_transport::Fds;
 
-use super::{Trust, Untrusted, page::Slots, trust::Trusted};
+use super::{Trust, Untrusted, attachments::Attached, page::Slots, trust::Trusted};
+use crate::AttachmentError;
 
 /// A message that is kept for as long as one likes, while others are received: on any thread, beyond its subscriber, and
 /// beyond the publisher's life.
@@ -11,6 +13,7 @@ use super::{Trust, Untrusted, page::Slots, trust::Trusted};
 /// A subscriber that was dropped counts as one until all that it held is dropped, too, and holds up nobody.
 pub struct Held<T: Trust = Untrusted> {
     place: Place,
+    attached: Option<Box<Attached>>,
     trust: PhantomData<T>,
 }
 
@@ -20,16 +23,18 @@ enum Place {
 }
 
 impl<T: Trust> Held<T> {
-    pub(super) fn copy(bytes: Vec<u8>) -> Held<T> {
+    pub(super) fn copy(bytes: Vec<u8>, attached: Option<Box<Attached>>) -> Held<T> {
         Held {
             place: Place::Copy(bytes.into()),
+            attached,
             trust: PhantomData,
         }
     }
 
-    pub(super) fn chunk(chunk: HeldChunk<Slots>) -> Held<T> {
+    pub(super) fn chunk(chunk: HeldChunk<Slots>, attached: Option<Box<Attached>>) -> Held<T> {
         Held {
             place: Place::Chunk(chunk),
+            attached,
             trust: PhantomData,
         }
     }
@@ -45,6 +50,21 @@ impl<T: Trust> Held<T> {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether it came with attachments that have not been [taken](Held::take_attachments).
+    pub fn has_attachments(&self) -> bool {
+        self.attached.is_some()
+    }
+
+    /// The attachments of the message, as [`Message::take_attachments`](super::Message::take_attachments) gives them.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn take_attachments(&mut self) -> Result<Fds, AttachmentError> {
+        let attached = self.attached.take();
+        attached.map_or_else(|| Ok(Fds::default()), |attached| attached.fds)
     }
 
     /// Copies `dst.len()` bytes from `offset` on. The publisher, if it is broken or hostile, may be changing them.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use memlane_region::{
     Remote, Words,
     pool::{HeldChunk, Holds},
-    ring::{LossyReader, Polled, Record, Taken, max_payload},
+    ring::{Carried, LossyReader, Polled, Record, Taken, max_payload},
 };
-use memlane_transport::Link;
+use memlane_transport::{Fds, Link};
 use zerocopy::IntoBytes;
 
 use super::{Next, NoMessage, chunks::Chunks, message::Place, page::Slots};
-use crate::{ChunkError, page::LAPS};
+use crate::{AttachmentError, ChunkError, page::LAPS};
 
 /// So many messages are found too late in one go, before others have their turn.
 const ATTEMPTS: usize = 64;
@@ -23,6 +23,8 @@ pub(super) struct Lossy {
     /// Where messages are copied to: words, so that values lie in it as they would in place.
     buffer: Vec<u64>,
     taken: Option<(Taken, Option<HeldChunk<Slots>>)>,
+    /// What that one has attached.
+    attached: Option<Result<Fds, AttachmentError>>,
     broken: Option<ChunkError>,
     /// The ring in which it was to go on last and that it does not know, and where that was.
     lost: Option<(u32, u64)>,
@@ -32,6 +34,8 @@ pub(super) struct Lossy {
     from: u64,
     kept: u64,
 }
+
+type Given<'a> = (u64, Place<'a>, Option<Result<Fds, AttachmentError>>);
 
 impl Lossy {
     /// From `start` on, before message `sequence`; that is in the first ring, or in another one.
@@ -54,6 +58,7 @@ impl Lossy {
             kept: 0,
             buffer: Vec::new(),
             taken: None,
+            attached: None,
             broken: None,
         }
     }
@@ -88,22 +93,30 @@ impl Lossy {
                 },
                 Polled::Empty | Polled::Overtaken => return Ok(None),
             };
-            let held = match taken.record {
-                Record::Inline(_) => None,
-                Record::Chunk(found) => match chunks.announce(found, link, holds) {
-                    Ok(Some(held)) => Some(held),
-                    Ok(None) => {
-                        self.reader.forgo(taken);
-                        continue;
-                    }
-                    Err(error) => {
-                        self.reader.forgo(taken);
-                        self.broken = Some(error.clone());
-                        return Err(NoMessage::Chunk(error));
-                    }
-                },
+            let (tag, message) = match taken.record {
+                Record::Inline(len) => (None, Carried::Inline(len)),
+                Record::Chunk(found) => (None, Carried::Chunk(found)),
+                Record::Attached { tag, message } => (Some(tag), message),
             };
             self.kept += 1;
+            let held = match message {
+                Carried::Inline(_) => None,
+                Carried::Chunk(found) => {
+                    match chunks.announce(found, taken.position, link, holds) {
+                        Ok(Some(held)) => Some(held),
+                        Ok(None) => {
+                            self.reader.forgo(taken);
+                            continue;
+                        }
+                        Err(error) => {
+                            self.reader.forgo(taken);
+                            self.broken = Some(error.clone());
+                            return Err(NoMessage::Chunk(error));
+                        }
+                    }
+                }
+            };
+            self.attached = tag.map(|tag| chunks.attached(taken.position, tag, link));
             self.taken = Some((taken, held));
             return Ok(Some(Next::Taken));
         }
@@ -115,7 +128,7 @@ impl Lossy {
     #[cold]
     fn follow(&mut self, ring: u32, chunks: &mut Chunks, link: &Link) -> Result<bool, NoMessage> {
         if ring != 0 && chunks.ring(ring).is_err() {
-            chunks.take_notices(link);
+            chunks.take_ring(ring, link, self.reader.position());
         }
         let error = match chunks.ring(ring) {
             Ok(memory) => {
@@ -162,27 +175,40 @@ impl Lossy {
         self.taken.is_none() && (self.stranded.is_some() || self.reader.is_empty())
     }
 
-    /// The message that is taken: how many there were before it, and where it is.
+    /// The message that is taken: how many there were before it, where it is, and what it has attached, if anything.
     #[inline]
-    pub(super) fn give(&mut self) -> Option<(u64, Place<'_>)> {
+    pub(super) fn give(&mut self) -> Option<Given<'_>> {
         let (taken, held) = self.taken.take()?;
+        let attached = self.attached.take();
         let missed = taken.missed;
         let place = match (taken.record, held) {
-            (Record::Inline(len), _) => Place::Copy {
+            (_, Some(chunk)) => Place::Kept { chunk, missed },
+            (
+                Record::Inline(len)
+                | Record::Attached {
+                    message: Carried::Inline(len),
+                    ..
+                },
+                None,
+            ) => Place::Copy {
                 bytes: &self.buffer.as_bytes()[..len],
                 missed,
             },
-            (Record::Chunk(_), held) => Place::Kept {
-                chunk: held?,
-                missed,
-            },
+            // It was taken with the chunk.
+            _ => return None,
         };
-        Some((taken.sequence, place))
+        Some((taken.sequence, place, attached))
+    }
+
+    /// Where it is in the stream: behind what is taken.
+    pub(super) fn position(&self) -> u64 {
+        self.reader.position()
     }
 
     /// Lets go of what is taken.
     pub(super) fn forget(&mut self) {
         self.taken = None;
+        self.attached = None;
     }
 
     /// How many messages there were before the next one.

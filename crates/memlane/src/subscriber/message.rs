@@ -5,12 +5,15 @@ use memlane_region::{
     pool::{Chunk, HOLD_SLOTS, HeldChunk},
     ring::RingReader,
 };
+use memlane_transport::Fds;
 
 use super::{
     Held, Trust,
+    attachments::Attached,
     page::{Page, Slots},
     trust::Trusted,
 };
+use crate::AttachmentError;
 
 /// A message, in place, in the publisher's memory. Dropping it releases that memory to be written again. (A short one of a
 /// subscriber that is [overwritten](crate::Overflow::Overwrite) is a copy already.)
@@ -24,6 +27,7 @@ pub struct Message<'a, T: Trust = super::Untrusted> {
     place: Place<'a>,
     len: usize,
     sequence: u64,
+    attached: Option<Box<Attached>>,
     trust: PhantomData<T>,
 }
 
@@ -54,6 +58,7 @@ impl<'a, T: Trust> Message<'a, T> {
             place: Place::Ring,
             len,
             sequence,
+            attached: None,
             trust: PhantomData,
         }
     }
@@ -75,8 +80,14 @@ impl<'a, T: Trust> Message<'a, T> {
             place,
             len,
             sequence,
+            attached: None,
             trust: PhantomData,
         }
+    }
+
+    pub(super) fn with(mut self, attached: Option<Box<Attached>>) -> Message<'a, T> {
+        self.attached = attached;
+        self
     }
 
     /// How many messages its publisher had sent before it: the first one of all is 0.
@@ -145,7 +156,51 @@ impl<'a, T: Trust> Message<'a, T> {
         self.read(0, copy);
     }
 
-    /// Keeps it beyond the next one. A long message stays where it is, a short one is copied.
+    /// Whether it came with attachments that have not been [taken](Message::take_attachments).
+    pub fn has_attachments(&self) -> bool {
+        self.attached.is_some()
+    }
+
+    /// The attachments of the message, in the order in which they were attached, close-on-exec; none if it has none, or if they
+    /// were taken before. Of which kind they are, nobody has checked: [`transport::Typed`](crate::transport::Typed) and
+    /// [`region`](crate::region) do that. What is not taken is closed when the message is dropped, by
+    /// [`dispose`](crate::transport::dispose), as is what is dropped in the [`Fds`].
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let mut publisher = memlane::Publisher::builder().unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// # let mut subscriber = memlane::Subscriber::builder().over(link.1)?;
+    /// # let (memory, bell) = (memlane::region::Region::copy_of("samples", b"x")?.freeze()?, rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?);
+    /// # let memory = std::os::fd::AsFd::as_fd(&memory).try_clone_to_owned()?;
+    /// # publisher.send_with(b"two", &vec![memory, bell].into())?;
+    /// use memlane::transport::{EventFd, MemoryFd};
+    ///
+    /// let mut message = subscriber.recv()?;
+    /// let mut attachments = message.take_attachments()?.into_fds().expect("nobody else has them").into_iter();
+    /// let memory: MemoryFd = attachments.next().expect("a first one").try_into()?; // or an error that says what it is
+    /// let bell: EventFd = attachments.next().expect("a second one").try_into()?;
+    /// # drop((memory, bell));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`AttachmentError`]: they cannot be had. The message's bytes can.
+    pub fn take_attachments(&mut self) -> Result<Fds, AttachmentError> {
+        let attached = self.attached.take();
+        attached.map_or_else(|| Ok(Fds::default()), |attached| attached.fds)
+    }
+
+    /// The attachments, and whether links among them are taken as such.
+    pub(crate) fn take_attached(&mut self) -> Result<(Fds, bool), AttachmentError> {
+        match self.attached.take() {
+            None => Ok((Fds::default(), false)),
+            Some(attached) => Ok((attached.fds?, attached.adopts)),
+        }
+    }
+
+    /// Keeps it beyond the next one, and its attachments. A long message stays where it is, a short one is copied.
     ///
     /// # Errors
     ///
@@ -154,16 +209,16 @@ impl<'a, T: Trust> Message<'a, T> {
     pub fn hold(mut self) -> Result<Held<T>, Message<'a, T>> {
         let holds = self.ring.page().holds();
         match &self.place {
-            Place::Ring | Place::Copy { .. } => Ok(Held::copy(self.to_vec())),
+            Place::Ring | Place::Copy { .. } => Ok(Held::copy(self.to_vec(), self.attached.take())),
             Place::Chunk(chunk) => match chunk.hold(holds) {
                 // Before the record is released, which dropping `self` does.
-                Ok(held) => Ok(Held::chunk(held)),
+                Ok(held) => Ok(Held::chunk(held, self.attached.take())),
                 Err(_) => Err(self),
             },
             // The next one needs a slot before it is looked at.
             Place::Kept { .. } if holds.taken() == HOLD_SLOTS => Err(self),
             Place::Kept { .. } => match std::mem::replace(&mut self.place, Place::Ring) {
-                Place::Kept { chunk, .. } => Ok(Held::chunk(chunk)),
+                Place::Kept { chunk, .. } => Ok(Held::chunk(chunk, self.attached.take())),
                 _ => unreachable!("looked at above"),
             },
         }

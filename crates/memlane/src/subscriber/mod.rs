@@ -1,3 +1,4 @@
+mod attachments;
 mod builder;
 mod chunks;
 mod connecting;
@@ -27,7 +28,7 @@ use std::{
 use memlane_region::{
     Remote,
     pool::ChunkRef,
-    ring::{Corrupt, LossyError, Record, RingReader},
+    ring::{Carried, Corrupt, LossyError, Record, RingReader},
 };
 use memlane_signaling::{Backing, Doorbell, Pacer, Waiter, Woken, gone};
 use memlane_transport::{Address, Link};
@@ -36,6 +37,7 @@ use rustix::{
     time::{ClockId, Timespec, clock_gettime},
 };
 
+use attachments::Attached;
 pub use builder::SubscriberBuilder;
 use chunks::Chunks;
 pub use connecting::Connecting;
@@ -159,6 +161,8 @@ pub enum Next {
     InRing(usize),
     /// In this chunk, if the publisher is honest.
     InChunk(ChunkRef),
+    /// One of those, with attachments that are known by this tag.
+    Attached(u16, Carried),
     /// Taken from a ring that does not wait.
     Taken,
 }
@@ -307,12 +311,49 @@ impl<T: Trust> Subscriber<T> {
                 Ok(Message::in_ring(&mut self.ring, len, sequence))
             }
             Next::InChunk(chunk) => self.deliver_chunk(chunk),
+            Next::Attached(tag, message) => self.deliver_attached(tag, message),
             Next::Taken => self.deliver_taken(),
         }
     }
 
+    #[cold]
+    fn deliver_attached(
+        &mut self,
+        tag: u16,
+        message: Carried,
+    ) -> Result<Message<'_, T>, NoMessage> {
+        let position = self.ring.position();
+        let fds = self.chunks.attached(position, tag, &self.link);
+        self.tell_taken();
+        let message = match message {
+            Carried::Inline(len) => {
+                let sequence = self.first.wrapping_add(self.stats.messages);
+                self.stats.messages += 1;
+                Message::in_ring(&mut self.ring, len, sequence)
+            }
+            Carried::Chunk(chunk) => self.deliver_chunk(chunk)?,
+        };
+        Ok(message.with(Some(Attached::new(fds, T::TRUSTED))))
+    }
+
+    /// Where it is in the stream.
+    fn position(&self) -> u64 {
+        match &self.lossy {
+            None => self.ring.position(),
+            Some(lossy) => lossy.position(),
+        }
+    }
+
+    /// Tells the publisher with how many notices of attachments this subscriber is done.
+    fn tell_taken(&mut self) {
+        if let Some(done) = self.chunks.attachments.untold(self.position()) {
+            self.ring.page().took(done);
+        }
+    }
+
     fn deliver_chunk(&mut self, found: ChunkRef) -> Result<Message<'_, T>, NoMessage> {
-        let chunk = self.chunks.resolve(found, &self.link);
+        let position = self.ring.position();
+        let chunk = self.chunks.resolve(found, position, &self.link);
         let chunk = chunk.map_err(NoMessage::Chunk)?;
         let sequence = self.first.wrapping_add(self.stats.messages);
         self.stats.messages += 1;
@@ -321,11 +362,11 @@ impl<T: Trust> Subscriber<T> {
 
     fn deliver_taken(&mut self) -> Result<Message<'_, T>, NoMessage> {
         let taken = self.lossy.as_mut().and_then(|lossy| lossy.give());
-        let (sequence, place) = taken.expect("taken a moment ago");
+        let (sequence, place, attached) = taken.expect("taken a moment ago");
         self.stats.messages += 1;
         let message = Message::at(&mut self.ring, place, sequence);
         self.missed_last = message.missed();
-        Ok(message)
+        Ok(message.with(attached.map(|fds| Attached::new(fds, T::TRUSTED))))
     }
 
     /// What comes next, if it is there. Exports what was released, if it is not.
@@ -379,10 +420,12 @@ impl<T: Trust> Subscriber<T> {
         }
     }
 
-    /// Unmaps what the publisher has given up. What is new can wait until a message is in it.
+    /// Unmaps what the publisher has given up, and takes attachments of messages that did not come about, if it waits for that.
+    /// What is new can wait until a message is in it.
     fn take_notices(&mut self) {
-        if !self.chunks.is_empty() {
-            self.chunks.take_notices(&self.link);
+        if !self.chunks.is_empty() || self.ring.page().is_awaited() {
+            self.chunks.take_notices(&self.link, self.position());
+            self.tell_taken();
         }
     }
 
@@ -548,10 +591,9 @@ impl<T: Trust> Subscriber<T> {
                 continue;
             };
             sleep.arm(self.ring.page().armed(), self.stats.messages);
-            // Armed before: whoever gives something up from now on rings. Where nothing is mapped, nothing can be given up.
-            if !self.chunks.is_empty() {
-                self.chunks.take_notices(&self.link);
-            }
+            // Armed before: whoever gives something up from now on, or waits for something, rings. Where nothing is mapped,
+            // nothing can be given up.
+            self.take_notices();
             // Exports what was released, too: the publisher may be waiting for just that.
             let woken = match self.poll() {
                 Ok(None) if self.may_sleep() => {
@@ -670,8 +712,7 @@ fn next(
     match ring.poll_record() {
         Ok(None) if ring.ends() => go_on(ring, chunks, link),
         Ok(None) => Ok(None),
-        Ok(Some(Record::Inline(len))) => Ok(Some(Next::InRing(len))),
-        Ok(Some(Record::Chunk(chunk))) => Ok(Some(Next::InChunk(chunk))),
+        Ok(Some(record)) => Ok(Some(record.into())),
         Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
     }
 }
@@ -687,7 +728,10 @@ fn go_on(
         return Ok(None);
     };
     // After that has said where this reader is: a publisher that goes on without it, and did not know by then, has said so.
-    chunks.take_notices(link);
+    chunks.take_all(link, ring.position());
+    if let Some(done) = chunks.attachments.untold(ring.position()) {
+        ring.page().took(done);
+    }
     if let Some(reason) = chunks.evicted() {
         ring.stop();
         if ring.page().holds().taken() == 0 {
@@ -699,9 +743,19 @@ fn go_on(
     ring.follow(chunks.ring(following).map_err(NoMessage::Chunk)?);
     match ring.poll_record() {
         Ok(None) => Ok(None),
-        Ok(Some(Record::Inline(len))) => Ok(Some(Next::InRing(len))),
-        Ok(Some(Record::Chunk(chunk))) => Ok(Some(Next::InChunk(chunk))),
+        Ok(Some(record)) => Ok(Some(record.into())),
         Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
+    }
+}
+
+impl From<Record> for Next {
+    #[inline(always)]
+    fn from(record: Record) -> Next {
+        match record {
+            Record::Inline(len) => Next::InRing(len),
+            Record::Chunk(chunk) => Next::InChunk(chunk),
+            Record::Attached { tag, message } => Next::Attached(tag, message),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use memlane_transport::Link;
 
 use crate::{
     doorbells::Bell,
-    page::{ALIVE, CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED, WANTED},
+    page::{A_SLOT, ALIVE, CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED, TAKEN, WANTED},
 };
 
 /// This subscriber's control page, and what wakes the publisher that reads it.
@@ -73,6 +73,24 @@ impl Page {
 
     pub(super) fn publisher(&self) -> &Remote {
         &self.publisher
+    }
+
+    /// Whether the publisher waits until something is given up that its cursors say nothing of.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.publisher.load_word(WANTED) == A_SLOT
+    }
+
+    /// Says with how many notices of attachments this subscriber is done, and wakes a publisher that waits for it.
+    pub(super) fn took(&self, notices: u64) {
+        self.mine.word(TAKEN).store(notices, Ordering::Release);
+        if let Some(ringer) = &self.ringer {
+            // Pairs with the fence of a publisher between what it wants and its last look: it sees this count, or its word is
+            // seen here.
+            fence(Ordering::SeqCst);
+            if self.is_awaited() {
+                ringer.ring();
+            }
+        }
     }
 
     pub(super) fn holds(&self) -> &Arc<Holds<Slots>> {

@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use memlane_region::Remote;
+use memlane_region::{Remote, ring::Carried};
 use memlane_signaling::WaitPolicy;
 use memlane_transport::Link;
 
@@ -65,13 +65,15 @@ impl<T: Trust> Subscriber<T> {
         dst: &mut [u8],
     ) -> Result<usize, NoMessage> {
         match found {
-            Next::InRing(len) => {
+            // What it has attached, which nobody who plays by the rules does here, stays on the link.
+            Next::InRing(len) | Next::Attached(_, Carried::Inline(len)) => {
                 let copied = len.saturating_sub(offset).min(dst.len());
                 self.ring.read(offset, &mut dst[..copied]);
                 Ok(len)
             }
-            Next::InChunk(chunk) => {
-                let chunk = self.chunks.resolve(chunk, &self.link);
+            Next::InChunk(chunk) | Next::Attached(_, Carried::Chunk(chunk)) => {
+                let position = self.ring.position();
+                let chunk = self.chunks.resolve(chunk, position, &self.link);
                 let chunk = chunk.map_err(NoMessage::Chunk)?;
                 let copied = chunk.len().saturating_sub(offset).min(dst.len());
                 chunk.read(offset, &mut dst[..copied]);
