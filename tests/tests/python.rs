@@ -22,7 +22,7 @@ use std::{
 
 use memlane::{
     Address, Encoded, Link, Publisher, Reason, RecvError, SendError, Subscriber, TryRecvError,
-    TrySendError, transport::remove_stale,
+    TrySendError, WhenFull, transport::remove_stale,
 };
 use memlane_region::{Remote, Shared, page_size};
 use memlane_tests::{
@@ -307,6 +307,53 @@ fn it_subscribes() {
         assert!(python.slept() >= 100);
         python.finish();
     }
+}
+
+/// It follows its publisher from ring to ring while it is behind, and is told when it is dropped, in one of them.
+#[test]
+fn it_goes_from_ring_to_ring() {
+    let scene = Scene::new();
+    if !python() {
+        return;
+    }
+    let rings = unbound(1 << 14).spill_bytes(4 << 14);
+    let when_full = WhenFull::Disconnect {
+        after: std::time::Duration::ZERO,
+    };
+    let mut publisher = rings
+        .when_full(when_full)
+        .bind_to(&scene.address("lane"))
+        .unwrap();
+    let python = Python::start("subscribe", &scene.address("lane"), &[]);
+    publisher.wait_for_subscribers(1).unwrap();
+    python.says("subscribed");
+    let mut next = 0;
+    for _ in 0..20 {
+        python.signal(Signal::STOP);
+        wait_stopped(python.id(), python.id());
+        let (before, first) = (publisher.stats().spills, next);
+        while publisher.stats().spills < before + 2 {
+            publisher.send(&message(next)).unwrap();
+            next += 1;
+        }
+        python.signal(Signal::CONT);
+        (first..next).for_each(|number| python.has(&message(number)));
+    }
+    python.signal(Signal::STOP);
+    wait_stopped(python.id(), python.id());
+    let first = next;
+    while publisher.stats().disconnected == 0 {
+        publisher.send(&message(next)).unwrap();
+        next += 1;
+    }
+    (0..100).for_each(|number| publisher.send(&message(number)).unwrap());
+    python.signal(Signal::CONT);
+    // The ring that it was in.
+    for number in first..first + 5 {
+        python.has(&message(number));
+    }
+    publisher.close();
+    python.kill();
 }
 
 #[test]
