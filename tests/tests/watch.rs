@@ -190,7 +190,7 @@ fn echo(role: &Role) {
         }
         let update = receiver.get_into(&mut value).unwrap().unwrap();
         sender.send(&value[..update.len]).unwrap();
-        if update.sequence % 1024 == 0 {
+        if update.sequence.is_multiple_of(1024) {
             memlane_tests::alive();
         }
     }
