@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use memlane::{
     AttachmentError, Link, Overflow, Reason, RecvError, SendTimeoutError, Subscriber, TrySendError,
+    WhenFull,
 };
 use memlane_tests::{
     Census, Dice, PATIENCE, Part, Policy, Role, Scene, Start, alive, attachments, check,
@@ -344,6 +345,45 @@ fn a_laggard_has_its_attachments() {
     assert_eq!(publisher.stats().evicted, 0);
     drop(publisher);
     readers.into_iter().for_each(|reader| reader.finish());
+}
+
+/// Whoever takes no attachments is waited for, whatever is decided about the slow: a message that waits for that is written already,
+/// where the ring may not be left.
+#[test]
+fn a_message_that_waits_stays_where_it_was_written() {
+    let _scene = Scene::new();
+    let after = Duration::ZERO;
+    let mut publisher = unbound(1 << 14)
+        .attachments_in_flight(1)
+        .when_full(WhenFull::Disconnect { after })
+        .unbound()
+        .unwrap();
+    let [mut fast, mut slow] = [(); 2].map(|()| {
+        let (here, there) = Link::pair().unwrap();
+        publisher.attach(here).unwrap();
+        Subscriber::builder().over(there).unwrap()
+    });
+    for number in 0..100_u64 {
+        let message = number.to_le_bytes();
+        let receive = |subscriber: &mut Subscriber| {
+            let mut message = subscriber.recv().unwrap();
+            assert_eq!(message.to_vec(), number.to_le_bytes());
+            check_attachments(number, 1, message.take_attachments().unwrap());
+        };
+        publisher
+            .send_with(&message, &attachments(number, 1))
+            .unwrap();
+        receive(&mut fast);
+        let other = [0xff; 100];
+        let short = Duration::from_millis(1);
+        let timed_out = publisher.send_timeout_with(&other, &attachments(7, 1), short);
+        assert!(
+            matches!(timed_out, Err(SendTimeoutError::TimedOut)),
+            "{timed_out:?}"
+        );
+        receive(&mut slow);
+    }
+    assert_eq!(publisher.stats().disconnected, 0);
 }
 
 /// One that is killed is not waited for, and what was on its way to it is closed.

@@ -102,11 +102,6 @@ impl Peer {
         true
     }
 
-    /// Whether a message with attachments could not follow what is on its way to it, when that was last looked at.
-    pub(super) fn has_no_room(&self) -> bool {
-        self.flight().full && !self.is_lossy()
-    }
-
     /// Wakes it if it sleeps and has not taken what has been sent: it may have no message to take it for. Once for each sleep: its
     /// doorbell has no room for more rings than it expects, and in a loop it counts as asleep until it has been found empty.
     fn wake_for_attachments(&self) {

@@ -298,6 +298,9 @@ impl PublisherBuilder {
     ///
     /// The kernel counts the descriptors on their way of all processes of a *user*, and takes no more once they are more than
     /// the sender's RLIMIT_NOFILE: messages with attachments wait then until others are taken.
+    ///
+    /// What is decided about those who are slow ([`when_full`](PublisherBuilder::when_full), [`Overflow`](crate::Overflow)) is about
+    /// room for messages: whoever takes no attachments is waited for, unless it is overwritten, whose messages come without.
     pub fn attachments_in_flight(mut self, descriptors: usize) -> PublisherBuilder {
         self.attachments_in_flight = descriptors;
         self

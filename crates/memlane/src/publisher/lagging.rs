@@ -227,8 +227,8 @@ impl Publisher {
         let mut slow = match need {
             Need::Ring(len) => self.in_the_way(len),
             Need::Chunk(_) => self.in_the_way_of_the_pool(),
-            Need::Attachments => self.in_the_way_of_attachments(),
-            Need::Drained => return false,
+            // Their message may be written already, in the ring that would have to be left.
+            Need::Attachments | Need::Drained => return false,
         };
         if slow.is_empty() {
             return false;
@@ -294,20 +294,6 @@ impl Publisher {
                 .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
         });
         slow.filter(|slow| slow.lagging.pool > 0).collect()
-    }
-
-    /// Those who have too many attachments on their way.
-    fn in_the_way_of_attachments(&self) -> Vec<Slow> {
-        let readers = self.writer.readers_behind();
-        let readers = readers.filter(|slow| slow.joined.reader.has_no_room());
-        let slow = readers.map(|slow| Slow {
-            peer: slow.joined.reader.clone(),
-            may_spill: false,
-            lagging: self
-                .describe(slow.joined.id, &slow.joined.reader, slow.joined.start)
-                .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
-        });
-        slow.collect()
     }
 
     fn describe(&self, id: u64, peer: &Peer, start: u64) -> Lagging {
