@@ -62,6 +62,7 @@ impl Rogue {
             registered: false,
             sequence: 0,
             at: 0,
+            skip: 0,
         }))
         .unwrap();
         let rogue = Rogue {
@@ -385,6 +386,7 @@ impl Villain {
             expects: None,
             overflow: Overflow::Block,
             attachments: 16,
+            history: 0,
         })
         .unwrap();
         here.recv::<Opening>().unwrap();
