@@ -210,6 +210,22 @@ impl Calls {
             .min()
     }
 
+    /// The earliest after that time of all that are awaited.
+    #[inline]
+    pub(super) fn next_deadline(&self, after: Option<Instant>) -> Option<Instant> {
+        if self.deadlines == 0 {
+            return None;
+        }
+        let open = self
+            .places
+            .iter()
+            .filter(|found| found.state == State::Open);
+        let deadlines = open.filter_map(|found| found.deadline);
+        deadlines
+            .filter(|deadline| after.is_none_or(|after| *deadline > after))
+            .min()
+    }
+
     /// Whether none is awaited, and nothing stored.
     pub(super) fn is_idle(&self) -> bool {
         self.open == 0 && self.stored == 0

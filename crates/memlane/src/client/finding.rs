@@ -225,7 +225,10 @@ impl<T: Trust> Client<T> {
         };
         match found {
             Ok(Some(record)) => Ok(Ok(record)),
-            Ok(None) => Err(CallError::Empty),
+            Ok(None) => {
+                self.set_alarm()?;
+                Err(CallError::Empty)
+            }
             Err(NoMessage::TimedOut) => match limit {
                 Some((limit, id)) if Instant::now() >= limit => Ok(Err(id)),
                 _ => Err(CallError::TimedOut),
@@ -242,6 +245,16 @@ impl<T: Trust> Client<T> {
             let _ = self.publisher.drive();
         }
         found
+    }
+
+    /// Nothing has come: a loop that waits for the descriptor is to be told of deadlines, too.
+    #[inline]
+    fn set_alarm(&mut self) -> Result<(), CallError> {
+        let Some(watched) = &self.watched else {
+            return Ok(());
+        };
+        let next = |after| self.calls.next_deadline(after);
+        self.alarm.set(watched, next).map_err(CallError::Wait)
     }
 
     /// What a record is, if it is of anybody's concern. What is not is released.

@@ -1,5 +1,6 @@
 //! The side that asks: requests with replies.
 
+mod alarm;
 mod builder;
 mod calls;
 mod error;
@@ -12,6 +13,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
+use alarm::Alarm;
 pub use builder::ClientBuilder;
 pub use calls::{Call, CallId};
 use calls::{Calls, Dropped};
@@ -62,6 +64,7 @@ pub struct Client<T: Trust = Untrusted> {
     ended: Option<Reason>,
     /// Watches both lanes, for a loop of the user's.
     watched: Option<Arc<OwnedFd>>,
+    alarm: Alarm,
     stats: ClientStats,
 }
 
@@ -113,6 +116,7 @@ impl<T: Trust> Client<T> {
             max_backlog,
             ended: None,
             watched: None,
+            alarm: Alarm::default(),
             stats: ClientStats::default(),
         }
     }
@@ -357,7 +361,10 @@ impl From<Call> for CallId {
 impl<T: Trust> Watch for Client<T> {
     fn watch(&mut self) -> Result<(), Error> {
         self.publisher.watch()?;
-        self.subscriber.watch()?;
+        if let Err(error) = self.subscriber.watch() {
+            self.publisher.unwatch();
+            return Err(error);
+        }
         let watched = || -> std::io::Result<OwnedFd> {
             let both = epoll::create(CreateFlags::CLOEXEC)?;
             for (token, lane) in [self.publisher.descriptor(), self.subscriber.descriptor()]
@@ -369,13 +376,22 @@ impl<T: Trust> Watch for Client<T> {
             }
             Ok(both)
         };
-        let watched = watched().map_err(Error::os("watch a client's lanes"))?;
-        self.watched = Some(Arc::new(watched));
-        Ok(())
+        match watched() {
+            Ok(watched) => {
+                self.watched = Some(Arc::new(watched));
+                Ok(())
+            }
+            Err(error) => {
+                self.publisher.unwatch();
+                self.subscriber.unwatch();
+                Err(Error::os("watch a client's lanes")(error))
+            }
+        }
     }
 
     fn unwatch(&mut self) {
         if let Some(both) = self.watched.take() {
+            self.alarm.stop(&both);
             for lane in [self.publisher.descriptor(), self.subscriber.descriptor()] {
                 let _ = epoll::delete(&*both, &**lane);
             }
