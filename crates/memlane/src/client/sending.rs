@@ -68,12 +68,26 @@ impl<T: Trust> Client<T> {
         deadline: Option<Instant>,
     ) -> Result<(), CallError> {
         let len = request.len().saturating_add(REQUEST_HEADER);
-        let mut place = self.publisher.try_reserve(len).map_err(CallError::unsent)?;
+        let mut place = match self.publisher.try_reserve(len) {
+            Ok(place) => place,
+            Err(TrySendError::Disconnected) => return Err(self.hung_up()),
+            Err(error) => return Err(CallError::unsent(error)),
+        };
         let (header, payload) = place.split_at_mut(REQUEST_HEADER);
         put([id.0, REQUEST, deadline.map_or(0, in_words)], header);
         payload.copy_from_slice(request);
         place.commit();
         Ok(())
+    }
+
+    /// The lane of requests has nobody at its other end. Why is said in that of replies, behind those that wait.
+    #[cold]
+    fn hung_up(&mut self) -> CallError {
+        self.subscriber.ask();
+        match self.take_in() {
+            Err(error @ CallError::Disconnected { .. }) => error,
+            _ => CallError::unsent(TrySendError::Disconnected),
+        }
     }
 
     /// There is no room. While it is waited for, replies are taken in: the server may be waiting for room for those.
@@ -199,4 +213,50 @@ fn unwatched(error: crate::Error) -> CallError {
         crate::Error::Os { source, .. } => source,
         error => std::io::Error::other(error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use crate::{CallError, Client, Link, Publisher, Reason, Server, TryRecvError, Watched};
+
+    #[test]
+    fn who_finds_the_lane_closed_is_told_why() {
+        let (ours, theirs) = Link::pair().unwrap();
+        let mut server = Server::builder().unbound().unwrap();
+        server.attach(ours).unwrap();
+        let client = thread::spawn(|| {
+            let requests = Publisher::builder().ring_bytes(4096);
+            Client::builder().requests(requests).over(theirs).unwrap()
+        });
+        while server.clients() == 0 {
+            assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
+        }
+        let mut client = Watched::new(client.join().unwrap()).unwrap();
+        let full = loop {
+            match client.try_send(&[0; 500]) {
+                Ok(call) => drop(call.detach()),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, CallError::Full), "{full:?}");
+        server.close();
+        // It may still get into the ring, with nobody there.
+        let error = loop {
+            match client.try_send(&[0; 500]) {
+                Ok(call) => drop(call.detach()),
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            matches!(
+                error,
+                CallError::Disconnected {
+                    reason: Reason::Closed
+                }
+            ),
+            "{error:?}"
+        );
+    }
 }

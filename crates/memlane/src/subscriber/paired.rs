@@ -55,6 +55,12 @@ impl<T: Trust> Subscriber<T> {
         self.poll()
     }
 
+    /// Asks the kernel now whether the publisher lives. If it cannot say, it is asked again.
+    #[cold]
+    pub(crate) fn ask(&mut self) {
+        let _ = self.look_for_death();
+    }
+
     /// Copies the message that was found from `offset` on, as much as there is and `dst` holds, and leaves it where it is; its
     /// length.
     #[inline]
