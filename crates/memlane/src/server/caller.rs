@@ -30,7 +30,7 @@ pub(super) struct Caller {
     open: Vec<u64>,
     pub(super) outstanding: usize,
     pub(super) shared: Arc<Shared>,
-    /// Why it was dropped, if it was.
+    /// It was dropped.
     pub(super) evicted: bool,
 }
 
@@ -174,6 +174,16 @@ impl Caller {
             SendTimeoutError::TooManyAttachments { .. } | SendTimeoutError::Attachment(_) => {
                 unreachable!("replies have none")
             }
+        }
+    }
+
+    /// Says that there is no reply. A client that cannot be told would wait for it for ever, and is dropped instead.
+    #[cold]
+    pub(super) fn leave(&mut self, number: u64, kind: u64, timeout: Duration) {
+        match self.put(number, kind, &[], Some(timeout)) {
+            Ok(()) => {}
+            Err(error) if error.is_final() => {}
+            Err(error) => self.evict(format!("it cannot be told that there is no reply: {error}")),
         }
     }
 

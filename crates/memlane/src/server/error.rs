@@ -32,6 +32,11 @@ pub enum ReplyError {
 }
 
 impl ReplyError {
+    /// Whether nothing can be said of the request any more.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, ReplyError::Disconnected | ReplyError::Answered)
+    }
+
     pub(super) fn unsent(error: TrySendError) -> ReplyError {
         let without = |len: usize| len.saturating_sub(REPLY_HEADER);
         match error {

@@ -383,14 +383,14 @@ impl<T: Trust> Server<T> {
         self.release(key);
         let timeout = self.reply_timeout;
         if let Some(caller) = self.caller(key) {
-            let _ = caller.put(number, kind, &[], Some(timeout));
+            caller.leave(number, kind, timeout);
         }
     }
 
     /// What responders have left, on whatever thread.
     #[cold]
     fn send_posts(&mut self, posts: Vec<Post>) {
-        let timeout = Some(self.reply_timeout);
+        let timeout = self.reply_timeout;
         for Post {
             key,
             number,
@@ -401,12 +401,10 @@ impl<T: Trust> Server<T> {
             let Some(caller) = self.caller(key) else {
                 continue;
             };
-            let put = caller.put(number, kind, &payload, timeout);
-            if matches!(
-                put,
-                Err(ReplyError::TooLarge { .. } | ReplyError::Memory(_))
-            ) {
-                let _ = caller.put(number, UNANSWERED, &[], timeout);
+            if let Err(error) = caller.put(number, kind, &payload, Some(timeout)) {
+                if !error.is_final() {
+                    caller.leave(number, UNANSWERED, timeout);
+                }
             }
         }
     }

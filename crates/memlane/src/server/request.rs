@@ -274,7 +274,7 @@ impl<'a> Answering<'a> {
         let put = self.caller.put(self.number, kind, payload, timeout);
         self.over |= match &put {
             Ok(()) => kind != ITEM,
-            Err(error) => matches!(error, ReplyError::Disconnected | ReplyError::Answered),
+            Err(error) => error.is_final(),
         };
         put
     }
@@ -284,7 +284,7 @@ impl<'a> Answering<'a> {
     fn leave(&mut self) {
         let cancelled = self.caller.shared.is_given_up(self.number);
         let kind = if cancelled { CANCELLED } else { UNANSWERED };
-        let _ = self.put(kind, &[], false);
+        self.caller.leave(self.number, kind, self.timeout);
     }
 }
 

@@ -153,7 +153,7 @@ impl Responder {
         let put = caller.put(self.number, kind, payload, timeout);
         self.over |= match &put {
             Ok(()) => kind != ITEM,
-            Err(error) => matches!(error, ReplyError::Disconnected | ReplyError::Answered),
+            Err(error) => error.is_final(),
         };
         put
     }
