@@ -40,6 +40,9 @@ impl Found {
     }
 }
 
+/// So many records that concern nobody are passed over by a call whose time is over.
+pub(super) const PASSED: u32 = 1024;
+
 /// The longest text of a server that is taken, in bytes.
 const MAX_WORDS: usize = 4096;
 
@@ -166,6 +169,7 @@ impl<T: Trust> Client<T> {
                 _ => CallError::Unknown,
             });
         }
+        let mut passed = 0;
         loop {
             if let Some((id, stored)) = self.calls.take(wanted) {
                 return Ok((id, Found::Stored(stored)));
@@ -178,6 +182,8 @@ impl<T: Trust> Client<T> {
                 }
             };
             let Some((id, kind)) = self.sort(record)? else {
+                passed += 1;
+                self.bear(passed, patience)?;
                 continue;
             };
             if wanted.is_none_or(|wanted| wanted == id) {
@@ -255,6 +261,22 @@ impl<T: Trust> Client<T> {
         };
         let next = |after| self.calls.next_deadline(after);
         self.alarm.set(watched, next).map_err(CallError::Wait)
+    }
+
+    /// So many records have been passed over by this call: whatever floods the lane, it ends as it was told to.
+    #[cold]
+    fn bear(&mut self, passed: u32, patience: Patience) -> Result<(), CallError> {
+        match patience {
+            _ if passed < PASSED => Ok(()),
+            Patience::Now => {
+                self.subscriber.look_again();
+                Err(CallError::Empty)
+            }
+            Patience::Until(Some(deadline)) if Instant::now() >= deadline => {
+                Err(CallError::TimedOut)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a record is, if it is of anybody's concern. What is not is released.

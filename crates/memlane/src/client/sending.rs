@@ -8,7 +8,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{CallError, CallId, Client, Patience};
+use super::{CallError, CallId, Client, Patience, finding::PASSED};
 use crate::{
     Trust, TrySendError,
     envelope::{CANCEL, REQUEST, REQUEST_HEADER, given_up, now, put},
@@ -140,22 +140,26 @@ impl<T: Trust> Client<T> {
         }
     }
 
-    /// Keeps all replies that wait.
+    /// Keeps the replies that wait: all of them, but for those of a server that sends many that concern nobody, and goes on.
     pub(super) fn take_in(&mut self) -> Result<(), CallError> {
         if let Some(reason) = &self.ended {
             let reason = reason.clone();
             return Err(CallError::Disconnected { reason });
         }
-        loop {
+        let mut passed = 0;
+        while passed < PASSED {
             let record = match self.find_now() {
                 Ok(Some(record)) => record,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(self.unheard(error)),
             };
-            if let Some((id, kind)) = self.sort(record)? {
-                self.store(id, kind, record)?;
+            match self.sort(record)? {
+                Some((id, kind)) => self.store(id, kind, record)?,
+                None => passed += 1,
             }
         }
+        self.subscriber.look_again();
+        Ok(())
     }
 
     /// Gives up what was dropped, and says of what was given up what could not be said before.

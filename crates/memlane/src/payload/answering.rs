@@ -6,6 +6,7 @@ use std::{
     io,
     marker::PhantomData,
     ops::Deref,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,9 @@ use super::{AsServer, PayloadError, Typed, Values};
 use crate::CallError;
 use crate::{
     Answering, Async, Readiness, RecvError, RecvTimeoutError, ReplyError, Responder, Server, Trust,
-    TryRecvError, Watched, after, server::Next, subscriber::NoMessage,
+    TryRecvError, Watched, after,
+    server::{Next, PASSED, Patience},
+    subscriber::NoMessage,
 };
 
 /// A request that is a value, which it derefs to; what answers it.
@@ -202,7 +205,7 @@ macro_rules! receives {
             ///
             /// As there.
             pub fn recv(&mut self) -> Result<Asked<'_, Q, A>, RecvError> {
-                let next = self.next_value(Server::next_forever);
+                let next = self.next_value(Patience::Forever, Server::next_forever);
                 self.asked(next).map_err(NoMessage::forever)
             }
 
@@ -212,7 +215,7 @@ macro_rules! receives {
             ///
             /// As there.
             pub fn try_recv(&mut self) -> Result<Asked<'_, Q, A>, TryRecvError> {
-                let next = self.next_value(Server::next_now);
+                let next = self.next_value(Patience::Now, Server::next_now);
                 self.asked(next).map_err(NoMessage::at_once)
             }
 
@@ -226,16 +229,18 @@ macro_rules! receives {
                 timeout: Duration,
             ) -> Result<Asked<'_, Q, A>, RecvTimeoutError> {
                 let deadline = after(timeout);
-                let next = self.next_value(|server| server.next_until(deadline));
+                let patience = Patience::until(deadline);
+                let next = self.next_value(patience, |server| server.next_until(deadline));
                 self.asked(next).map_err(NoMessage::in_time)
             }
 
             fn next_value(
                 &mut self,
+                patience: Patience,
                 look: impl Fn(&mut Server<T>) -> Result<Next, NoMessage>,
             ) -> Result<(Next, Q::Owned), NoMessage> {
                 let (server, copy) = self.end_and_copy();
-                value_of::<Q, T>(server.as_server(), copy, look)
+                value_of::<Q, T>(server.as_server(), copy, patience, look)
             }
 
             fn asked(
@@ -256,13 +261,17 @@ receives!(Watched<Server<T>>);
 fn value_of<Q: Values, T: Trust>(
     server: &mut Server<T>,
     copy: &mut Vec<u8>,
+    patience: Patience,
     look: impl Fn(&mut Server<T>) -> Result<Next, NoMessage>,
 ) -> Result<(Next, Q::Owned), NoMessage> {
+    let mut passed = 0;
     loop {
         let next = look(server)?;
         if let Some(value) = take_value::<Q, T>(server, copy, next)? {
             return Ok((next, value));
         }
+        passed += 1;
+        server.bear(passed, patience)?;
     }
 }
 
@@ -284,6 +293,19 @@ fn take_value<Q: Values, T: Trust>(
             Ok(None)
         }
     }
+}
+
+/// Lets other tasks go on.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 fn asked<'a, Q: Values, A: Values, T: Trust>(
@@ -309,7 +331,13 @@ impl<T: Trust, R: Readiness, Q: Values, A: Values> Typed<Async<Server<T>, R>, (Q
     /// As there.
     pub async fn recv(&mut self) -> Result<Asked<'_, Q, A>, RecvError> {
         let (server, copy) = self.end_and_copy();
+        let mut passed = 0_u32;
         let next = loop {
+            if passed >= PASSED {
+                passed = 0;
+                give_way().await;
+            }
+            passed += 1;
             let next = poll_fn(|cx| server.poll_next(cx)).await;
             let next = match next {
                 Ok(next) => next,

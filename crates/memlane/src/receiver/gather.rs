@@ -346,6 +346,15 @@ impl<T: Trust> Gather<T> {
         }
     }
 
+    /// Readable once more, also for a loop that is told of edges: a look has ended before it had seen everything.
+    #[cold]
+    pub(crate) fn look_again(&mut self) {
+        if let Some(more) = &mut self.more {
+            more.set(false);
+            more.set(true);
+        }
+    }
+
     /// Its descriptor is for a loop of the user's from now on.
     pub(crate) fn watch(&mut self) -> io::Result<()> {
         if self.more.is_none() {

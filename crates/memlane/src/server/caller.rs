@@ -32,6 +32,8 @@ pub(super) struct Caller {
     pub(super) shared: Arc<Shared>,
     /// It was dropped.
     pub(super) evicted: bool,
+    /// Records found in its lane since it is gone.
+    orphans: usize,
 }
 
 /// What responders know of a client, wherever they are.
@@ -77,7 +79,15 @@ impl Caller {
             outstanding: 0,
             shared: Arc::new(shared),
             evicted: false,
+            orphans: 0,
         }
+    }
+
+    /// It is gone, and has left another record. Whether nothing more is to be looked at: an honest client leaves no more than
+    /// its requests, and as many that cancel those; and one that was dropped may go on for ever.
+    pub(super) fn orphan(&mut self) -> bool {
+        self.orphans += 1;
+        self.evicted || self.orphans > 2 * self.shared.cancelled.len()
     }
 
     /// A request with this number has come. Its place must be free, and one that there is.

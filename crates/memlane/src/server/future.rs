@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{Next, Request, Server};
+use super::{Next, Patience, Request, Server};
 use crate::{Async, Readiness, RecvError, Trust, receiver::gather::Gather, subscriber::NoMessage};
 
 impl<T: Trust, R: Readiness> Async<Server<T>, R> {
@@ -27,7 +27,7 @@ impl<T: Trust, R: Readiness> Async<Server<T>, R> {
         ready!(self.readiness.poll_proceed(cx));
         loop {
             // Empty-handed, it has armed what it receives from: whatever comes now makes the descriptor readable.
-            match self.end.next(Gather::find) {
+            match self.end.next(Patience::Now, Gather::find) {
                 Err(NoMessage::TimedOut) => {}
                 found => return Poll::Ready(found),
             }

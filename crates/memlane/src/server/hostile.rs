@@ -1,9 +1,11 @@
 //! What the other side of requests can write, and what comes of it.
 
-use std::thread;
+use std::{thread, time::Duration};
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::{
-    CallError, Client, Link, Reason, Server, TryRecvError,
+    CallError, Client, Link, NOW, Reason, RecvTimeoutError, Server, TryRecvError, Watched,
     envelope::{
         CANCEL, END, EXPIRED, FAILED, GIVEN_UP, GIVEN_UP_WORDS, ITEM, LAST, REQUEST, now, put,
     },
@@ -239,4 +241,110 @@ fn replies_to_nothing_are_strays() {
         Err(CallError::DeadlineExceeded)
     ));
     assert_eq!((client.stats().strays, client.outstanding()), (6, 0));
+}
+
+/// Whether a loop that is told of edges is told of one.
+fn edge(epoll: &std::os::fd::OwnedFd) -> bool {
+    let mut events = Vec::with_capacity(1);
+    epoll::wait(
+        epoll,
+        rustix::buffer::spare_capacity(&mut events),
+        Some(&NOW),
+    )
+    .unwrap();
+    !events.is_empty()
+}
+
+fn edges(of: impl std::os::fd::AsFd) -> std::os::fd::OwnedFd {
+    let epoll = epoll::create(CreateFlags::CLOEXEC).unwrap();
+    let flags = EventFlags::IN | EventFlags::ET;
+    epoll::add(&epoll, of, EventData::new_u64(0), flags).unwrap();
+    epoll
+}
+
+#[test]
+fn a_flood_of_what_is_no_request_holds_no_call_up() {
+    let (server, mut client) = both();
+    let mut server = Watched::new(server).unwrap();
+    let edges = edges(&server);
+    let mut flood = || {
+        let cancel = record([number(7), CANCEL, 0], 24);
+        (0..1500).for_each(|_| client.publisher.try_send(&cancel).unwrap());
+        let _ = client.send(b"behind it").unwrap().detach();
+    };
+    flood();
+    assert!(edge(&edges));
+    assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
+    // There is more, and whoever waits is told.
+    assert!(edge(&edges));
+    assert_eq!(server.try_recv().unwrap().to_vec(), b"behind it");
+    flood();
+    let late = server.recv_timeout(Duration::ZERO).unwrap_err();
+    assert!(matches!(late, RecvTimeoutError::TimedOut));
+    let request = server.recv_timeout(Duration::ZERO).unwrap();
+    assert_eq!(request.to_vec(), b"behind it");
+    drop(request);
+    flood();
+    // One that has the time receives all of it.
+    assert_eq!(server.recv().unwrap().to_vec(), b"behind it");
+}
+
+#[test]
+fn a_flood_of_replies_to_nothing_holds_no_call_up() {
+    let (mut server, client) = both();
+    let mut client = Watched::new(client).unwrap();
+    let edges = edges(&client);
+    let mut call = client.send(b"a request").unwrap();
+    let mut request = server.try_recv().unwrap().defer();
+    assert!(edge(&edges));
+    assert!(matches!(client.try_next(&mut call), Err(CallError::Empty)));
+    let flood = |server: &mut Server| {
+        let stray = record([number(9), ITEM], 16);
+        (0..1500).for_each(|_| server.write(&stray));
+    };
+    flood(&mut server);
+    request.send(&mut server, b"behind it").unwrap();
+    for told in 0..2 {
+        assert!(edge(&edges), "{told}");
+        if told == 0 {
+            assert!(matches!(client.try_next(&mut call), Err(CallError::Empty)));
+        }
+    }
+    assert_eq!(client.try_next(&mut call).unwrap().unwrap().len(), 9);
+    assert!(matches!(client.try_next(&mut call), Err(CallError::Empty)));
+    flood(&mut server);
+    request.send(&mut server, b"behind it").unwrap();
+    let late = client.next_timeout(&mut call, Duration::ZERO).unwrap_err();
+    assert!(matches!(late, CallError::TimedOut));
+    assert_eq!(client.next(&mut call).unwrap().unwrap().len(), 9);
+    flood(&mut server);
+    // What takes in what waits before it says that there are too many does no more than that.
+    let calls: Vec<_> = (0..7).map(|_| client.send(b"more").unwrap()).collect();
+    assert!(matches!(
+        client.send(b"one more"),
+        Err(CallError::TooMany { .. })
+    ));
+    assert_eq!(client.stats().strays, 2 * 1500 + 1024);
+    drop((calls, request));
+}
+
+#[test]
+fn a_client_that_is_dropped_and_writes_on_is_not_looked_at_any_more() {
+    let (mut server, mut client) = both();
+    client.publisher.send(b"nonsense").unwrap();
+    for place in 0..8 {
+        let record = record([number(place), REQUEST, 0], 24);
+        client.publisher.send(&record).unwrap();
+    }
+    assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
+    assert_eq!(server.clients(), 0);
+    let stats = server.stats();
+    assert_eq!((stats.evicted, stats.left, stats.orphaned), (1, 0, 1));
+    let error = client.call(b"a request").unwrap_err();
+    assert!(matches!(
+        error,
+        CallError::Disconnected {
+            reason: Reason::Evicted { .. }
+        }
+    ));
 }

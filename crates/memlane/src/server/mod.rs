@@ -28,7 +28,7 @@ pub use responder::Responder;
 use responder::{Post, Posted};
 
 use crate::{
-    Error, PublisherBuilder, RecvError, RecvTimeoutError, Subscriber, Trust, TryRecvError,
+    Error, PublisherBuilder, Reason, RecvError, RecvTimeoutError, Subscriber, Trust, TryRecvError,
     Untrusted, after,
     envelope::{CANCEL, CANCELLED, EXPIRED, REQUEST, REQUEST_HEADER, UNANSWERED, now, words},
     protocol::{Greeting, PacketRef, Refusal},
@@ -115,6 +115,23 @@ pub(crate) struct Next {
     number: u64,
     deadline: u64,
 }
+
+/// How long a call waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    Forever,
+    Now,
+    Until(Instant),
+}
+
+impl Patience {
+    pub(crate) fn until(deadline: Option<Instant>) -> Patience {
+        deadline.map_or(Patience::Forever, Patience::Until)
+    }
+}
+
+/// So much that is no request for the user is seen to by a call whose time is over.
+pub(crate) const PASSED: u32 = 1024;
 
 /// Token of what is posted: no link's, and not the gathering's own.
 const POSTED: u64 = u64::MAX - 1;
@@ -259,8 +276,10 @@ impl<T: Trust> Server<T> {
     #[inline]
     fn next(
         &mut self,
+        patience: Patience,
         look: impl Fn(&mut Gather<T>) -> io::Result<Option<Found>>,
     ) -> Result<Next, NoMessage> {
+        let mut passed = 0;
         loop {
             if let Some(posts) = self.posted.take() {
                 self.send_posts(posts);
@@ -278,20 +297,40 @@ impl<T: Trust> Server<T> {
                 Some(Found::Other(POSTED)) => {}
                 Some(Found::Other(token)) => self.handle(token),
             }
+            passed += 1;
+            self.bear(passed, patience)?;
         }
+    }
+
+    /// So much has been seen to by this call that was no request for the user: whatever clients flood their lanes with, it ends as
+    /// it was told to.
+    #[cold]
+    pub(crate) fn bear(&mut self, passed: u32, patience: Patience) -> Result<(), NoMessage> {
+        let over = match patience {
+            _ if passed < PASSED => false,
+            Patience::Forever => false,
+            Patience::Now => true,
+            Patience::Until(deadline) => Instant::now() >= deadline,
+        };
+        if !over {
+            return Ok(());
+        }
+        self.gather.look_again();
+        Err(NoMessage::TimedOut)
     }
 
     #[inline]
     pub(crate) fn next_forever(&mut self) -> Result<Next, NoMessage> {
-        self.next(|gather| gather.wait(None))
+        self.next(Patience::Forever, |gather| gather.wait(None))
     }
 
     pub(crate) fn next_now(&mut self) -> Result<Next, NoMessage> {
-        self.next(Gather::find)
+        self.next(Patience::Now, Gather::find)
     }
 
     pub(crate) fn next_until(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
-        self.next(|gather| gather.wait(deadline))
+        let patience = Patience::until(deadline);
+        self.next(patience, |gather| gather.wait(deadline))
     }
 
     /// Copies a request that was found and is still to be delivered, as much of it as `dst` holds; its length.
@@ -333,8 +372,12 @@ impl<T: Trust> Server<T> {
         let caller = self.callers[key.index()].as_deref_mut()?;
         // Nothing of what it has left is of use to anybody.
         if gone || caller.shared.is_gone() {
+            let over = caller.orphan();
             self.stats.orphaned += u64::from(kind == REQUEST);
             self.release(key);
+            if over {
+                self.bury(key, &NoMessage::Disconnected(Reason::Died));
+            }
             return None;
         }
         if len < REQUEST_HEADER || !matches!(kind, REQUEST | CANCEL) {

@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use memlane_region::{Remote, ring::Carried};
-use memlane_signaling::WaitPolicy;
+use memlane_signaling::{WaitPolicy, Woken};
 use memlane_transport::Link;
 
 use super::{Next, NoMessage, Subscriber, SubscriberBuilder, Trust};
@@ -59,6 +59,20 @@ impl<T: Trust> Subscriber<T> {
     #[cold]
     pub(crate) fn ask(&mut self) {
         let _ = self.look_for_death();
+    }
+
+    /// Makes the descriptor readable once more, if a loop of the user's waits for it: nothing was found, and there is more to look
+    /// at. Also for loops that are told of edges.
+    #[cold]
+    pub(crate) fn look_again(&mut self) {
+        let (Some(sleep), Some(watching)) = (&mut self.sleep, &mut self.watched) else {
+            return;
+        };
+        watching.not_ready(sleep, &self.link);
+        if let Ok(Some(Woken::Gone)) = sleep.waiter.take(&mut sleep.doorbell) {
+            self.bury();
+        }
+        self.stay_ready();
     }
 
     /// Copies the message that was found from `offset` on, as much as there is and `dst` holds, and leaves it where it is; its
