@@ -17,6 +17,7 @@ impl<T: Trust> SubscriberBuilder<T> {
         self.timeout = other.timeout;
         self.expects = other.expects;
         self.max_senders = other.max_senders;
+        self.liveliness = other.liveliness;
         // Every request counts, and every reply.
         self.overflow = Overflow::Block;
         self
