@@ -111,7 +111,7 @@ impl<M: WordsMut, W: Watcher> LatestWriter<M, W> {
     ///
     /// If the memory is shorter than [`ring_len`] says.
     pub fn new(memory: M, max_len: usize) -> LatestWriter<M, W> {
-        let roster = Arc::new(Roster::new());
+        let roster = Arc::new(Roster::new(0));
         LatestWriter {
             stride: layout::stride(memory.capacity(), max_len),
             memory,

@@ -82,6 +82,10 @@
 //! the reader there, or the start is not before the position at which it looked, and its limit holds for the
 //! new reader too. With the start comes the number of records before it, which is stored beside the position.
 //!
+//! A reader may take another's place ([`Roster::succeed`]), in another process: it begins at the other's cursor, and for
+//! a writer that does not know of it yet, that cursor holds for both. What the writer has seen of the one is the least that
+//! the other may begin at.
+//!
 //! # Orderings
 //!
 //! | store | load | what it carries |
@@ -116,7 +120,7 @@ pub(crate) use laps::STREAMED;
 pub use layout::{Corrupt, TAGS, end, max_payload};
 pub use lossy::{LossyError, LossyReader, Polled, Taken};
 pub use reader::{Carried, CursorPage, Record, RingReader};
-pub use roster::{Joined, LEFT, Reader, Roster};
+pub use roster::{Joined, LEFT, NoSuccession, Reader, Roster};
 pub use spill::Laggard;
 pub use writer::{NoRoom, RingWriter};
 

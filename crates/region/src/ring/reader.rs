@@ -343,6 +343,22 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         self.due = self.step;
     }
 
+    /// Exports everything released so far, for one that is to take this reader's place
+    /// ([`Roster::succeed`](super::Roster::succeed)).
+    pub fn release_all(&mut self) {
+        if self.exported != self.position {
+            self.export();
+        }
+    }
+
+    /// Begins at another position than it was made for, which is that of the reader whose place it has taken. Before it
+    /// looks for a record.
+    pub fn begin_at(&mut self, start: u64) {
+        self.start = start;
+        self.position = start & !7;
+        self.exported = start & !7;
+    }
+
     /// Exports that this reader reads no more ([`LEFT`](super::LEFT)), and wakes the writer if it waits: it holds up
     /// nobody from now on, and keeps the chunks that its hold slots name. It must be the last call.
     pub fn leave(&mut self) {

@@ -5,6 +5,7 @@ use std::{
 
 use crossbeam_utils::CachePadded;
 
+use crate::pool::NOTHING;
 use crate::primitive::{AtomicU64, Mutex, Ordering, asymmetric, fence_heavy, lock, spin_loop};
 
 /// The cursor of a reader that holds nobody up: one that reads no more and may still hold chunks, or a lossy one.
@@ -28,7 +29,8 @@ pub struct Joined<R> {
     pub id: u64,
     /// The position of the first record it gets.
     pub start: u64,
-    /// How many records there were before that.
+    /// How many records there were before that; of one that has taken another's place, before where the first of them
+    /// began.
     pub sequence: u64,
     /// The number of the ring in which that record is, or will be ([`RingWriter::switch`](super::RingWriter::switch)).
     pub ring: u32,
@@ -36,6 +38,10 @@ pub struct Joined<R> {
     pub skip: u64,
     /// The reader itself.
     pub reader: Arc<R>,
+    /// The first of those that have had its place: what the writer knows of one holds for the next.
+    pub(crate) lineage: u64,
+    /// Another has its place. It holds nobody up, and keeps what its slots name.
+    pub(crate) succeeded: bool,
 }
 
 impl<R> Clone for Joined<R> {
@@ -47,6 +53,8 @@ impl<R> Clone for Joined<R> {
             ring: self.ring,
             skip: self.skip,
             reader: self.reader.clone(),
+            lineage: self.lineage,
+            succeeded: self.succeeded,
         }
     }
 }
@@ -77,6 +85,24 @@ pub(crate) struct Kept {
     pub(crate) most: u64,
 }
 
+/// Why a reader cannot take another's place ([`Roster::succeed`]).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoSuccession {
+    /// The other is not there, or has given its place up.
+    #[error("the reader whose place was to be taken is not there any more")]
+    Gone,
+    /// Its cursor makes no sense.
+    #[error("expected a cursor up to what was written, got {found}")]
+    Corrupt {
+        /// What it said.
+        found: u64,
+    },
+    /// As for [`Roster::join`].
+    #[error(transparent)]
+    Fence(io::Error),
+}
+
 /// Who reads a ring. Shared between its writer and whoever accepts readers, in one process.
 #[derive(Debug)]
 pub struct Roster<R> {
@@ -85,6 +111,8 @@ pub struct Roster<R> {
     /// Changes with `joined`; the writer compares it with what it saw last.
     epoch: CachePadded<AtomicU64>,
     state: Mutex<State<R>>,
+    /// A reader is so far ahead of `progress` at most: by the record that was committed a moment ago.
+    reach: u64,
     /// Private to this process, and only a choice between two correct fences: not modelled.
     asymmetric: AtomicBool,
 }
@@ -111,8 +139,16 @@ struct State<R> {
     history: Option<Kept>,
 }
 
+impl<R> State<R> {
+    /// The last ring that begins there or before.
+    fn ring(&self, position: u64) -> u32 {
+        let behind = self.rings.partition_point(|&(base, _)| base <= position);
+        self.rings[behind.saturating_sub(1)].1
+    }
+}
+
 impl<R> Roster<R> {
-    pub(crate) fn new() -> Roster<R> {
+    pub(crate) fn new(reach: u64) -> Roster<R> {
         Roster {
             progress: CachePadded::new(Progress {
                 sequence: AtomicU64::new(0),
@@ -126,6 +162,7 @@ impl<R> Roster<R> {
                 rings: vec![(0, 0)],
                 history: None,
             }),
+            reach,
             asymmetric: AtomicBool::new(asymmetric()),
         }
     }
@@ -152,14 +189,7 @@ impl<R> Roster<R> {
         let mut state = lock(&self.state);
         let id = state.next_id;
         state.next_id += 1;
-        self.epoch.fetch_add(1, Ordering::Release);
-        // Pairs with the fence after each commit and before each refresh in the writer: it sees the new epoch
-        // there (and then waits for the lock), or this thread sees the position that it had there.
-        if let Err(error) = fence_heavy(self.asymmetric()) {
-            self.asymmetric
-                .store(false, std::sync::atomic::Ordering::Relaxed);
-            return Err(error);
-        }
+        self.publish()?;
         let (mut start, mut sequence) = self.progress();
         let mut skip = 0;
         if let (Some(kept), 1..) = (state.history, history) {
@@ -170,19 +200,29 @@ impl<R> Roster<R> {
                 skip = records.saturating_sub(history.min(kept.most));
             }
         }
-        // The last one that begins there or before.
-        let behind = state.rings.partition_point(|&(base, _)| base <= start);
-        let (_, ring) = state.rings[behind.saturating_sub(1)];
         let joined = Joined {
             id,
             start,
             sequence,
-            ring,
+            ring: state.ring(start),
             skip,
             reader,
+            lineage: id,
+            succeeded: false,
         };
         state.joined.push(joined.clone());
         Ok(joined)
+    }
+
+    /// Says that the roster changes, with its lock held.
+    fn publish(&self) -> io::Result<()> {
+        self.epoch.fetch_add(1, Ordering::Release);
+        // Pairs with the fence after each commit and before each refresh in the writer: it sees the new epoch
+        // there (and then waits for the lock), or this thread sees the position that it had there.
+        fence_heavy(self.asymmetric()).inspect_err(|_| {
+            self.asymmetric
+                .store(false, std::sync::atomic::Ordering::Relaxed);
+        })
     }
 
     /// A position that the writer has now, or had when this was called, and its sequence. It looks again whenever the writer
@@ -225,7 +265,8 @@ impl<R> Roster<R> {
     /// Makes a reader one that holds nothing up but what it may be reading, up to `stop`.
     pub(crate) fn dismiss(&self, id: u64, stop: u64) {
         let mut state = lock(&self.state);
-        if let Some(at) = state.joined.iter().position(|joined| joined.id == id) {
+        let here = |joined: &Joined<R>| joined.id == id && !joined.succeeded;
+        if let Some(at) = state.joined.iter().position(here) {
             let joined = state.joined.remove(at);
             state.lingering.push(Lingering { joined, stop });
             self.epoch.fetch_add(1, Ordering::Release);
@@ -240,6 +281,21 @@ impl<R> Roster<R> {
     /// What is kept for those who join. Who has joined before is seen by the next [`snapshot`](Roster::snapshot).
     pub(crate) fn set_history(&self, kept: Kept) {
         lock(&self.state).history = Some(kept);
+    }
+
+    /// Removes a reader, and whoever has taken its place meanwhile: those that were removed.
+    pub(crate) fn evict(&self, evicted: &Joined<R>) -> Vec<Arc<R>> {
+        let mut state = lock(&self.state);
+        let (out, rest) = std::mem::take(&mut state.joined)
+            .into_iter()
+            .partition(|joined| joined.lineage == evicted.lineage);
+        state.joined = rest;
+        if !out.is_empty() {
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+        out.into_iter()
+            .map(|joined: Joined<R>| joined.reader)
+            .collect()
     }
 
     /// How many readers there are.
@@ -281,5 +337,64 @@ impl<R> Roster<R> {
             state.joined.clone(),
             state.lingering.clone(),
         )
+    }
+}
+
+impl<R: Reader> Roster<R> {
+    /// Puts a reader whose cursor is 0 in the place of another, at the record up to which that one has released the ring, by
+    /// its cursor as it is now: so the other must have exported it, and read no more. Nothing between the two is lost, and
+    /// the writer goes on meanwhile. If the other `stays`, it is listed until it [leaves](Roster::leave), as one that holds
+    /// nobody up: what its hold slots name is kept.
+    ///
+    /// It may run on any thread, at any time, as [`join`](Roster::join).
+    ///
+    /// # Errors
+    ///
+    /// [`NoSuccession`]; nothing has changed then.
+    pub fn succeed(
+        &self,
+        other: u64,
+        reader: Arc<R>,
+        stays: bool,
+    ) -> Result<Joined<R>, NoSuccession> {
+        let mut state = lock(&self.state);
+        let here = |joined: &Joined<R>| joined.id == other && !joined.succeeded;
+        let at = state.joined.iter().position(here);
+        let at = at.ok_or(NoSuccession::Gone)?;
+        let before = state.joined[at].clone();
+        let found = before.reader.cursor();
+        if found == LEFT {
+            return Err(NoSuccession::Gone);
+        }
+        // As in `join`: a writer that does not see the new reader has committed nothing that this one will not find, and
+        // looks at the cursor of the other, which is as good.
+        self.publish().map_err(NoSuccession::Fence)?;
+        let start = before.start.wrapping_add(found);
+        let furthest = self.progress().0 + self.reach;
+        if start < before.start || start > furthest || start & LOW != 0 {
+            return Err(NoSuccession::Corrupt { found });
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        let joined = Joined {
+            id,
+            start,
+            sequence: before.sequence,
+            ring: state.ring(start),
+            skip: 0,
+            reader,
+            lineage: before.lineage,
+            succeeded: false,
+        };
+        let place = std::mem::replace(&mut state.joined[at], joined.clone());
+        if stays {
+            state.joined.push(Joined {
+                // With its cursor as it is, it has released all there will ever be.
+                start: (NOTHING - 1).wrapping_sub(found),
+                succeeded: true,
+                ..place
+            });
+        }
+        Ok(joined)
     }
 }

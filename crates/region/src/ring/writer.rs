@@ -64,6 +64,8 @@ pub struct RingWriter<M, R> {
     asymmetric: bool,
     pub(super) readers: Vec<Seen<R>>,
     pub(super) dismissed: Vec<Dismissed<R>>,
+    /// Those whose place another has by now: they keep what their hold slots name.
+    succeeded: Vec<Joined<R>>,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             capacity >= layout::MIN_CAPACITY,
             "a ring of {capacity} bytes holds nothing"
         );
-        let roster = Arc::new(Roster::new());
+        let roster = Arc::new(Roster::new(layout::max_advance(capacity)));
         RingWriter {
             memory,
             capacity,
@@ -124,6 +126,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             told: 0,
             readers: Vec::new(),
             dismissed: Vec::new(),
+            succeeded: Vec::new(),
         }
     }
 
@@ -352,10 +355,16 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.epoch = epoch;
         self.asymmetric = self.roster.asymmetric();
         let before = std::mem::take(&mut self.readers);
-        self.readers = joined
+        let (succeeded, readers): (Vec<_>, Vec<_>) =
+            joined.into_iter().partition(|joined| joined.succeeded);
+        self.succeeded = succeeded;
+        self.readers = readers
             .into_iter()
             .map(|joined| {
-                let known = before.iter().find(|seen| seen.joined.id == joined.id);
+                // One that has taken another's place has to begin where that one was, or later.
+                let known = before
+                    .iter()
+                    .find(|seen| seen.joined.lineage == joined.lineage);
                 Seen {
                     position: known.map_or(joined.start, |seen| seen.position),
                     joined,
@@ -412,8 +421,12 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             let position = seen.joined.start.wrapping_add(cursor);
             if position < seen.position || position > self.position {
                 let evicted = self.readers.swap_remove(at).joined;
-                self.roster.leave(evicted.id);
+                let others = self.roster.evict(&evicted).into_iter();
                 evicted.reader.corrupt(cursor);
+                // One that has taken its place since this side has looked at the roster.
+                others
+                    .filter(|other| !Arc::ptr_eq(other, &evicted.reader))
+                    .for_each(|other| other.corrupt(cursor));
                 continue;
             }
             seen.position = position;
@@ -436,7 +449,8 @@ impl<M: WordsMut, R: Reader + Holder> Holders for RingWriter<M, R> {
 
     fn joined(&mut self) -> impl Iterator<Item = (u64, &R)> {
         self.take_roster();
-        let joined = self.readers.iter().map(|seen| &seen.joined);
+        let readers = self.readers.iter().map(|seen| &seen.joined);
+        let joined = readers.chain(&self.succeeded);
         joined.map(|joined| (joined.start, &*joined.reader))
     }
 
