@@ -159,6 +159,38 @@ pub enum Notice {
         tag: u16,
         fds: Fds,
     },
+    Ticket {
+        number: u32,
+        link: Fd,
+    },
+    Awaited {
+        number: u32,
+    },
+    Departed,
+    Stays {
+        number: u32,
+        why: String,
+    },
+    Begin {
+        start: u64,
+        sequence: u64,
+        at: u32,
+    },
+}
+
+/// What a subscriber says that moves.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Asks(u32);
+
+#[allow(missing_docs)]
+impl Asks {
+    pub const TICKET: (Asks, u32) = (Asks(8), 1);
+    pub const STAYS: Asks = Asks(10);
+
+    pub fn departed(position: u64, sequence: u64) -> (Asks, u64, u64, u64) {
+        (Asks(9), position, sequence, 0)
+    }
 }
 
 /// Why a publisher hangs up.

@@ -20,8 +20,8 @@ use memlane_tests::{
     Census, PATIENCE, Part, Policy, Role, Scene, Steady, Stream, Wish, alive, play, ready_to_sleep,
     steady, unbound, wait_until,
     wire::{
-        ARMED, Answer, Bell, CURSOR, Greeting, Offer, Opening, Overflow, Refusal, Rings, VERSION,
-        WANTED, Welcome, advance, header,
+        ARMED, Answer, Asks, Bell, CURSOR, Greeting, Notice, Offer, Opening, Overflow, Refusal,
+        Rings, VERSION, WANTED, Welcome, advance, header,
     },
 };
 use memlane_transport::{Error as LinkError, Fd, Listener};
@@ -114,19 +114,24 @@ enum Villainy {
     Oversized,
     Empty,
     SurplusDescriptors,
+    Floods,
+    GreetsTwice,
+    AsksForTicketsUnread,
     // Evicted.
     CursorBeyond,
     CursorBack,
     CursorMax,
     CursorRandom,
+    DepartsBeyond,
+    DepartsBefore,
     // A nuisance, no more.
     Flips,
     NeverDrains,
     BellOfAListener,
     BellUnconnected,
-    Floods,
-    GreetsTwice,
     RingsForEver,
+    AsksForTickets,
+    Wavers,
     ShutsItsBell,
     // Dropped once the publisher wants to be woken by it.
     ClosesItsBell,
@@ -154,6 +159,11 @@ fn hung_up(link: &Link) {
     assert_eq!(ready, 1, "was not hung up on");
 }
 
+/// Says it again and again.
+fn until_hung_up(link: &Link, what: &impl Serialize) {
+    while !matches!(link.try_send(what), Err(error) if error.is_disconnected()) {}
+}
+
 /// A subscriber by hand.
 struct Joined {
     link: Link,
@@ -161,6 +171,7 @@ struct Joined {
     mine: Shared,
     ringer: Option<OwnedFd>,
     start: u64,
+    sequence: u64,
     position: u64,
     /// Its cursor is not to be the truth.
     lies: bool,
@@ -185,6 +196,7 @@ fn join(link: Link, offer: Offer, trusts: bool) -> Result<(Joined, Option<Fd>), 
                 mine,
                 ringer,
                 start: welcome.start,
+                sequence: welcome.sequence,
                 position: welcome.start,
                 lies: false,
             };
@@ -218,6 +230,19 @@ fn greet(link: &Link, page: Fd, doorbell: Offer, trusts: bool) -> Result<(), Out
 }
 
 impl Joined {
+    /// The link of a successor.
+    fn ticket(&self) -> Link {
+        self.link
+            .send_timeout(&Asks::TICKET, PATIENCE)
+            .expect("room");
+        loop {
+            let said = self.link.recv_timeout(PATIENCE).expect("a notice");
+            if let Notice::Ticket { link, .. } = said {
+                return Link::from_fd(link.into()).expect("a link");
+            }
+        }
+    }
+
     /// How far it is from this message, if there is one, to the next.
     fn poll(&self) -> Option<u64> {
         let header = self.ring.load(self.position);
@@ -457,18 +482,72 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
         }
         // Of packets and descriptors, on a link that nobody reads any more.
         Floods => {
-            let (mut joined, _) = join(link, none, false)?;
+            let (joined, _) = join(link, none, false)?;
             let packets = vec![null(), null()];
+            until_hung_up(&joined.link, &packets);
+            Ok(Outcome::HungUp)
+        }
+        GreetsTwice => {
+            let (joined, _) = join(link, none, false)?;
+            let (_second, page) = page();
+            let _ = greet(&joined.link, page, Offer::default(), true);
+            hung_up(&joined.link);
+            Ok(Outcome::HungUp)
+        }
+        // With a successor that waits, and is not to be fooled.
+        DepartsBeyond | DepartsBefore => {
+            let (mut joined, _) = join(link, none, false)?;
+            joined.read(2000);
+            let successor = joined.ticket();
+            let (_page, page) = page();
+            open(&successor, VERSION);
+            greet(&successor, page, Offer::default(), false)?;
+            let _welcome: Answer = successor.recv_timeout(PATIENCE).expect("a welcome");
+            let lie = if villainy == DepartsBeyond {
+                1 << 40
+            } else {
+                8
+            };
+            joined.word(CURSOR).store(lie, Ordering::SeqCst);
+            // Unless the publisher has seen the lie before.
+            let _ = {
+                let departed = Asks::departed(0, joined.sequence);
+                joined.link.send_timeout(&departed, PATIENCE)
+            };
+            joined.ring_the_publisher();
+            hung_up(&successor);
+            if villainy == DepartsBeyond {
+                hung_up(&joined.link);
+            }
+            Ok(Outcome::HungUp)
+        }
+        AsksForTickets => {
+            let (mut joined, _) = join(link, none, false)?;
             Ok(until_stopped(role, || {
-                let _ = joined.link.try_send(&packets);
+                drop(joined.ticket());
                 joined.drain();
             }))
         }
-        GreetsTwice => {
+        // Until what it is answered finds no room.
+        AsksForTicketsUnread => {
+            let (joined, _) = join(link, none, false)?;
+            until_hung_up(&joined.link, &Asks::TICKET);
+            Ok(Outcome::HungUp)
+        }
+        // With a ticket in its hand, which comes to nothing.
+        Wavers => {
             let (mut joined, _) = join(link, none, false)?;
-            let (_second, page) = page();
-            greet(&joined.link, page, Offer::default(), true)?;
-            Ok(until_stopped(role, || joined.drain()))
+            Ok(until_stopped(role, || {
+                let ticket = joined.ticket();
+                for _ in 0..2 {
+                    let stays = Asks::STAYS;
+                    joined.link.send_timeout(&stays, PATIENCE).expect("room");
+                }
+                let departed = Asks::departed(0, 0);
+                joined.link.send_timeout(&departed, PATIENCE).expect("room");
+                hung_up(&ticket);
+                joined.drain();
+            }))
         }
         RingsForEver => {
             let (mut joined, _) = join(link, none, false)?;
@@ -621,6 +700,9 @@ fn greetings_that_are_none() {
         Oversized,
         Empty,
         SurplusDescriptors,
+        Floods,
+        GreetsTwice,
+        AsksForTicketsUnread,
     ];
     for policy in Policy::ALL {
         among_honest_ones(policy, false, &villainies, |villainy, villain, _, _| {
@@ -633,13 +715,20 @@ fn greetings_that_are_none() {
 #[test]
 fn cursors_that_make_no_sense() {
     use Villainy::*;
-    let villainies = [CursorBeyond, CursorBack, CursorMax, CursorRandom];
+    let villainies = [
+        CursorBeyond,
+        CursorBack,
+        CursorMax,
+        CursorRandom,
+        DepartsBeyond,
+        DepartsBefore,
+    ];
     for policy in Policy::ALL {
         let evicted = among_honest_ones(policy, false, &villainies, |villainy, villain, _, _| {
             let outcome: Outcome = villain.hear();
             assert_eq!(outcome, Outcome::HungUp, "{villainy:?}");
         });
-        assert_eq!(evicted, 4);
+        assert_eq!(evicted, 6);
     }
 }
 
@@ -651,9 +740,9 @@ fn nuisances() {
         NeverDrains,
         BellOfAListener,
         BellUnconnected,
-        Floods,
-        GreetsTwice,
         RingsForEver,
+        AsksForTickets,
+        Wavers,
     ];
     for policy in Policy::ALL {
         let evicted = among_honest_ones(

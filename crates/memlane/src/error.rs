@@ -75,6 +75,21 @@ pub enum Error {
         /// How long was waited for it.
         waited: std::time::Duration,
     },
+    /// The subscriber whose place was to be taken has not departed in time
+    /// ([`SubscriberBuilder::timeout`](crate::SubscriberBuilder::timeout)), and keeps it.
+    #[error(
+        "the subscriber whose place was to be taken has not departed within {waited:?}: it goes on where it is"
+    )]
+    NotDeparted {
+        /// How long was waited for it.
+        waited: std::time::Duration,
+    },
+    /// A subscriber does not move to another process: there is nobody to go on in its place.
+    #[error("the subscriber stays where it is: {}", Said(why))]
+    Stays {
+        /// Why, in the publisher's words.
+        why: String,
+    },
     /// The publisher's welcome makes no sense.
     #[error("the publisher's welcome makes no sense: {why}")]
     Welcome {

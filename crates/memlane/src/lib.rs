@@ -39,6 +39,7 @@
 //!   subscriber's; words in shared memory are checked when they are read, and payload is copied out, unless
 //!   the user vouches for the publisher once ([`SubscriberBuilder::trust_publisher`]).
 //!
+//! - **Ends move.** A subscriber is carried on by another process, which gets exactly the next message ([`Subscriber::ticket`]).
 //! - **Bytes, or types.** [`PublisherBuilder::of`] makes messages plain values, slices, or any serde type.
 //!
 //! Each end blocks, or is polled (`try_`); in a loop of one's own it is a descriptor ([`Watched`]), and in a task it is
@@ -123,8 +124,8 @@ pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilde
 #[cfg(feature = "stream")]
 pub use subscriber::Messages;
 pub use subscriber::{
-    Connecting, Held, Message, Subscriber, SubscriberBuilder, SubscriberStats, Trust, Trusted,
-    Untrusted, WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats,
+    Connecting, Held, Message, Stays, Subscriber, SubscriberBuilder, SubscriberStats, Ticket,
+    Trust, Trusted, Untrusted, WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats,
 };
 pub use subscriptions::{Ended, Received, Subscriptions, SubscriptionsStats};
 pub use watched::{End, Watched};
@@ -187,6 +188,7 @@ const _: () = {
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/services.md")]
+#[doc = include_str!("../../../docs/moving.md")]
 struct Readme;
 
 /// The examples of docs/waiting.md, compiled.

@@ -5,6 +5,9 @@
 //! the ring and a doorbell of its own, or refuses it. After that the link carries notices of the publisher's pool, and is
 //! there to hang up.
 //!
+//! A subscriber that is to move to another process asks for a link of its successor's, over which that one shakes hands as any
+//! subscriber does, and then waits for where to begin.
+//!
 //! With a queue it is the publisher that connects, and says so; the receiver greets it as any subscriber would.
 //!
 //! Of a client and a server each is both: two lanes, one each way, over one link. Each greets the other's publisher, and
@@ -149,6 +152,19 @@ pub(crate) enum PacketRef<'a> {
     Server(ServerRef<'a>),
     /// From a reader that watches a latest value, to its writer.
     Watch(GreetingRef<'a>),
+    /// From a subscriber: asks for a link of a successor's, in place of one that it had before. It has a number of its choice.
+    Ticket {
+        number: u32,
+    },
+    /// From a subscriber: the last. Whoever has the link goes on where its cursor is, or, if it is overwritten, at the
+    /// position it says. So many notices of attachments it has taken from the link.
+    Departed {
+        position: u64,
+        sequence: u64,
+        attachments: u64,
+    },
+    /// From a subscriber: it does not move.
+    Stays,
 }
 
 #[derive(Debug, Serialize)]
@@ -203,6 +219,15 @@ pub(crate) enum Packet {
     Client(Greeting),
     Server(Server),
     Watch(Greeting),
+    Ticket {
+        number: u32,
+    },
+    Departed {
+        position: u64,
+        sequence: u64,
+        attachments: u64,
+    },
+    Stays,
 }
 
 /// [`ServerRef`], received.
@@ -257,6 +282,17 @@ pub(crate) enum NoticeRef<'a> {
         tag: u16,
         fds: &'a Fds,
     },
+    /// The link that was asked for.
+    Ticket { number: u32, link: FdRef<'a> },
+    /// The successor has shaken hands, and waits.
+    Awaited { number: u32 },
+    /// The successor has the lane, or will when it comes.
+    Departed,
+    /// There is no successor with that number: nothing has changed.
+    Stays { number: u32, why: &'a str },
+    /// To a successor: the lane is its own, from the record at this position on, before which there were so many, in the
+    /// ring with this id.
+    Begin { start: u64, sequence: u64, at: u32 },
 }
 
 /// [`NoticeRef`], received.
@@ -283,6 +319,23 @@ pub(crate) enum Notice {
         position: u64,
         tag: u16,
         fds: Fds,
+    },
+    Ticket {
+        number: u32,
+        link: Fd,
+    },
+    Awaited {
+        number: u32,
+    },
+    Departed,
+    Stays {
+        number: u32,
+        why: String,
+    },
+    Begin {
+        start: u64,
+        sequence: u64,
+        at: u32,
     },
 }
 
@@ -537,6 +590,31 @@ mod tests {
         let memory = one();
         says("ring: 1", &NoticeRef::Ring { id: 1, memory });
         says("ring removed: 1", &NoticeRef::RingRemoved { id: 1 });
+
+        let number = 300;
+        says("ticket 300, asked for", &PacketRef::Ticket { number });
+        let departed = PacketRef::Departed {
+            position: 4096,
+            sequence: 64,
+            attachments: 2,
+        };
+        says("departed: at 4096 (64), two attachments", &departed);
+        says("stays", &PacketRef::Stays);
+        let given = NoticeRef::Ticket {
+            number,
+            link: one(),
+        };
+        says("ticket 300, given", &given);
+        says("awaited, with ticket 300", &NoticeRef::Awaited { number });
+        says("departed, confirmed", &NoticeRef::Departed);
+        let stays = NoticeRef::Stays { number, why: "no" };
+        says("stays, for ticket 300 \"no\"", &stays);
+        let begin = NoticeRef::Begin {
+            start: 4096,
+            sequence: 64,
+            at: 3,
+        };
+        says("begin: at 4096 (64), in ring 3", &begin);
 
         let farewell = |what, farewell| says(what, &NoticeRef::Farewell(&farewell));
         farewell("farewell: closed", Farewell::Closed);

@@ -4,7 +4,7 @@ mod support;
 
 use std::sync::atomic::Ordering;
 
-use memlane_region::ring::{NoRoom, NoSuccession, RingReader, RingWriter};
+use memlane_region::ring::{From, NoRoom, NoSuccession, RingReader, RingWriter};
 use support::{Heap, HeapPage, Place};
 
 const CAPACITY: usize = 256;
@@ -37,7 +37,10 @@ impl Lane {
 
     fn succeed(&mut self, id: u64, stays: bool) -> Result<(u64, Side, HeapPage), NoSuccession> {
         let (words, page, peer) = self.place.reader();
-        let joined = self.writer.roster().succeed(id, peer, stays)?;
+        let joined = self
+            .writer
+            .roster()
+            .succeed(id, peer, From::Cursor(None), stays)?;
         let side = RingReader::new(words, page.clone(), joined.start);
         Ok((joined.id, side, page))
     }

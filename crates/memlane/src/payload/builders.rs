@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 
 use super::{Payload, PayloadType, Typed};
 use crate::{
-    Address, Error, Link, Publisher, PublisherBuilder, Receiver, Subscriber, SubscriberBuilder,
-    Trust,
+    Address, Error, Link, Publisher, PublisherBuilder, Receiver, Stays, Subscriber,
+    SubscriberBuilder, Ticket, Trust,
 };
 
 impl<P: Payload> Typed<PublisherBuilder, P> {
@@ -134,6 +134,15 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
         self.try_map(|builder| builder.over(link))
     }
 
+    /// Goes on where another subscriber stops ([`SubscriberBuilder::arrive`]).
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Error::Refused`] says what each side carries, if that differs.
+    pub fn arrive(self, ticket: Ticket) -> Result<Typed<Subscriber<T>, P>, Error> {
+        self.try_map(|builder| builder.arrive(ticket))
+    }
+
     /// Subscribes over a link whose other end a known process has: see [`SubscriberBuilder::over_process`].
     ///
     /// # Errors
@@ -172,6 +181,36 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
     /// As there.
     pub fn unbound(self) -> Result<Typed<Receiver<T>, P>, Error> {
         self.try_map(SubscriberBuilder::unbound)
+    }
+}
+
+/// What does not depend on the values.
+impl<T: Trust, P: Payload> Typed<Subscriber<T>, P> {
+    /// Asks the publisher for a ticket, with which another process goes on ([`Subscriber::ticket`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn ticket(&mut self) -> Result<Ticket, Error> {
+        self.get_mut().ticket()
+    }
+
+    /// Whether somebody waits to go on ([`Subscriber::is_awaited`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn is_awaited(&mut self) -> Result<bool, Error> {
+        self.get_mut().is_awaited()
+    }
+
+    /// Stops, and leaves its place to whoever has its ticket ([`Subscriber::depart`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn depart(self) -> Result<(), Box<Stays<T>>> {
+        self.into_inner().depart()
     }
 }
 

@@ -102,6 +102,11 @@ impl Peer {
         true
     }
 
+    /// How many notices of attachments it has been sent.
+    pub(super) fn sent_attachments(&self) -> u64 {
+        self.flight().sent
+    }
+
     /// Wakes it if it sleeps and has not taken what has been sent: it may have no message to take it for. Once for each sleep: its
     /// doorbell has no room for more rings than it expects, and in a loop it counts as asleep until it has been found empty.
     fn wake_for_attachments(&self) {
@@ -186,7 +191,8 @@ impl Control {
                 let most = self.terms.attachments_in_flight;
                 // Each is asked: whom it skips was told so then.
                 let full = state.peers().filter(|peer| !peer.has_room(fds.len(), most));
-                if full.count() > 0 {
+                // Who is to take the place of one that has departed has to be there to be told.
+                if full.count() > 0 || state.keeps_a_place() {
                     return Err(Unattached::Full);
                 }
                 // Never that of the attempt before, of which a subscriber may have a notice for the same position.

@@ -17,7 +17,6 @@ use memlane_region::{
     pool::{self, Change, Geometry, Pool},
     ring::Roster,
 };
-use memlane_signaling::gone;
 use memlane_transport::{FdRef, Link, Listener};
 use rustix::{
     event::{
@@ -29,6 +28,7 @@ use rustix::{
 
 use super::{
     attachments::Attaching,
+    moving::Place,
     peer::Peer,
     told::Part,
     wakes::{Wake, Wakes},
@@ -99,6 +99,8 @@ pub(crate) struct Control {
     pub(super) evicted: AtomicU64,
     /// Other subscribers that are no more.
     pub(super) left: AtomicU64,
+    /// Those whose place another has taken.
+    pub(super) moved: AtomicU64,
     /// Clients that have not become subscribers.
     pub(super) refused: AtomicU64,
 }
@@ -168,14 +170,22 @@ impl State {
         rings.chain(segments.map(|segment| (Part::Segment(segment.id), segment.notice())))
     }
 
-    /// The subscribers.
+    /// The subscribers that have not departed, and those that are about to take the place of one.
     pub(super) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.links
             .values()
             .filter_map(|connection| match connection {
-                Connection::Joined { peer, .. } => Some(peer),
+                Connection::Joined { peer, place, .. } => place.is_own().then_some(peer),
+                Connection::Arriving { peer, .. } => Some(peer),
                 Connection::Greeting(_) => None,
             })
+    }
+
+    /// Whether one has departed whose successor is not there yet.
+    pub(super) fn keeps_a_place(&self) -> bool {
+        self.links.values().any(|connection| {
+            matches!(connection, Connection::Joined { place, .. } if !place.is_own() && place.is_kept())
+        })
     }
 
     /// A number that no connection has, and none had lately.
@@ -197,6 +207,12 @@ pub(super) enum Connection {
         peer: Arc<Peer>,
         /// Tells of its death where something else holds a copy of its link.
         process: Option<OwnedFd>,
+        place: Place,
+    },
+    /// It has shaken hands, and waits for the place of the subscriber with this source.
+    Arriving {
+        peer: Arc<Peer>,
+        predecessor: u32,
     },
 }
 
@@ -209,8 +225,20 @@ pub(super) struct Greeter {
     pub(super) since: Instant,
     /// Its version has come, and is ours.
     pub(super) opened: bool,
+    pub(super) comes: Comes,
+}
+
+/// How a link came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comes {
+    /// It was accepted, or given to this side.
+    ToSubscribe,
     /// This side has connected, and offered its lane.
-    pub(super) offered: bool,
+    Offered,
+    /// It is that of another lane as well, the other way.
+    Shared,
+    /// This side has made it, for whoever takes the place of the subscriber with this source.
+    ToSucceed(u32),
 }
 
 impl Control {
@@ -229,6 +257,7 @@ impl Control {
             changed: Condvar::new(),
             evicted: AtomicU64::new(0),
             left: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
     }
@@ -262,14 +291,15 @@ impl Control {
 
     /// Takes a link that somebody else made; its other end is a subscriber's, in that process if one is given.
     pub(super) fn attach(&self, link: Link, process: Option<OwnedFd>) -> rustix::io::Result<()> {
-        let greeted = self.greet(&mut self.state(), link, process, false);
+        let greeted = self.greet(&mut self.state(), link, process, Comes::ToSubscribe);
         self.wake_waiting();
-        greeted
+        greeted.map(drop)
     }
 
     /// Offers the lane to the receiver at the other end of a link, which this side has made.
     pub(super) fn offer(&self, link: Link, process: Option<OwnedFd>) -> rustix::io::Result<()> {
-        self.greet(&mut self.state(), link, process, true)
+        let greeted = self.greet(&mut self.state(), link, process, Comes::Offered);
+        greeted.map(drop)
     }
 
     /// What has come of an offer; `None` as long as nothing has.
@@ -330,37 +360,38 @@ impl Control {
     /// for.
     fn tell(&self, state: &State, notice: &NoticeRef<'_>) {
         for (source, connection) in &state.links {
-            if let Connection::Joined { peer, .. } = connection {
-                if peer.tell(notice) {
-                    self.watch_joined(peer, *source, true);
+            match connection {
+                Connection::Joined { peer, place, .. } if place.is_own() => {
+                    if peer.tell(notice) {
+                        self.watch_joined(peer, *source, *place, true);
+                    }
                 }
+                // One that has heard nothing yet has room.
+                Connection::Arriving { peer, .. } => {
+                    peer.tell(notice);
+                }
+                Connection::Joined { .. } | Connection::Greeting(_) => {}
             }
         }
     }
 
-    /// Watches a link for its end, and for room if there is more to say: edge-triggered, since what it has room for may not be
-    /// enough.
-    fn watch_joined(&self, peer: &Peer, source: u32, for_room: bool) {
+    /// Watches a link for what its subscriber says, for its end, and for room if there is more to say: edge-triggered, since what it
+    /// has room for may not be enough.
+    fn watch_joined(&self, peer: &Peer, source: u32, place: Place, for_room: bool) {
         let flags = match for_room {
-            true => EventFlags::RDHUP | EventFlags::OUT | EventFlags::ET,
-            false => EventFlags::RDHUP,
+            true => place.events() | EventFlags::OUT | EventFlags::ET,
+            false => place.events(),
         };
         peer.with_link(|link| epoll::modify(&*self.epoll, link, self.token(source), flags));
     }
 
-    /// Something has happened to a subscriber that has fallen behind: it has gone, or is told what it has not been told. It is
-    /// woken then: it may wait for just that.
-    fn gone_or_told(&self, state: &mut State, source: u32) {
-        let Some(Connection::Joined { peer, process, .. }) = state.links.get(&source) else {
+    /// Tells a subscriber that has fallen behind what it has not been told. It is woken then: it may wait for just that.
+    fn tell_rest(&self, state: &State, source: u32) {
+        let Some(Connection::Joined { peer, place, .. }) = state.links.get(&source) else {
             return;
         };
-        let process = process.as_ref().map(AsFd::as_fd);
-        let ended = peer.with_link(|link| gone(link.as_fd(), process).unwrap_or(false));
-        if ended != Some(false) {
-            return self.remove(state, source);
-        }
-        if !peer.catch_up(state.parts()) {
-            self.watch_joined(peer, source, false);
+        if peer.is_behind() && !peer.catch_up(state.parts()) {
+            self.watch_joined(peer, source, *place, false);
             peer.wake_again();
         }
     }
@@ -392,7 +423,8 @@ impl Control {
         }
         let wakes = Wakes::new()?;
         for (source, connection) in &state.links {
-            if let Connection::Joined { peer, .. } = connection {
+            if let Connection::Joined { peer, .. } | Connection::Arriving { peer, .. } = connection
+            {
                 if let Some(doorbell) = peer.doorbell() {
                     wakes.add(doorbell, *source)?;
                 }
@@ -431,11 +463,17 @@ impl Control {
     /// says so too, there is nothing more to be heard of it.
     fn rung(&self, source: u32, hung_up: bool) {
         let state = self.state();
-        let Some(Connection::Joined { id, peer, .. }) = state.links.get(&source) else {
-            return;
+        let (peer, reader) = match state.links.get(&source) {
+            Some(Connection::Joined {
+                id, peer, place, ..
+            }) => (peer, (!place.is_kept()).then_some(*id)),
+            Some(Connection::Arriving { peer, .. }) => (peer, None),
+            _ => return,
         };
         if hung_up {
-            self.roster.leave(*id);
+            if let Some(id) = reader {
+                self.roster.leave(id);
+            }
             peer.hang_up();
         } else if let Some(doorbell) = peer.doorbell() {
             doorbell.drain();
@@ -460,6 +498,10 @@ impl Control {
 
     pub(super) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     pub(super) fn left(&self) -> u64 {
@@ -558,11 +600,12 @@ impl Control {
             // Removed by an event before this one.
             None => {}
             Some(Connection::Greeting(_)) => self.shake_hands(&mut state, source),
-            Some(Connection::Joined { peer, .. }) if peer.is_behind() => {
-                self.gone_or_told(&mut state, source);
+            Some(Connection::Joined { .. }) => {
+                self.tell_rest(&state, source);
+                self.hear(&mut state, source);
             }
-            // Other joined links are watched for their end alone.
-            Some(Connection::Joined { .. }) => self.remove(&mut state, source),
+            // It has nothing more to say.
+            Some(Connection::Arriving { .. }) => self.remove(&mut state, source),
         }
     }
 
@@ -572,7 +615,7 @@ impl Control {
         };
         let accepted = accepting::accept(&listener, "PublisherBuilder", |link| {
             if let Ok(process) = process_of(&link) {
-                let _ = self.greet(state, link, process, false);
+                let _ = self.greet(state, link, process, Comes::ToSubscribe);
             }
         });
         self.refused.fetch_add(accepted.denied, Ordering::Relaxed);
@@ -592,32 +635,65 @@ impl Control {
         match &connection {
             Connection::Greeting(greeter) => {
                 let _ = epoll::delete(&*self.epoll, &greeter.link);
-                if greeter.offered {
-                    self.changed.notify_all();
+                match greeter.comes {
+                    Comes::ToSubscribe | Comes::Shared => {}
+                    Comes::Offered => self.changed.notify_all(),
+                    Comes::ToSucceed(predecessor) => {
+                        self.orphan(
+                            state,
+                            predecessor,
+                            source,
+                            "whoever had its ticket has hung up",
+                        );
+                    }
                 }
             }
-            Connection::Joined { id, peer, process } => {
-                peer.with_link(|link| epoll::delete(&*self.epoll, link));
-                if let Some(process) = process {
-                    let _ = epoll::delete(&*self.epoll, process);
-                }
+            Connection::Arriving { peer, predecessor } => {
+                self.detach(peer, None);
+                self.silence(state, peer);
+                self.orphan(state, *predecessor, source, "its successor has hung up");
+            }
+            Connection::Joined {
+                id,
+                peer,
+                process,
+                place,
+            } => {
+                self.detach(peer, process.as_ref());
                 self.roster.leave(*id);
-                peer.close();
-                if let (Some(wakes), Some(doorbell)) = (&state.wakes, peer.doorbell()) {
-                    wakes.remove(doorbell);
-                }
+                self.silence(state, peer);
                 // Of those that were dismissed, the publisher has counted.
-                let gone = match peer.evicted() {
-                    true => &self.evicted,
-                    false => &self.left,
+                let gone = match place {
+                    Place::Taken => &self.moved,
+                    _ if peer.evicted() => &self.evicted,
+                    _ => &self.left,
                 };
                 gone.fetch_add(u64::from(!peer.dismissed()), Ordering::Relaxed);
+                if let Some(successor) = place.successor() {
+                    self.remove(state, successor);
+                }
                 self.changed.notify_all();
             }
         }
         drop(connection);
         // Its descriptors may be what a waiting client lacked.
         self.accept(state);
+    }
+
+    /// Closes the link of a subscriber, after which there are no events of it.
+    pub(super) fn detach(&self, peer: &Peer, process: Option<&OwnedFd>) {
+        peer.with_link(|link| epoll::delete(&*self.epoll, link));
+        if let Some(process) = process {
+            let _ = epoll::delete(&*self.epoll, process);
+        }
+        peer.close();
+    }
+
+    /// Listens to its doorbell no more. After it has left the roster: the publisher may be waiting for the room it held.
+    fn silence(&self, state: &State, peer: &Peer) {
+        if let (Some(wakes), Some(doorbell)) = (&state.wakes, peer.doorbell()) {
+            wakes.remove(doorbell);
+        }
     }
 
     /// Stops listening, and hangs up on everyone, with a word on why.

@@ -12,11 +12,12 @@ use memlane_transport::{Error as LinkError, Fd, FdRef, Link, dispose};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{
-    control::{Connection, Control, Greeter, Pattern, State},
+    control::{Comes, Connection, Control, Greeter, Pattern, State},
+    moving::Place,
     peer::Peer,
 };
 use crate::{
-    Error, PayloadType,
+    Error, Overflow, PayloadType,
     doorbells::{self, Bell},
     protocol::{
         DoorbellOffer, Greeting, Opening, Packet, PacketRef, PublisherDoorbellRef, Refusal, Rings,
@@ -36,8 +37,8 @@ impl Control {
         state: &mut State,
         link: Link,
         process: Option<OwnedFd>,
-        offered: bool,
-    ) -> rustix::io::Result<()> {
+        comes: Comes,
+    ) -> rustix::io::Result<u32> {
         self.prune(state);
         let limits = limits_of_publisher(self.terms.max_attachments);
         let link = Arc::new(link.with_limits(limits));
@@ -46,7 +47,7 @@ impl Control {
         let opening = Opening { version: VERSION };
         // One that cannot be told the version will not be told anything: the link ends, and that is noticed.
         let _ = link.try_send(&opening);
-        if offered {
+        if comes == Comes::Offered {
             let _ = link.try_send(&PacketRef::Offer);
         }
         let greeter = Greeter {
@@ -54,25 +55,28 @@ impl Control {
             process,
             since: Instant::now(),
             opened: false,
-            offered,
+            comes,
         };
         state
             .links
             .insert(source, Connection::Greeting(Box::new(greeter)));
         // Most clients have greeted by the time they are accepted.
         self.shake_hands(state, source);
-        Ok(())
+        Ok(source)
     }
 
-    /// Drops links that have not greeted in time, and the oldest where there are too many.
+    /// Drops links that have not greeted in time, and the oldest where there are too many. Those of successors are as many as
+    /// there are subscribers at most, and may be on their way for longer.
     fn prune(&self, state: &mut State) {
         let now = Instant::now();
         let mut waiting: Vec<(Instant, u32)> = state
             .links
             .iter()
             .filter_map(|(source, connection)| match connection {
-                Connection::Greeting(greeter) => Some((greeter.since, *source)),
-                Connection::Joined { .. } => None,
+                Connection::Greeting(greeter) if !matches!(greeter.comes, Comes::ToSucceed(_)) => {
+                    Some((greeter.since, *source))
+                }
+                _ => None,
             })
             .collect();
         waiting.sort_unstable();
@@ -97,7 +101,9 @@ impl Control {
                 other => {
                     let refused = u64::from(other.is_ok());
                     self.refused.fetch_add(refused, Ordering::Relaxed);
-                    if let (Ok(Opening { version }), true) = (other, greeter.offered) {
+                    if let (Ok(Opening { version }), true) =
+                        (other, greeter.comes == Comes::Offered)
+                    {
                         state.failed = Some(Error::Version {
                             publisher: VERSION,
                             subscriber: version,
@@ -115,7 +121,7 @@ impl Control {
                 return self.turn_away(state, source, self.terms.pattern.says());
             }
             Ok(Packet::Refused(refusal)) => {
-                if greeter.offered {
+                if greeter.comes == Comes::Offered {
                     let why = refusal.to_string();
                     state.failed = Some(Error::NoReceiver { why });
                 }
@@ -123,7 +129,7 @@ impl Control {
             }
             Ok(Packet::Server(_)) => {
                 let why = "a server is there, which answers requests: call it (Client::connect)";
-                if greeter.offered {
+                if greeter.comes == Comes::Offered {
                     state.failed = Some(Error::NoReceiver {
                         why: why.to_owned(),
                     });
@@ -138,9 +144,9 @@ impl Control {
         // Deleted first, since a refused link is closed. Events of it that are on their way name a source that
         // is no more.
         let _ = epoll::delete(&*self.epoll, &greeter.link);
-        let offered = greeter.offered;
+        let comes = greeter.comes;
         match self.admit(state, greeting, *greeter) {
-            Err(refusal) if offered => {
+            Err(refusal) if comes == Comes::Offered => {
                 let why = match refusal {
                     Refusal::Payload { carries, expects } => {
                         format!("the receiver expects {expects}, and this sender carries {carries}")
@@ -154,7 +160,13 @@ impl Control {
                 state.failed = Some(Error::NoReceiver { why });
                 self.changed.notify_all();
             }
-            _ => {}
+            Err(refusal) => {
+                if let Comes::ToSucceed(predecessor) = comes {
+                    let why = format!("its successor was refused: {refusal}");
+                    self.orphan(state, predecessor, source, &why);
+                }
+            }
+            Ok(()) => {}
         }
     }
 
@@ -181,7 +193,7 @@ impl Control {
             process,
             since: Instant::now(),
             opened: true,
-            offered: true,
+            comes: Comes::Shared,
         };
         self.admit(&mut self.state(), greeting, greeter)
     }
@@ -193,7 +205,16 @@ impl Control {
         greeting: Greeting,
         greeter: Greeter,
     ) -> Result<(), Refusal> {
-        let Greeter { link, process, .. } = greeter;
+        let Greeter {
+            link,
+            process,
+            comes,
+            ..
+        } = greeter;
+        let predecessor = match comes {
+            Comes::ToSucceed(predecessor) => Some(predecessor),
+            Comes::ToSubscribe | Comes::Offered | Comes::Shared => None,
+        };
         let refuse = |link: &Link, refusal: Refusal| {
             self.refused.fetch_add(1, Ordering::Relaxed);
             let _ = link.try_send(&PacketRef::Refused(refusal.clone()));
@@ -208,6 +229,18 @@ impl Control {
         let (carries, takes) = (self.terms.max_attachments as u32, greeting.attachments);
         if takes < carries {
             return refuse(&link, Refusal::Attachments { carries, takes });
+        }
+        // Those that were dismissed have their place until they are gone: they may keep memory.
+        let subscribers = self.roster.len() + self.roster.lingering();
+        if predecessor.is_none() && subscribers >= self.terms.max_subscribers {
+            let subscribers = subscribers as u32;
+            return refuse(&link, Refusal::Full { subscribers });
+        }
+        if let Some(predecessor) = predecessor {
+            let lossy = greeting.overflow == Overflow::Overwrite;
+            if let Err(refusal) = Control::compare_kinds(state, predecessor, lossy) {
+                return refuse(&link, refusal);
+            }
         }
         let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell) {
             Ok(examined) => examined,
@@ -225,10 +258,14 @@ impl Control {
             Ok(made) => made.unzip(),
             Err(error) => return refuse(&link, short(error)),
         };
-        // A source of its own: only its end is of interest now.
+        let moves = comes != Comes::Shared && self.terms.pattern == Pattern::Lane;
+        let place = match moves {
+            true => Place::default(),
+            false => Place::Fixed,
+        };
         let source = state.next_source();
         let watched = self
-            .watch(&link, source, EventFlags::RDHUP)
+            .watch(&link, source, place.events())
             .and_then(|()| match &process {
                 Some(process) => self.watch(process, source, EventFlags::IN),
                 None => Ok(()),
@@ -256,17 +293,27 @@ impl Control {
         });
         peer.begin(state.parts().map(|(part, _)| part));
         let joined = match woken {
-            Ok(()) if told => self.roster.join_behind(peer.clone(), greeting.history),
+            // One that is to succeed another joins when that one has departed.
+            Ok(()) if told && predecessor.is_some() => Ok(None),
+            Ok(()) if told => self
+                .roster
+                .join_behind(peer.clone(), greeting.history)
+                .map(Some),
             Ok(()) => Err(std::io::ErrorKind::WouldBlock.into()),
             Err(error) => Err(error),
         };
         let mut refused = Ok(());
+        // A successor is told later.
+        let (start, sequence, at, skip) = match &joined {
+            Ok(Some(joined)) => (joined.start, joined.sequence, joined.ring, joined.skip),
+            _ => (0, 0, 0, 0),
+        };
         let answered = match &joined {
-            Ok(joined) => peer.with_link(|link| {
+            Ok(_) => peer.with_link(|link| {
                 link.try_send(&PacketRef::Welcome(WelcomeRef {
                     ring: FdRef::new(&self.terms.ring),
                     capacity: self.terms.capacity,
-                    start: joined.start,
+                    start,
                     rings,
                     doorbell: match (&end, backing) {
                         (None, _) => PublisherDoorbellRef::None,
@@ -278,9 +325,9 @@ impl Control {
                         }
                     },
                     registered: self.terms.registered,
-                    sequence: joined.sequence,
-                    at: joined.ring,
-                    skip: joined.skip,
+                    sequence,
+                    at,
+                    skip,
                 }))
                 .is_ok()
             }),
@@ -292,14 +339,25 @@ impl Control {
         };
         // A message that is about to be committed is its first.
         let answered = answered == Some(true) && state.attach_to(&peer);
-        let id = joined.map_or(u64::MAX, |joined| joined.id);
-        state
-            .links
-            .insert(source, Connection::Joined { id, peer, process });
-        if answered {
-            self.changed.notify_all();
-        } else {
+        let connection = match predecessor {
+            Some(predecessor) => Connection::Arriving { peer, predecessor },
+            None => Connection::Joined {
+                id: joined.ok().flatten().map_or(u64::MAX, |joined| joined.id),
+                peer,
+                process,
+                place,
+            },
+        };
+        state.links.insert(source, connection);
+        if let Some(predecessor) = predecessor {
+            Control::expect(state, predecessor, source);
+        }
+        if !answered {
             self.remove(state, source);
+        } else if let Some(predecessor) = predecessor {
+            self.arrived(state, source, predecessor);
+        } else {
+            self.changed.notify_all();
         }
         refused
     }
@@ -322,13 +380,6 @@ impl Control {
         page: Fd,
         offer: DoorbellOffer,
     ) -> Result<(Remote, Option<Bell>, Rings), Refusal> {
-        // Those that were dismissed have their place until they are gone: they may keep memory.
-        let subscribers = self.roster.len() + self.roster.lingering();
-        if subscribers >= self.terms.max_subscribers {
-            return Err(Refusal::Full {
-                subscribers: subscribers as u32,
-            });
-        }
         let page = Remote::open(page.into(), page_size(), 0, page_size()).map_err(|refused| {
             dispose(refused.descriptor);
             Refusal::Page {

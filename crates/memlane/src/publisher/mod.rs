@@ -5,6 +5,7 @@ mod control;
 mod future;
 mod handshake;
 mod lagging;
+mod moving;
 mod paired;
 mod peer;
 mod reservation;
@@ -140,6 +141,8 @@ pub struct PublisherStats {
     pub evicted: u64,
     /// Subscribers that left, or died.
     pub left: u64,
+    /// Subscribers whose place another has taken ([`Subscriber::ticket`](crate::Subscriber::ticket)).
+    pub moved: u64,
     /// Clients that did not become subscribers: not admitted ([`PublisherBuilder::access`]), one too many, or of another
     /// version. Each was told why.
     pub refused: u64,
@@ -703,6 +706,7 @@ impl Publisher {
         PublisherStats {
             evicted: self.control.evicted(),
             left: self.control.left(),
+            moved: self.control.moved(),
             refused: self.control.refused(),
             ..self.stats
         }

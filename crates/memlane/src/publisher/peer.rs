@@ -242,6 +242,18 @@ impl Peer {
         self.hang_up();
     }
 
+    /// Tells it something that concerns it alone; whether it could be told.
+    pub(super) fn try_say(&self, notice: &NoticeRef<'_>) -> bool {
+        self.with_link(|link| link.try_send(notice).is_ok()) == Some(true)
+    }
+
+    /// The same. One that cannot be told has left it unread, or is gone: it is hung up on.
+    pub(super) fn say(&self, notice: &NoticeRef<'_>) {
+        if !self.try_say(notice) {
+            self.hang_up();
+        }
+    }
+
     /// Tells it why the link is about to end.
     pub(super) fn farewell(&self, farewell: &Farewell) {
         self.with_link(|link| say(link, farewell));

@@ -74,7 +74,8 @@ impl Told {
             NoticeRef::Ring { id, .. } => self.parts.push(Part::Ring(id)),
             NoticeRef::Removed { id } => self.parts.retain(|part| *part != Part::Segment(id)),
             NoticeRef::RingRemoved { id } => self.parts.retain(|part| *part != Part::Ring(id)),
-            NoticeRef::Farewell(_) | NoticeRef::Attachments { .. } => {}
+            // Of its end, of a message, or of a move.
+            _ => {}
         }
     }
 }

@@ -83,6 +83,13 @@ impl Attachments {
         self.kept.pop_front().map(|kept| kept.fds)
     }
 
+    /// How many have been taken from the link, for another to go on at this position; none if some of them belong to messages
+    /// from there on.
+    pub(super) fn all_done(&self, position: u64) -> Option<u64> {
+        let later = |kept: &Kept| kept.position >= position;
+        (!self.kept.iter().any(later)).then_some(self.taken)
+    }
+
     /// With how many a subscriber that is at this position is done, if the publisher does not know: with those taken from the
     /// link, but for the ones that belong to later messages.
     pub(super) fn untold(&mut self, position: u64) -> Option<u64> {

@@ -4,7 +4,7 @@ use memlane_region::{
     Remote,
     pool::{Chunk, ChunkRef, Geometry, HeldChunk, Holds, MAX_SEGMENTS, PoolReader, Unresolved},
 };
-use memlane_transport::{Error as LinkError, Fds, Link, dispose};
+use memlane_transport::{Error as LinkError, Fd, Fds, Link, dispose};
 
 use super::{attachments::Attachments, page::Slots, rings::Rings};
 use crate::{
@@ -25,6 +25,36 @@ pub(super) struct Chunks {
     refused: Option<(Option<u32>, String)>,
     /// What the publisher said last, or why nothing more is heard of it.
     farewell: Option<Reason>,
+    /// What it has said of a move.
+    pub(super) moving: Moving,
+}
+
+/// What a publisher says of a subscriber's move to another process, or from one.
+#[derive(Debug, Default)]
+pub(super) struct Moving {
+    /// Of the ticket that was asked for last; what is said of others is late.
+    pub(super) number: u32,
+    /// The link that was asked for.
+    pub(super) ticket: Option<Fd>,
+    /// Somebody waits to begin.
+    pub(super) awaited: bool,
+    /// Somebody else has the lane.
+    pub(super) departed: bool,
+    /// Why there is no move.
+    pub(super) stays: Option<String>,
+    /// Where to begin: position, sequence, ring.
+    pub(super) begin: Option<(u64, u64, u32)>,
+}
+
+impl Moving {
+    /// Of another ticket, from now on.
+    pub(super) fn next(&mut self) -> u32 {
+        *self = Moving {
+            number: self.number.wrapping_add(1),
+            ..Moving::default()
+        };
+        self.number
+    }
 }
 
 impl Chunks {
@@ -35,6 +65,7 @@ impl Chunks {
             attachments: Attachments::default(),
             refused: None,
             farewell: None,
+            moving: Moving::default(),
         }
     }
 
@@ -207,6 +238,22 @@ impl Chunks {
             Notice::Attachments { position, tag, fds } => {
                 self.attachments.keep(position, tag, fds);
             }
+            Notice::Ticket { number, link } if number == self.moving.number => {
+                self.moving.ticket = Some(link);
+            }
+            Notice::Awaited { number } if number == self.moving.number => {
+                self.moving.awaited = true;
+            }
+            Notice::Departed => self.moving.departed = true,
+            Notice::Stays { number, why } if number == self.moving.number => {
+                self.moving.stays = Some(why);
+            }
+            Notice::Ticket { .. } | Notice::Awaited { .. } | Notice::Stays { .. } => {}
+            Notice::Begin {
+                start,
+                sequence,
+                at,
+            } => self.moving.begin = Some((start, sequence, at)),
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct Connecting<T: Trust = Untrusted> {
     awaits: Awaits,
     /// The greeting of a client, which has come.
     client: Option<protocol::Greeting>,
+    /// It came with a ticket.
+    succeeds: bool,
     deadline: Option<Instant>,
     step: Step<T>,
     /// When what no descriptor tells of is tried again, and how long after that.
@@ -79,6 +81,8 @@ enum Step<T: Trust> {
     Greet(Box<Greeting>),
     /// To hear the answer.
     Hear(Box<Handshake<T>>),
+    /// To hear where to begin.
+    Begin(Box<Subscriber<T>>),
     Over,
 }
 
@@ -131,6 +135,20 @@ impl<T: Trust> Connecting<T> {
         Ok(connecting)
     }
 
+    /// Over the link of a ticket.
+    pub(super) fn succeeding(
+        builder: SubscriberBuilder<T>,
+        link: Link,
+        address: Option<Address>,
+    ) -> Result<Connecting<T>, Error> {
+        let mut connecting = Connecting::new(builder, Step::Over)?;
+        connecting.succeeds = true;
+        connecting.address = address;
+        connecting.meet(link)?;
+        connecting.begin()?;
+        Ok(connecting)
+    }
+
     fn new(builder: SubscriberBuilder<T>, step: Step<T>) -> Result<Connecting<T>, Error> {
         let deadline = after(builder.timeout);
         let made = || -> io::Result<_> {
@@ -147,6 +165,7 @@ impl<T: Trust> Connecting<T> {
             accepted: None,
             awaits: Awaits::Welcome,
             client: None,
+            succeeds: false,
             deadline,
             step,
             again: None,
@@ -265,7 +284,10 @@ impl<T: Trust> Connecting<T> {
         if result.is_none() {
             if late {
                 let waited = self.builder.timeout;
-                return Err(Error::NoAnswer { waited });
+                return Err(match self.step {
+                    Step::Begin(_) => Error::NotDeparted { waited },
+                    _ => Error::NoAnswer { waited },
+                });
             }
             self.set_timer()?;
         }
@@ -320,7 +342,8 @@ impl<T: Trust> Connecting<T> {
         let Greeting { link, prepared, .. } = *greeting;
         // Of a link that was made elsewhere, the kernel only says who made it.
         let process = match (self.accepted.take(), &self.address) {
-            (None, Some(_)) => {
+            // The publisher has made the link of a ticket, too.
+            (None, address) if address.is_some() || self.succeeds => {
                 process_of(&link).map_err(Error::os("watch the publisher's process"))?
             }
             (accepted, _) => accepted,
@@ -330,32 +353,47 @@ impl<T: Trust> Connecting<T> {
             .map_err(|errno| Error::os("watch a link")(errno.into()))?;
         let builder = self.builder.clone();
         let handshake = Handshake::new(builder, prepared, link, process);
-        let handshake = handshake.awaiting(awaits);
+        let handshake = handshake.awaiting(awaits).succeeding(self.succeeds);
         self.step = Step::Hear(Box::new(handshake));
         Ok(Ok(()))
     }
 
     fn hear(&mut self) -> Result<Option<Subscriber<T>>, Error> {
-        let Step::Hear(handshake) = &mut self.step else {
+        if let Step::Hear(handshake) = &mut self.step {
+            let welcome = loop {
+                match handshake.hear(Duration::ZERO) {
+                    Ok(None) => {}
+                    Ok(Some(welcome)) => break welcome,
+                    Err(Error::Link(LinkError::TimedOut)) => return Ok(None),
+                    Err(error) => return Err(error),
+                }
+            };
+            let Step::Hear(mut handshake) = std::mem::replace(&mut self.step, Step::Over) else {
+                unreachable!("looked at above")
+            };
+            // Before it may be closed: whoever watches may keep the epoll instance for longer.
+            if !self.succeeds {
+                let _ = epoll::delete(&*self.epoll, handshake.link());
+            }
+            self.client = handshake.take_met().map(|met| met.greeting);
+            let mut subscriber = handshake.finish(welcome)?;
+            subscriber.address = self.address.take();
+            if !self.succeeds {
+                return Ok(Some(subscriber));
+            }
+            self.step = Step::Begin(Box::new(subscriber));
+        }
+        let Step::Begin(subscriber) = &mut self.step else {
             return Ok(None);
         };
-        let welcome = loop {
-            match handshake.hear(Duration::ZERO) {
-                Ok(None) => {}
-                Ok(Some(welcome)) => break welcome,
-                Err(Error::Link(LinkError::TimedOut)) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        };
-        // Before it may be closed: whoever watches may keep the epoll instance for longer.
-        let _ = epoll::delete(&*self.epoll, handshake.link());
-        let Step::Hear(mut handshake) = std::mem::replace(&mut self.step, Step::Over) else {
-            unreachable!("looked at above")
-        };
-        self.client = handshake.take_met().map(|met| met.greeting);
-        let mut subscriber = handshake.finish(welcome)?;
-        subscriber.address = self.address.take();
-        Ok(Some(subscriber))
+        if !subscriber.begin(Duration::ZERO)? {
+            return Ok(None);
+        }
+        let _ = epoll::delete(&*self.epoll, &**subscriber.link());
+        match std::mem::replace(&mut self.step, Step::Over) {
+            Step::Begin(subscriber) => Ok(Some(*subscriber)),
+            _ => unreachable!("looked at above"),
+        }
     }
 
     fn later(&mut self) -> Later {

@@ -13,8 +13,8 @@ use memlane_transport::{Error as LinkError, FdRef, Link, dispose};
 use rustix::time::Timespec;
 
 use super::{
-    Life, Subscriber, SubscriberBuilder, SubscriberStats, Trust, chunks::Chunks, lossy::Lossy,
-    page::Page, signs::Signs, sleep::Sleep, watch,
+    Life, Subscriber, SubscriberBuilder, SubscriberStats, Travel, Trust, chunks::Chunks,
+    lossy::Lossy, page::Page, signs::Signs, sleep::Sleep, watch,
 };
 use crate::{
     Error, Overflow, PayloadType,
@@ -72,6 +72,8 @@ pub(crate) struct Handshake<T: Trust> {
     met: Option<Server>,
     chunks: Chunks,
     segments: usize,
+    /// It is to take another's place, and hears later where to begin.
+    succeeds: bool,
 }
 
 impl<T: Trust> Handshake<T> {
@@ -91,7 +93,14 @@ impl<T: Trust> Handshake<T> {
             awaits: Awaits::Welcome,
             met: None,
             segments: 0,
+            succeeds: false,
         }
+    }
+
+    /// It is to take another's place.
+    pub(super) fn succeeding(mut self, succeeds: bool) -> Handshake<T> {
+        self.succeeds = succeeds;
+        self
     }
 
     pub(crate) fn awaiting(mut self, awaits: Awaits) -> Handshake<T> {
@@ -113,7 +122,14 @@ impl<T: Trust> Handshake<T> {
         loop {
             match self.hear(left(deadline)) {
                 Ok(None) => {}
-                Ok(Some(welcome)) => return self.finish(welcome),
+                Ok(Some(welcome)) => {
+                    let (waited, succeeds) = (self.builder.timeout, self.succeeds);
+                    let mut subscriber = self.finish(welcome)?;
+                    if succeeds && !subscriber.begin(left(deadline))? {
+                        return Err(Error::NotDeparted { waited });
+                    }
+                    return Ok(subscriber);
+                }
                 Err(Error::Link(LinkError::TimedOut)) => {
                     let waited = self.builder.timeout;
                     return Err(Error::NoAnswer { waited });
@@ -195,6 +211,10 @@ impl<T: Trust> Handshake<T> {
                     why: refusal.to_string(),
                 });
             }
+            Packet::Ticket { .. } | Packet::Departed { .. } | Packet::Stays => {
+                let why = "expected a welcome, got what a subscriber says".to_owned();
+                return Err(Error::Welcome { why });
+            }
             Packet::Welcome(_) | Packet::Offer | Packet::Client(_) | Packet::Watch(_) => {
                 let why = "expected an offer before a welcome, and only from one that connects";
                 return Err(Error::Welcome {
@@ -267,6 +287,7 @@ impl<T: Trust> Handshake<T> {
             caught_up: 0,
             address: None,
             watched: None,
+            travel: Travel::default(),
             trust: PhantomData,
         };
         subscriber.skip_older(skip)?;
@@ -433,6 +454,21 @@ impl Offers {
     }
 }
 
+/// Checks where the subscriber is to begin, before message `sequence`.
+pub(super) fn check_start(start: u64, sequence: u64) -> Result<(), Error> {
+    if start % 8 != 0 || start > LAST_START {
+        let why = format!("expected a multiple of 8 up to 2^62 as the start, got {start}");
+        return Err(Error::Welcome { why });
+    }
+    if sequence > start / HEADER {
+        let why = format!(
+            "expected at most a message for each {HEADER} bytes before the start at {start}, got {sequence}"
+        );
+        return Err(Error::Welcome { why });
+    }
+    Ok(())
+}
+
 /// Checks everything that came with a welcome.
 fn examine(welcome: Welcome, quota: usize, trusted: bool) -> Result<(Remote, Option<Bell>), Error> {
     let capacity = usize::try_from(welcome.capacity).unwrap_or(usize::MAX);
@@ -440,20 +476,7 @@ fn examine(welcome: Welcome, quota: usize, trusted: bool) -> Result<(Remote, Opt
         let why = format!("expected a ring of at least one page, got {capacity} bytes");
         return Err(Error::Welcome { why });
     }
-    if welcome.start % 8 != 0 || welcome.start > LAST_START {
-        let why = format!(
-            "expected a multiple of 8 up to 2^62 as the start, got {}",
-            welcome.start
-        );
-        return Err(Error::Welcome { why });
-    }
-    if welcome.sequence > welcome.start / HEADER {
-        let why = format!(
-            "expected at most a message for each {HEADER} bytes before the start at {}, got {}",
-            welcome.start, welcome.sequence
-        );
-        return Err(Error::Welcome { why });
-    }
+    check_start(welcome.start, welcome.sequence)?;
     let memory = Remote::open(
         welcome.ring.into(),
         page_size(),

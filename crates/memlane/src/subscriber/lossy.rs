@@ -211,6 +211,11 @@ impl Lossy {
         self.attached = None;
     }
 
+    /// Whether a message is taken and was not given.
+    pub(super) fn has_taken(&self) -> bool {
+        self.taken.is_some()
+    }
+
     /// How many messages there were before the next one.
     pub(super) fn sequence(&self) -> u64 {
         match &self.taken {

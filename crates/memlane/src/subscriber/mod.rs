@@ -14,6 +14,7 @@ mod signs;
 mod sleep;
 #[cfg(feature = "stream")]
 mod stream;
+mod travel;
 mod trust;
 mod watch;
 
@@ -52,6 +53,8 @@ use signs::Signs;
 use sleep::Sleep;
 #[cfg(feature = "stream")]
 pub use stream::Messages;
+use travel::Travel;
+pub use travel::{Stays, Ticket};
 pub use trust::{Trust, Trusted, Untrusted};
 pub use watch::{WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats};
 
@@ -93,6 +96,7 @@ pub struct Subscriber<T: Trust = Untrusted> {
     /// Where the publisher was, to clear the name if it died there.
     address: Option<Address>,
     watched: Option<Watching>,
+    travel: Travel,
     trust: PhantomData<T>,
 }
 
@@ -682,7 +686,10 @@ impl<T: Trust> Drop for Subscriber<T> {
         if let Some(lossy) = &mut self.lossy {
             lossy.forget();
         }
-        if holds.taken() > 0 {
+        if self.travel != Travel::Stays {
+            // Whoever goes on is to find its cursor.
+            self.set_off();
+        } else if holds.taken() > 0 {
             // What is held keeps the link, and so this subscriber's place among the others.
             self.ring.leave();
         }

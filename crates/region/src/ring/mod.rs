@@ -120,7 +120,7 @@ pub(crate) use laps::STREAMED;
 pub use layout::{Corrupt, TAGS, end, max_payload};
 pub use lossy::{LossyError, LossyReader, Polled, Taken};
 pub use reader::{Carried, CursorPage, Record, RingReader};
-pub use roster::{Joined, LEFT, NoSuccession, Reader, Roster};
+pub use roster::{From, Joined, LEFT, NoSuccession, Reader, Roster};
 pub use spill::Laggard;
 pub use writer::{NoRoom, RingWriter};
 

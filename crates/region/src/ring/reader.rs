@@ -351,9 +351,10 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         }
     }
 
-    /// Begins at another position than it was made for, which is that of the reader whose place it has taken. Before it
-    /// looks for a record.
-    pub fn begin_at(&mut self, start: u64) {
+    /// Begins at another position than it was made for, in a ring with this memory: it has taken another's place
+    /// there. Before it looks for a record.
+    pub fn begin_at(&mut self, memory: M, start: u64) {
+        self.memory = memory;
         self.start = start;
         self.position = start & !7;
         self.exported = start & !7;

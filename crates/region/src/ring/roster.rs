@@ -29,8 +29,7 @@ pub struct Joined<R> {
     pub id: u64,
     /// The position of the first record it gets.
     pub start: u64,
-    /// How many records there were before that; of one that has taken another's place, before where the first of them
-    /// began.
+    /// How many records there were before that.
     pub sequence: u64,
     /// The number of the ring in which that record is, or will be ([`RingWriter::switch`](super::RingWriter::switch)).
     pub ring: u32,
@@ -93,7 +92,7 @@ pub enum NoSuccession {
     #[error("the reader whose place was to be taken is not there any more")]
     Gone,
     /// Its cursor makes no sense.
-    #[error("expected a cursor up to what was written, got {found}")]
+    #[error("expected a place up to what was written, got {found}")]
     Corrupt {
         /// What it said.
         found: u64,
@@ -341,10 +340,9 @@ impl<R> Roster<R> {
 }
 
 impl<R: Reader> Roster<R> {
-    /// Puts a reader whose cursor is 0 in the place of another, at the record up to which that one has released the ring, by
-    /// its cursor as it is now: so the other must have exported it, and read no more. Nothing between the two is lost, and
-    /// the writer goes on meanwhile. If the other `stays`, it is listed until it [leaves](Roster::leave), as one that holds
-    /// nobody up: what its hold slots name is kept.
+    /// Puts a reader whose cursor is 0 in the place of another, which reads no more, and must have exported its cursor.
+    /// Nothing between the two is lost, and the writer goes on meanwhile. If the other `stays`, it is listed until it
+    /// [leaves](Roster::leave), as one that holds nobody up: what its hold slots name is kept.
     ///
     /// It may run on any thread, at any time, as [`join`](Roster::join).
     ///
@@ -355,6 +353,7 @@ impl<R: Reader> Roster<R> {
         &self,
         other: u64,
         reader: Arc<R>,
+        from: From,
         stays: bool,
     ) -> Result<Joined<R>, NoSuccession> {
         let mut state = lock(&self.state);
@@ -362,24 +361,35 @@ impl<R: Reader> Roster<R> {
         let at = state.joined.iter().position(here);
         let at = at.ok_or(NoSuccession::Gone)?;
         let before = state.joined[at].clone();
-        let found = before.reader.cursor();
-        if found == LEFT {
+        let cursor = before.reader.cursor();
+        if cursor == LEFT && matches!(from, From::Cursor(_)) {
             return Err(NoSuccession::Gone);
         }
         // As in `join`: a writer that does not see the new reader has committed nothing that this one will not find, and
         // looks at the cursor of the other, which is as good.
         self.publish().map_err(NoSuccession::Fence)?;
-        let start = before.start.wrapping_add(found);
-        let furthest = self.progress().0 + self.reach;
-        if start < before.start || start > furthest || start & LOW != 0 {
+        let (position, records) = self.progress();
+        let (start, sequence) = match from {
+            From::Cursor(sequence) => (
+                before.start.wrapping_add(cursor),
+                sequence.unwrap_or(before.sequence),
+            ),
+            From::Said { position, sequence } => (position, sequence),
+            From::Here => (position, records),
+        };
+        if start < before.start || start > position + self.reach || start & LOW != 0 {
+            let found = start.wrapping_sub(before.start);
             return Err(NoSuccession::Corrupt { found });
+        }
+        if sequence < before.sequence || sequence > records + 1 {
+            return Err(NoSuccession::Corrupt { found: sequence });
         }
         let id = state.next_id;
         state.next_id += 1;
         let joined = Joined {
             id,
             start,
-            sequence: before.sequence,
+            sequence,
             ring: state.ring(start),
             skip: 0,
             reader,
@@ -390,11 +400,28 @@ impl<R: Reader> Roster<R> {
         if stays {
             state.joined.push(Joined {
                 // With its cursor as it is, it has released all there will ever be.
-                start: (NOTHING - 1).wrapping_sub(found),
+                start: (NOTHING - 1).wrapping_sub(cursor),
                 succeeded: true,
                 ..place
             });
         }
         Ok(joined)
     }
+}
+
+/// Where a reader begins that takes another's place ([`Roster::succeed`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// At the other's cursor. How many records there were before that, if the other has said so; the number of those before
+    /// its own start, if it has not, which is too low.
+    Cursor(Option<u64>),
+    /// Where the other has said it is, which is lossy and has no cursor.
+    Said {
+        /// The position of the next record.
+        position: u64,
+        /// How many records there were before it.
+        sequence: u64,
+    },
+    /// At the writer's next record: the other is lossy, and has said nothing.
+    Here,
 }

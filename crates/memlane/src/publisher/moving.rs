@@ -1,0 +1,386 @@
+//! Subscribers that move to another process: the place of one is kept until its successor has it.
+//!
+//! The publisher makes the link of the successor, since it receives on no socket that a subscriber has made, and the old end
+//! passes it on. What the successor shakes hands over is admitted as any subscriber is, and waits; it begins where the
+//! cursor of the old one is, once that one has departed or is gone. Until then that cursor keeps the ring.
+
+use std::sync::Arc;
+
+use memlane_region::ring::{From, LEFT, NoSuccession, Reader};
+use memlane_signaling::gone;
+use memlane_transport::{Error as LinkError, FdRef, Link};
+use rustix::{event::epoll::EventFlags, fd::AsFd};
+
+use super::{
+    control::{Comes, Connection, Control, State},
+    peer::Peer,
+};
+use crate::protocol::{Farewell, NoticeRef, Packet, Refusal};
+
+/// So many packets of a subscriber are read in one go, before others have their turn.
+const MAX_PACKETS: usize = 4;
+
+/// Whose a subscriber's place in the roster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Its own for good: it is no lane's, or another lane has its link, too, and hears what it says.
+    Fixed,
+    /// Its own. Whoever is to take it has this source, by the last ticket, of this number.
+    Own { successor: Option<u32>, ticket: u32 },
+    /// It has departed, or is gone, and its place is kept for the one with this source, who goes on from there.
+    Kept {
+        successor: u32,
+        linked: bool,
+        from: From,
+    },
+    /// Another's. What it holds of the pool keeps its link.
+    Taken,
+}
+
+impl Default for Place {
+    fn default() -> Place {
+        Place::Own {
+            successor: None,
+            ticket: 0,
+        }
+    }
+}
+
+impl Place {
+    pub(super) fn successor(self) -> Option<u32> {
+        match self {
+            Place::Own { successor, .. } => successor,
+            Place::Kept { successor, .. } => Some(successor),
+            Place::Fixed | Place::Taken => None,
+        }
+    }
+
+    /// What its link is watched for.
+    pub(super) fn events(self) -> EventFlags {
+        match self {
+            Place::Fixed => EventFlags::RDHUP,
+            _ => EventFlags::IN | EventFlags::RDHUP,
+        }
+    }
+
+    pub(super) fn is_own(self) -> bool {
+        matches!(self, Place::Own { .. } | Place::Fixed)
+    }
+
+    /// Whether somebody else goes on where it stops.
+    pub(super) fn is_kept(self) -> bool {
+        self.successor().is_some()
+    }
+}
+
+impl Control {
+    /// Hears what a subscriber says, and whether it is gone.
+    pub(super) fn hear(&self, state: &mut State, source: u32) {
+        for _ in 0..MAX_PACKETS {
+            let Some(Connection::Joined {
+                peer,
+                process,
+                place,
+                ..
+            }) = state.links.get(&source)
+            else {
+                return;
+            };
+            let said = match place {
+                Place::Fixed => |_: &Link| Err(LinkError::WouldBlock),
+                _ => Link::try_recv::<Packet>,
+            };
+            let said = peer.with_link(|link| match said(link) {
+                // Its process may have ended while something else has its link.
+                Err(LinkError::WouldBlock) => {
+                    match gone(link.as_fd(), process.as_ref().map(AsFd::as_fd)) {
+                        Ok(true) => Some(None),
+                        _ => None,
+                    }
+                }
+                said => Some(said.ok()),
+            });
+            match said.flatten() {
+                None => return,
+                Some(Some(Packet::Ticket { number })) => self.give_ticket(state, source, number),
+                Some(Some(Packet::Departed {
+                    position,
+                    sequence,
+                    attachments,
+                })) => self.departed(state, source, (position, sequence), attachments),
+                Some(Some(Packet::Stays)) => self.stays(state, source),
+                // The end, or what no subscriber says.
+                Some(_) => return self.ended(state, source),
+            }
+        }
+    }
+
+    fn place(state: &mut State, source: u32) -> Option<(&Arc<Peer>, &mut Place)> {
+        match state.links.get_mut(&source) {
+            Some(Connection::Joined { peer, place, .. }) => Some((peer, place)),
+            _ => None,
+        }
+    }
+
+    /// Whether a successor, which is to be overwritten or not, may have the place of this subscriber.
+    pub(super) fn compare_kinds(
+        state: &mut State,
+        predecessor: u32,
+        lossy: bool,
+    ) -> Result<(), Refusal> {
+        let kind = |lossy| match lossy {
+            true => "is overwritten",
+            false => "is waited for",
+        };
+        match Control::place(state, predecessor) {
+            Some((peer, _)) if peer.is_lossy() != lossy => Err(Refusal::Pattern {
+                why: format!(
+                    "expected a successor that {}, as the one before it, got one that {}",
+                    kind(!lossy),
+                    kind(lossy)
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the link of a subscriber's successor. One that it had before is void.
+    fn give_ticket(&self, state: &mut State, source: u32, number: u32) {
+        let Some((_, Place::Own { successor, ticket })) = Control::place(state, source) else {
+            return;
+        };
+        *ticket = number;
+        if let Some(before) = successor.take() {
+            self.remove(state, before);
+        }
+        let made = Link::pair().and_then(|(ours, theirs)| {
+            let link = self.greet(state, ours, None, Comes::ToSucceed(source));
+            Ok((link.map_err(std::io::Error::from)?, theirs))
+        });
+        let Some((peer, place)) = Control::place(state, source) else {
+            return;
+        };
+        match made {
+            Ok((successor, theirs)) => {
+                *place = Place::Own {
+                    successor: Some(successor),
+                    ticket: number,
+                };
+                let link = FdRef::new(&theirs);
+                peer.say(&NoticeRef::Ticket { number, link });
+            }
+            Err(error) => {
+                let why = format!("the publisher is short of resources: {error}");
+                peer.say(&NoticeRef::Stays { number, why: &why });
+            }
+        }
+    }
+
+    /// The subscriber does not move.
+    fn stays(&self, state: &mut State, source: u32) {
+        if let Some((_, Place::Own { successor, .. })) = Control::place(state, source) {
+            if let Some(successor) = successor.take() {
+                self.remove(state, successor);
+            }
+        }
+    }
+
+    /// The subscriber has exported its last cursor, and reads no more.
+    fn departed(
+        &self,
+        state: &mut State,
+        source: u32,
+        (position, sequence): (u64, u64),
+        attachments: u64,
+    ) {
+        let Some((_, Place::Own { successor, .. })) = Control::place(state, source) else {
+            return;
+        };
+        // One that has hung up by now, too, if nobody has noticed yet: it is removed, which tells of it.
+        if let Some(successor) = *successor {
+            self.look_after(state, successor);
+        }
+        let Some((peer, place)) = Control::place(state, source) else {
+            return;
+        };
+        let successor = match *place {
+            Place::Own {
+                successor: Some(successor),
+                ..
+            } => successor,
+            Place::Own { ticket, .. } => {
+                return peer.say(&NoticeRef::Stays {
+                    number: ticket,
+                    why: "nobody has its ticket any more",
+                });
+            }
+            Place::Fixed | Place::Kept { .. } | Place::Taken => return,
+        };
+        if peer.sent_attachments() != attachments {
+            if let Place::Own { successor, ticket } = place {
+                *successor = None;
+                peer.say(&NoticeRef::Stays {
+                    number: *ticket,
+                    why: "attachments of messages that it has not received are on their way to it",
+                });
+            }
+            return self.remove(state, successor);
+        }
+        let from = match peer.is_lossy() {
+            false => From::Cursor(Some(sequence)),
+            true => From::Said { position, sequence },
+        };
+        *place = Place::Kept {
+            successor,
+            linked: true,
+            from,
+        };
+        // Told after its successor: if this process ends between the two, both have what comes next, and not neither.
+        let peer = peer.clone();
+        self.succeed(state, successor);
+        peer.say(&NoticeRef::Departed);
+    }
+
+    /// Removes a successor that has hung up.
+    fn look_after(&self, state: &mut State, source: u32) {
+        let ended = |link: &Link| matches!(gone(link.as_fd(), None), Ok(true));
+        let ended = match state.links.get(&source) {
+            Some(Connection::Greeting(greeter)) => ended(&greeter.link),
+            Some(Connection::Arriving { peer, .. }) => peer.with_link(ended) != Some(false),
+            _ => false,
+        };
+        if ended {
+            self.remove(state, source);
+        }
+    }
+
+    /// The subscriber is gone, unless another goes on in its place.
+    pub(super) fn ended(&self, state: &mut State, source: u32) {
+        let Some(Connection::Joined {
+            peer,
+            process,
+            place,
+            ..
+        }) = state.links.get_mut(&source)
+        else {
+            return;
+        };
+        let Some(successor) = place.successor() else {
+            return self.remove(state, source);
+        };
+        let from = match *place {
+            Place::Kept { from, .. } => from,
+            _ if peer.is_lossy() => From::Here,
+            _ => From::Cursor(None),
+        };
+        *place = Place::Kept {
+            successor,
+            linked: false,
+            from,
+        };
+        self.detach(peer, process.as_ref());
+        self.succeed(state, successor);
+    }
+
+    /// The one to succeed a subscriber has this source from now on.
+    pub(super) fn expect(state: &mut State, predecessor: u32, source: u32) {
+        match Control::place(state, predecessor) {
+            Some((_, Place::Own { successor, .. })) => *successor = Some(source),
+            Some((_, Place::Kept { successor, .. })) => *successor = source,
+            Some((_, Place::Fixed | Place::Taken)) | None => {}
+        }
+    }
+
+    /// A successor has shaken hands.
+    pub(super) fn arrived(&self, state: &mut State, source: u32, predecessor: u32) {
+        match Control::place(state, predecessor) {
+            Some((_, Place::Kept { .. })) => self.succeed(state, source),
+            Some((peer, Place::Own { ticket, .. })) => {
+                peer.say(&NoticeRef::Awaited { number: *ticket });
+                // It may be asleep, and wants to know.
+                peer.wake_again();
+            }
+            Some((_, Place::Fixed | Place::Taken)) | None => self.remove(state, source),
+        }
+    }
+
+    /// Whoever was to succeed a subscriber does not.
+    pub(super) fn orphan(&self, state: &mut State, predecessor: u32, source: u32, why: &str) {
+        match Control::place(state, predecessor) {
+            // Unless another has been promised its place since.
+            Some((peer, Place::Own { successor, ticket })) if *successor == Some(source) => {
+                *successor = None;
+                let number = *ticket;
+                peer.say(&NoticeRef::Stays { number, why });
+                peer.wake_again();
+            }
+            Some((_, place @ Place::Kept { .. })) => {
+                *place = Place::default();
+                self.remove(state, predecessor);
+            }
+            _ => {}
+        }
+    }
+
+    /// Puts a successor in the place that is kept for it, if it is there.
+    fn succeed(&self, state: &mut State, source: u32) {
+        let Some(Connection::Arriving { peer, predecessor }) = state.links.get(&source) else {
+            return;
+        };
+        let (peer, predecessor) = (peer.clone(), *predecessor);
+        let Some(Connection::Joined {
+            id,
+            peer: other,
+            place,
+            ..
+        }) = state.links.get_mut(&predecessor)
+        else {
+            return;
+        };
+        let Place::Kept { linked, from, .. } = *place else {
+            return;
+        };
+        match self.roster.succeed(*id, peer.clone(), from, linked) {
+            Ok(joined) => {
+                *place = Place::Taken;
+                let begun = peer.try_say(&NoticeRef::Begin {
+                    start: joined.start,
+                    sequence: joined.sequence,
+                    at: joined.ring,
+                });
+                let connection = Connection::Joined {
+                    id: joined.id,
+                    peer,
+                    process: None,
+                    place: Place::default(),
+                };
+                state.links.insert(source, connection);
+                if !linked {
+                    self.remove(state, predecessor);
+                }
+                // It may be waiting to attach something.
+                if let Some(wakes) = &state.wakes {
+                    wakes.tell();
+                }
+                if !begun {
+                    self.remove(state, source);
+                }
+            }
+            Err(error) => {
+                *place = Place::default();
+                match (&error, other.cursor()) {
+                    // The publisher's sending side has just dropped it for that.
+                    (NoSuccession::Gone, found) if found != LEFT && !other.dismissed() => {
+                        other.corrupt(found);
+                    }
+                    (NoSuccession::Corrupt { found }, _) => other.corrupt(*found),
+                    _ => {}
+                }
+                let why = error.to_string();
+                peer.farewell(&Farewell::Evicted { why });
+                self.remove(state, source);
+                self.remove(state, predecessor);
+            }
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! Subscribers that move to another process, in the middle of a stream.
+
+use std::{
+    fmt,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use memlane_transport::{Address, Error as LinkError, Fd, Link};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{
+    Connecting, Subscriber, SubscriberBuilder, Trust,
+    handshake::{Handshake, Prepared, check_start, left},
+    lossy::Lossy,
+};
+use crate::{
+    Error, Reason, after, process_of,
+    protocol::{LIMITS, PacketRef},
+};
+
+/// For how long a subscriber waits for its publisher's control side to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whether a subscriber is about to move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Travel {
+    #[default]
+    Stays,
+    /// A ticket has been given.
+    Ticketed,
+    /// It has told the publisher that it reads no more.
+    Departed,
+}
+
+/// The right to go on where a subscriber stops, in whatever process has it ([`Subscriber::ticket`]).
+///
+/// It can stand anywhere in a message of a [`Link`], to an end that [adopts](Link::adopting) links: whoever takes it receives
+/// on a socket that others have had, and trusts them, and the publisher, not to hold it up with that. Memory stays safe
+/// either way. Sending borrows it, as it does all descriptors: drop it once it has been sent, or the publisher
+/// does not notice when its taker dies.
+///
+/// Dropped everywhere, unused, it is void: the subscriber [stays](Error::Stays), or, if it has departed, is gone.
+#[derive(Debug)]
+pub struct Ticket {
+    link: TicketLink,
+    address: Option<Address>,
+}
+
+/// On the way out nobody receives on it; on the way in it is a link, and nothing else.
+#[derive(Debug)]
+enum TicketLink {
+    Given(Fd),
+    Taken(Box<Link>),
+}
+
+/// A ticket in a message.
+#[derive(Serialize)]
+struct Sent<'a, L: Serialize> {
+    link: &'a L,
+    address: Option<String>,
+}
+
+/// The same, received.
+#[derive(Deserialize)]
+struct Received {
+    link: Link,
+    address: Option<String>,
+}
+
+impl Serialize for Ticket {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let address = self.address.as_ref().map(ToString::to_string);
+        match &self.link {
+            TicketLink::Given(link) => Sent { link, address }.serialize(serializer),
+            TicketLink::Taken(link) => {
+                let link = &**link;
+                Sent { link, address }.serialize(serializer)
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Ticket {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Ticket, D::Error> {
+        let Received { link, address } = Received::deserialize(deserializer)?;
+        let address = address.map(|address| address.parse()).transpose();
+        Ok(Ticket {
+            link: TicketLink::Taken(Box::new(link)),
+            address: address.map_err(serde::de::Error::custom)?,
+        })
+    }
+}
+
+impl Ticket {
+    /// Goes on where the subscriber stops, with the options that are default: [`SubscriberBuilder::arrive`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn arrive(self) -> Result<Subscriber, Error> {
+        Subscriber::builder().arrive(self)
+    }
+
+    fn into_parts(self) -> Result<(Link, Option<Address>), Error> {
+        let link = match self.link {
+            TicketLink::Taken(link) => *link,
+            TicketLink::Given(fd) => Link::from_fd(OwnedFd::from(fd))
+                .map_err(|error| Error::os("make a ticket a link")(error.into()))?,
+        };
+        Ok((link.with_limits(LIMITS), self.address))
+    }
+}
+
+impl<T: Trust> SubscriberBuilder<T> {
+    /// Goes on where another subscriber stops, in whatever process that is: waits until it has
+    /// [departed](Subscriber::depart), or is gone, for as long as the [`timeout`](SubscriberBuilder::timeout) allows; then the
+    /// next message is the first that the other has not released. All that takes time is done before. Options are this
+    /// builder's own, whatever the other had; but it is [overwritten](SubscriberBuilder::overflow) if the other is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotDeparted`] if it has not departed in time, and stays; [`Error::HungUp`] if it has said that it stays, or
+    /// the publisher is gone; else as [`connect`](SubscriberBuilder::connect). The ticket is void.
+    pub fn arrive(self, ticket: Ticket) -> Result<Subscriber<T>, Error> {
+        let deadline = after(self.timeout);
+        let (link, address) = ticket.into_parts()?;
+        let prepared = Prepared::new(&self)?;
+        prepared.send(&link, deadline)?;
+        // The publisher has made it.
+        let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
+        let handshake = Handshake::new(self, prepared, link.into(), process).succeeding(true);
+        let mut subscriber = handshake.complete(deadline)?;
+        subscriber.address = address;
+        Ok(subscriber)
+    }
+
+    /// Begins to go on where another subscriber stops, without waiting: for loops and tasks.
+    ///
+    /// # Errors
+    ///
+    /// As [`arrive`](SubscriberBuilder::arrive), as far as that is known at once.
+    pub fn begin_arrival(self, ticket: Ticket) -> Result<Connecting<T>, Error> {
+        let (link, address) = ticket.into_parts()?;
+        Connecting::succeeding(self, link, address)
+    }
+}
+
+/// A subscriber that was to depart, and has not ([`Subscriber::depart`]).
+pub struct Stays<T: Trust> {
+    /// Why.
+    pub error: Error,
+    /// The subscriber, which goes on as if nothing had happened. None if the publisher has not answered in time: it does what
+    /// it was told when it gets on.
+    pub subscriber: Option<Subscriber<T>>,
+}
+
+impl<T: Trust> fmt::Debug for Stays<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stays")
+            .field("error", &self.error)
+            .field("subscriber", &self.subscriber.is_some())
+            .finish()
+    }
+}
+
+impl<T: Trust> fmt::Display for Stays<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<T: Trust> std::error::Error for Stays<T> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+impl<T: Trust> Subscriber<T> {
+    /// Asks the publisher for a ticket, with which another process goes on exactly where this subscriber stops. Nothing has
+    /// changed by that, and the publisher goes on at full speed all the while: send the ticket to the other process, which
+    /// [arrives](SubscriberBuilder::arrive); go on receiving here until that one [waits](Subscriber::is_awaited); then
+    /// [depart](Subscriber::depart). Or depart at once, and nobody receives until the other is there.
+    ///
+    /// Whoever has the ticket is admitted, whatever the publisher's [access rule](crate::PublisherBuilder::access) says. A
+    /// subscriber has one at a time: one that it had before is void. It waits for the publisher's control side, as joining does,
+    /// for up to 5 s.
+    ///
+    /// If this process dies before it has departed, the other goes on at the last cursor that was exported: it may get the
+    /// last messages once more, those of an eighth of the ring at most. If the other dies before that, nothing has happened.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stays`] if the publisher is short of resources; [`Error::HungUp`] if it is gone;
+    /// [`Error::NoAnswer`].
+    ///
+    /// ```
+    /// use memlane::{Link, Publisher, Subscriber, Ticket};
+    ///
+    /// # let link = Link::pair()?;
+    /// # let mut publisher = Publisher::builder().unbound()?;
+    /// # publisher.attach(link.0)?;
+    /// # let mut subscriber = Subscriber::builder().over(link.1)?;
+    /// # let (to_the_other, from_the_first) = Link::pair()?;
+    /// publisher.send(b"one")?;
+    /// publisher.send(b"two")?;
+    /// assert_eq!(subscriber.recv()?.to_vec(), b"one");
+    /// to_the_other.send(&subscriber.ticket()?)?;
+    /// # let other = std::thread::spawn(move || {
+    ///
+    /// // in another process
+    /// let ticket: Ticket = from_the_first.adopting().recv()?;
+    /// let mut successor = ticket.arrive()?;
+    /// assert_eq!(successor.recv()?.to_vec(), b"two");
+    /// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+    /// # });
+    ///
+    /// // in the first, whenever it likes
+    /// subscriber.depart()?;
+    /// # other.join().unwrap().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn ticket(&mut self) -> Result<Ticket, Error> {
+        let deadline = after(PATIENCE);
+        let number = self.chunks.moving.next();
+        self.tell(&PacketRef::Ticket { number }, deadline)?;
+        loop {
+            if let Some(link) = self.chunks.moving.ticket.take() {
+                self.travel = Travel::Ticketed;
+                return Ok(Ticket {
+                    link: TicketLink::Given(link),
+                    address: self.address.clone(),
+                });
+            }
+            self.stays_not()?;
+            self.hear_notice(deadline)?;
+        }
+    }
+
+    /// Whether a successor has shaken hands, and waits for this subscriber to depart: then whatever takes time has been done.
+    /// One system call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stays`], once, if there will be none: whoever had the ticket is gone, or was refused. This subscriber goes on,
+    /// and may get another ticket.
+    pub fn is_awaited(&mut self) -> Result<bool, Error> {
+        let position = self.position();
+        self.chunks.take_notices(&self.link, position);
+        self.stays_not()?;
+        Ok(self.chunks.moving.awaited)
+    }
+
+    /// Waits until a successor waits, no longer than `timeout`; whether one does. Nobody receives meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`is_awaited`](Subscriber::is_awaited); [`Error::HungUp`] if the publisher is gone.
+    pub fn wait_until_awaited(&mut self, timeout: Duration) -> Result<bool, Error> {
+        let deadline = after(timeout);
+        loop {
+            if self.is_awaited()? {
+                return Ok(true);
+            }
+            match self.hear_notice(deadline) {
+                Ok(()) => {}
+                Err(Error::NoAnswer { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes back the ticket it has given: its holder is turned away, and this subscriber stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::HungUp`] if the publisher is gone; [`Error::NoAnswer`].
+    pub fn stay(&mut self) -> Result<(), Error> {
+        if self.travel == Travel::Ticketed {
+            self.tell(&PacketRef::Stays, after(PATIENCE))?;
+            self.travel = Travel::Stays;
+            self.chunks.moving.next();
+        }
+        Ok(())
+    }
+
+    /// Stops, and leaves its place to whoever has its [ticket](Subscriber::ticket), who goes on with the next message. What
+    /// is [held](crate::Message::hold) here stays held. It waits until the publisher has taken note, for up to 5 s: when it
+    /// returns, the lane is the successor's, or will be when that one arrives.
+    ///
+    /// A ticketed subscriber that is dropped departs, too, but does not hear whether there is anybody to go on.
+    ///
+    /// # Errors
+    ///
+    /// [`Stays`], with the subscriber, if there is no successor: no ticket was given, or its holder is gone; or the publisher is,
+    /// and what it had committed is still to be received here. Or attachments have come here already of messages that have not
+    /// been received: receive those first. The ticket is void then.
+    pub fn depart(mut self) -> Result<(), Box<Stays<T>>> {
+        match self.try_depart() {
+            Ok(()) => Ok(()),
+            Err(error @ Error::NoAnswer { .. }) => Err(Box::new(Stays {
+                error,
+                subscriber: None,
+            })),
+            Err(error) => {
+                // The publisher knows, unless it was not asked.
+                let _ = self.stay();
+                self.travel = Travel::Stays;
+                Err(Box::new(Stays {
+                    error,
+                    subscriber: Some(self),
+                }))
+            }
+        }
+    }
+
+    fn try_depart(&mut self) -> Result<(), Error> {
+        if self.travel != Travel::Ticketed {
+            let why = "no ticket was given".to_owned();
+            return Err(Error::Stays { why });
+        }
+        let deadline = after(PATIENCE);
+        self.is_awaited()?;
+        let departed = self.say_where()?;
+        self.tell(&departed, deadline)?;
+        self.travel = Travel::Departed;
+        while !self.chunks.moving.departed {
+            self.stays_not()?;
+            self.hear_notice(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// On the way out: whoever has the ticket goes on here.
+    pub(super) fn set_off(&mut self) {
+        if self.travel == Travel::Ticketed {
+            if let Ok(departed) = self.say_where() {
+                let _ = self.link.try_send(&departed);
+            }
+            self.travel = Travel::Departed;
+        }
+    }
+
+    /// Its last word, once its cursor says the same.
+    fn say_where(&mut self) -> Result<PacketRef<'static>, Error> {
+        self.ring.release_all();
+        let stays = |why: &str| Error::Stays {
+            why: why.to_owned(),
+        };
+        let position = match &self.lossy {
+            None => self.ring.position(),
+            Some(lossy) if lossy.has_taken() => {
+                return Err(stays("a message has been found and not received"));
+            }
+            Some(lossy) => lossy.position(),
+        };
+        let attachments = self.chunks.attachments.all_done(position);
+        let attachments = attachments.ok_or_else(|| {
+            stays("attachments have come here already of messages that have not been received")
+        })?;
+        Ok(PacketRef::Departed {
+            position,
+            sequence: self.sequence(),
+            attachments,
+        })
+    }
+
+    /// Hears where to begin; false if that has not come in time.
+    pub(super) fn begin(&mut self, timeout: Duration) -> Result<bool, Error> {
+        let deadline = after(timeout);
+        loop {
+            if let Some(begin) = self.chunks.moving.begin.take() {
+                self.begin_at(begin)?;
+                return Ok(true);
+            }
+            match self.hear_notice(deadline) {
+                Ok(()) => {}
+                Err(Error::NoAnswer { .. }) => return Ok(false),
+                Err(Error::HungUp) => {
+                    return Err(match self.chunks.farewell(&self.link) {
+                        Reason::Evicted { why } => Error::Refused { why },
+                        _ => Error::HungUp,
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn begin_at(&mut self, (start, sequence, at): (u64, u64, u32)) -> Result<(), Error> {
+        check_start(start, sequence)?;
+        let ring = |id| self.chunks.rings.get(id);
+        let ring = |id| ring(id).map_err(|why| Error::Welcome { why });
+        let memory = ring(at)?;
+        if let Some(lossy) = &mut self.lossy {
+            let other = (at != 0).then(|| (at, memory.clone()));
+            **lossy = Lossy::new(ring(0)?, other, start, sequence, 0);
+        }
+        self.ring.begin_at(memory, start);
+        self.first = sequence;
+        Ok(())
+    }
+
+    /// Whether the publisher has said that there is no move.
+    fn stays_not(&mut self) -> Result<(), Error> {
+        match self.chunks.moving.stays.take() {
+            Some(why) => {
+                self.travel = Travel::Stays;
+                Err(Error::Stays { why })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn tell(&self, packet: &PacketRef<'_>, deadline: Option<Instant>) -> Result<(), Error> {
+        match self.link.send_timeout(packet, left(deadline)) {
+            Err(error) if error.is_disconnected() => Err(Error::HungUp),
+            Err(LinkError::TimedOut) => Err(Error::NoAnswer { waited: PATIENCE }),
+            sent => Ok(sent?),
+        }
+    }
+
+    /// Waits for one more notice.
+    fn hear_notice(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+        match self.link.recv_timeout(left(deadline)) {
+            Ok(notice) => {
+                self.chunks.take(notice);
+                Ok(())
+            }
+            Err(error) if error.is_disconnected() => Err(Error::HungUp),
+            Err(LinkError::TimedOut) => Err(Error::NoAnswer { waited: PATIENCE }),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
