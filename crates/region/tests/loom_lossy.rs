@@ -263,6 +263,7 @@ impl Messages {
             }
             Polled::Empty | Polled::Overtaken => 0,
             Polled::Longer(len) => panic!("torn: {len} bytes"),
+            Polled::Switch(ring) => panic!("torn: the end of a ring, before ring {ring}"),
         };
         let now = before + taken + (side.missed() - missed);
         assert_eq!(side.sequence(), now, "miscounted");
