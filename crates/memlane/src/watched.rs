@@ -12,7 +12,7 @@ use crate::{
 
 /// An end of a lane that a loop waits for: epoll, poll(2), mio, GLib, a runtime.
 ///
-/// It is the [`Publisher`] or [`Subscriber`] in it, and a descriptor, which is readable when a `try_` call that found
+/// It is the end that is in it, a [`Publisher`] or [`Subscriber`] or other, and a descriptor, which is readable when a `try_` call that found
 /// nothing may find something now. For any kind of loop, level-triggered or edge-triggered, and whatever else shares it:
 ///
 /// - *Subscriber*: readable as long as there may be messages, or if the publisher is gone. Receive one message or many
@@ -22,6 +22,11 @@ use crate::{
 ///   [driven](crate::PublisherBuilder::driven) one has control work. Call [`drive`](Publisher::drive), and then what had found
 ///   no room. That is what the last call that answered `Full` wants; a message sent, or a loan had, since then ends that
 ///   wait: ask again for whatever is still to be sent before you wait.
+/// - *Client*: readable when there may be a reply after a call has answered [`Empty`](crate::CallError::Empty), or the time of a
+///   request is over, and when there may be room after one has answered [`Full`](crate::CallError::Full).
+/// - *Server*, *Receiver*, *Subscriptions*: as a subscriber, and when there is somebody to be let in.
+/// - *WatchReceiver*: readable when there may be a newer value, or the sender is gone, after
+///   [`try_changed`](WatchReceiver::try_changed) has answered `false`.
 ///
 /// It may be readable for nothing now and then. While both sides keep up, there is no system call: a subscriber makes one each
 /// time it finds the ring empty, its publisher one to wake it.
