@@ -10,7 +10,7 @@ use memlane_transport::{Access, Address, Error as LinkError, Link};
 use super::Client;
 use crate::{
     Error, Publisher, PublisherBuilder, Subscriber, SubscriberBuilder, Trust, Untrusted, after,
-    envelope::PLACE_BITS,
+    envelope::{BEHIND, PLACE_BITS, behind},
     names::address_of,
     pidfd_of, process_of,
     protocol::{LIMITS, Refusal},
@@ -153,6 +153,7 @@ impl<T: Trust> ClientBuilder<T> {
         opened.and_then(|()| prepared.send_greeting(&link, Awaits::Server, left(deadline)))?;
         // Made while the server hears that.
         let mut publisher = requests.for_one()?;
+        publisher.show(BEHIND, behind());
         let again = process.as_ref().map(OwnedFd::try_clone).transpose();
         let mut again = again.map_err(Error::os("duplicate a pidfd"))?;
         let handshake = Handshake::new(replies, prepared, link.clone(), process);

@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::ReplyError;
 use crate::{
     Publisher, SendTimeoutError, TrySendError,
-    envelope::{ITEM, REPLY_HEADER, given_up, place, put},
+    envelope::{BEHIND, ITEM, REPLY_HEADER, behind, given_up, place, put, skew},
     protocol::Farewell,
     receiver::gather::Key,
 };
@@ -32,6 +32,8 @@ pub(super) struct Caller {
     pub(super) shared: Arc<Shared>,
     /// It was dropped.
     pub(super) evicted: bool,
+    /// What its deadlines lack to be this process's.
+    pub(super) skew: i64,
     /// Records found in its lane since it is gone.
     orphans: usize,
 }
@@ -64,6 +66,7 @@ impl Caller {
         process: Option<OwnedFd>,
         requests: usize,
     ) -> Caller {
+        let skew = skew(memory.load_word(BEHIND), behind());
         let shared = Shared {
             key,
             gone: AtomicBool::new(false),
@@ -79,6 +82,7 @@ impl Caller {
             outstanding: 0,
             shared: Arc::new(shared),
             evicted: false,
+            skew,
             orphans: 0,
         }
     }
@@ -88,6 +92,15 @@ impl Caller {
     pub(super) fn orphan(&mut self) -> bool {
         self.orphans += 1;
         self.evicted || self.orphans > 2 * self.shared.cancelled.len()
+    }
+
+    /// A deadline of the client's, by this process's clock. 0 is none.
+    #[inline]
+    pub(super) fn deadline(&self, theirs: u64) -> u64 {
+        match theirs {
+            0 => 0,
+            theirs => theirs.saturating_add_signed(self.skew).max(1),
+        }
     }
 
     /// A request with this number has come. Its place must be free, and one that there is.

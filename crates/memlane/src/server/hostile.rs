@@ -348,3 +348,35 @@ fn a_client_that_is_dropped_and_writes_on_is_not_looked_at_any_more() {
         }
     ));
 }
+
+#[test]
+fn deadlines_are_those_of_the_clients_clock() {
+    let (mut server, mut client) = both();
+    // No longer than this machine has run.
+    let far = 10_000_000_000_i64;
+    let mut received = |ahead: i64, deadline: u64| {
+        let caller = server.callers[0].as_mut().unwrap();
+        caller.skew = -ahead;
+        let _ = client
+            .publisher
+            .send(&record([number(1), REQUEST, deadline], 24));
+        match server.try_recv() {
+            Ok(request) => {
+                let left = request.deadline().unwrap() - std::time::Instant::now();
+                request.reply(b"").unwrap();
+                Some(left)
+            }
+            Err(TryRecvError::Empty) => None,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let minute = Duration::from_secs(60);
+    let theirs = |ahead: i64| now().saturating_add_signed(ahead) + minute.as_nanos() as u64;
+    for ahead in [-far, 0, far] {
+        let left = received(ahead, theirs(ahead)).unwrap();
+        assert!(left > minute / 2 && left <= minute, "{left:?}");
+        assert_eq!(received(ahead, now().saturating_add_signed(ahead)), None);
+    }
+    // One that is as good as none.
+    assert!(received(-far, u64::MAX - 1).is_some());
+}

@@ -398,6 +398,7 @@ impl<T: Trust> Server<T> {
             self.release(key);
             return None;
         }
+        let deadline = caller.deadline(deadline);
         let expired = deadline != 0 && now() >= deadline;
         if expired || caller.shared.is_given_up(number) {
             self.pass_over(key, number, expired);
