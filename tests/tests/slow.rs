@@ -563,6 +563,96 @@ fn a_laggard_that_has_the_pool() {
     fast.finish();
 }
 
+/// A subscriber in this process.
+fn subscribe(publisher: &Publisher, overflow: Overflow) -> Subscriber {
+    let (ours, theirs) = Link::pair().unwrap();
+    publisher.attach(ours).unwrap();
+    let builder = Subscriber::builder().overflow(overflow);
+    builder.over(theirs).unwrap()
+}
+
+/// Two have all of the pool. One is dropped at once, the other after a while, with no message between the two.
+#[test]
+fn those_who_have_the_pool_are_dropped_one_after_the_other() {
+    let _scene = Scene::new();
+    let after = Duration::from_millis(30);
+    let builder = unbound(1 << 16).pool_bytes(1 << 20).max_message(200_000);
+    let when_full = WhenFull::Disconnect { after };
+    let mut publisher = builder.when_full(when_full).unbound().unwrap();
+    let subscribers = [Overflow::Disconnect, Overflow::Block];
+    let subscribers = subscribers.map(|overflow| subscribe(&publisher, overflow));
+    let text = vec![7; 200_000];
+    let mut sent = 0;
+    while publisher.stats().disconnected < 2 {
+        let room = publisher.send_timeout(&text, PATIENCE);
+        room.expect("room beside those who are dropped");
+        sent += 1;
+    }
+    for mut subscriber in subscribers {
+        let mut received = 0;
+        let end = loop {
+            match subscriber.recv() {
+                Ok(message) => assert_eq!(message.to_vec(), text),
+                Err(error) => break error.to_string(),
+            }
+            received += 1;
+        };
+        assert!((1..sent).contains(&received), "{received} of {sent}");
+        assert_too_slow(&end);
+    }
+}
+
+/// Who has released all records, and keeps what they name, is in the way of the next long message, and nobody else is.
+#[test]
+fn one_that_keeps_the_pool_is_dropped() {
+    let _scene = Scene::new();
+    let when_full = WhenFull::Disconnect {
+        after: Duration::ZERO,
+    };
+    let builder = unbound(1 << 16).pool_bytes(1 << 20).max_message(200_000);
+    let mut publisher = builder.when_full(when_full).unbound().unwrap();
+    let mut keeper = subscribe(&publisher, Overflow::Block);
+    let mut other = subscribe(&publisher, Overflow::Block);
+    let text = vec![7; 200_000];
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        publisher.send_timeout(&text, PATIENCE).expect("room");
+        if publisher.stats().disconnected == 0 {
+            held.push(keeper.recv().unwrap().hold().expect("a slot"));
+            assert!(matches!(keeper.try_recv(), Err(TryRecvError::Empty)));
+            // Its cursor is known, too.
+            publisher.drain(Duration::ZERO).unwrap();
+        }
+        assert_eq!(other.recv().unwrap().to_vec(), text);
+    }
+    assert_eq!(publisher.stats().disconnected, 1);
+    assert!(held.iter().all(|held| held.to_vec() == text));
+    assert_too_slow(&keeper.recv().unwrap_err().to_string());
+    assert!(matches!(other.try_recv(), Err(TryRecvError::Empty)));
+}
+
+/// Where one that is waited for has the pool, one that asks to be dropped, and reads, is not in the way.
+#[test]
+fn one_that_keeps_up_is_not_in_the_way_of_the_pool() {
+    let _scene = Scene::new();
+    let builder = unbound(1 << 16).pool_bytes(1 << 20).max_message(200_000);
+    let mut publisher = builder.unbound().unwrap();
+    let _slow = subscribe(&publisher, Overflow::Block);
+    let mut fast = subscribe(&publisher, Overflow::Disconnect);
+    let text = vec![7; 200_000];
+    let mut sent = 0;
+    while publisher.try_send(&text).is_ok() {
+        sent += 1;
+        if sent > 1 {
+            // One behind, always.
+            assert_eq!(fast.recv().unwrap().to_vec(), text);
+        }
+    }
+    assert!(sent > 2, "{sent}");
+    assert_eq!(publisher.stats().disconnected, 0);
+    assert_eq!(fast.recv().unwrap().to_vec(), text);
+}
+
 /// Subscribers that stop and go on at random are dropped at every point of their way from ring to ring: whatever they receive is
 /// what was sent, in order, and then they are told.
 #[test]

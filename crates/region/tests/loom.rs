@@ -23,7 +23,7 @@ use loom::{
 };
 use memlane_region::{
     HeapWords, Words, WordsMut,
-    ring::{CursorPage, NoRoom, Reader, RingReader, RingWriter},
+    ring::{CursorPage, Dismissal, NoRoom, Reader, RingReader, RingWriter},
 };
 
 /// The smallest ring.
@@ -628,7 +628,7 @@ fn dismiss_at_a_switch(looks: bool) {
             }
         });
         told.store(1, Ordering::Relaxed);
-        if writer.dismiss(id) {
+        if writer.dismiss(id) == Dismissal::LeaveRing {
             writer.switch(2, Some(Memory::new(HONEST)));
         }
         for n in 2..4 {

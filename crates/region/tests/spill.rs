@@ -11,8 +11,8 @@ use std::{
 use memlane_region::{
     HeapWords, WordsMut,
     ring::{
-        Corrupt, LAP_WORDS, LEFT, LossyReader, NoRoom, Polled, Reader, Record, RingReader,
-        RingWriter,
+        Corrupt, Dismissal, LAP_WORDS, LEFT, LossyReader, NoRoom, Polled, Reader, Record,
+        RingReader, RingWriter,
     },
 };
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestCaseError};
@@ -171,7 +171,7 @@ impl Model {
                 for id in &over {
                     let side = self.sides.iter_mut().find(|side| side.id == *id).unwrap();
                     side.dismissed = true;
-                    must_switch |= self.writer.dismiss(*id);
+                    must_switch |= self.writer.dismiss(*id) == Dismissal::LeaveRing;
                 }
                 if over.is_empty() || must_switch || self.writer.laggards(len).next().is_some() {
                     self.switch();

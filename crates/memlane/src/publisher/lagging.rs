@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use memlane_region::ring::Dismissal;
+
 use super::{Publisher, peer::Peer, room::Need};
 use crate::Overflow;
 
@@ -283,17 +285,27 @@ impl Publisher {
         slow.collect()
     }
 
-    /// Those who have chunks, with a cursor before them: what others keep in slots they would keep if they were dropped.
-    fn in_the_way_of_the_pool(&self) -> Vec<Slow> {
-        let readers = self.writer.readers_behind();
-        let slow = readers.map(|slow| Slow {
+    /// Those who have what the pool would have next, by their cursors or in slots.
+    fn in_the_way_of_the_pool(&mut self) -> Vec<Slow> {
+        // For a look at the cursors: there was room in the ring, so that nobody may have looked for long.
+        self.writer.is_drained();
+        // There, who has released all there was could not be left anything.
+        let fresh = self.writer.is_fresh();
+        let readers = self.writer.standings();
+        let slow = readers.filter(|slow| {
+            let in_the_way = self
+                .pool
+                .is_held_up_by(slow.joined.start, &*slow.joined.reader);
+            in_the_way && !(fresh && slow.behind == 0)
+        });
+        let slow = slow.map(|slow| Slow {
             peer: slow.joined.reader.clone(),
             may_spill: false,
             lagging: self
                 .describe(slow.joined.id, &slow.joined.reader, slow.joined.start)
                 .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
         });
-        slow.filter(|slow| slow.lagging.pool > 0).collect()
+        slow.collect()
     }
 
     fn describe(&self, id: u64, peer: &Peer, start: u64) -> Lagging {
@@ -310,25 +322,36 @@ impl Publisher {
 
     /// Goes on without these, and leaves them what they may be reading. False if that cannot be now.
     fn drop_laggards(&mut self, slow: &[Slow]) -> bool {
-        if self.writer.is_fresh() {
-            // Nothing that could be left has been written here: they are in the pool's way, and will be with the next message.
-            return false;
-        }
-        let Some(ring) = self.another_ring() else {
-            return false;
+        // Where nothing has been written in this ring, whoever is in the way (of the pool) reads another one, and ends there.
+        let ring = match self.writer.is_fresh() {
+            true => None,
+            false => match self.another_ring() {
+                None => return false,
+                ring => ring,
+            },
         };
         let (mut any, mut leave) = (false, false);
         for Slow { peer, lagging, .. } in slow {
             // Told first: it looks for that before it goes on into another ring.
-            if peer.dismiss(lagging.to_string()) {
-                leave |= self.writer.dismiss(lagging.subscriber);
-                self.stats.disconnected += 1;
-                any = true;
+            if !peer.dismiss(lagging.to_string()) {
+                continue;
             }
+            match self.writer.dismiss(lagging.subscriber) {
+                Dismissal::Done => {}
+                Dismissal::LeaveRing => leave = true,
+                Dismissal::UpToDate => {
+                    // By now it is in nobody's way. It ends with this ring, as it was told; until then it is one like others.
+                    peer.retain();
+                    continue;
+                }
+            }
+            self.stats.disconnected += 1;
+            any = true;
         }
-        match leave {
-            true => self.leave_ring(ring),
-            false => self.forgo_ring(ring),
+        match ring {
+            Some(ring) if leave => self.leave_ring(ring),
+            Some(ring) => self.forgo_ring(ring),
+            None => {}
         }
         // Whoever sleeps before the end of its ring sees it now, and will not be rung for anything else.
         self.writer.fence(true);

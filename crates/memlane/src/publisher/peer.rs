@@ -100,6 +100,11 @@ impl Peer {
         told.unwrap_or(false)
     }
 
+    /// This publisher does not go on without it after all.
+    pub(super) fn retain(&self) {
+        self.dismissed.store(false, Ordering::Relaxed);
+    }
+
     pub(super) fn dismissed(&self) -> bool {
         self.dismissed.load(Ordering::Relaxed)
     }

@@ -266,6 +266,16 @@ impl<K: Copy> Ledger<K> {
             .min(passed.len())
     }
 
+    /// Whether a slot of this reader keeps a chunk that every cursor has passed. As of the last look.
+    pub(super) fn is_kept_by<H: Holder>(&self, holder: &H) -> bool {
+        let passed = &self.passed;
+        (0..slots(holder)).any(|slot| {
+            let sequence = holder.slot(slot);
+            let known = passed.binary_search_by_key(&sequence, |sent| sent.sequence);
+            known.is_ok()
+        })
+    }
+
     /// How many chunks this reader has, by its own word.
     pub(super) fn held_by<H: Holder>(&self, start: u64, holder: &H) -> usize {
         let released = holder.released(start);

@@ -307,6 +307,15 @@ impl Pool {
         held
     }
 
+    /// Whether a reader is in the way of a loan, by its own word: its cursor has not passed the oldest record with a chunk, or a
+    /// slot of it keeps one that every cursor has passed. It joined at `start`. As of the last look.
+    pub fn is_held_up_by<H: Holder>(&self, start: u64, reader: &H) -> bool {
+        let oldest = self.classes.iter().filter_map(|one| one.sent.oldest());
+        let released = reader.released(start);
+        oldest.min().is_some_and(|oldest| released <= oldest)
+            || self.classes.iter().any(|one| one.sent.is_kept_by(reader))
+    }
+
     /// The word to show to readers before sleeping until a loan may succeed, as that of [`RingWriter::want`]: where a
     /// cursor passes the oldest record with a chunk, of whatever size, since other sizes make room, too. `None` if all that
     /// is out is held by slots or loaned.

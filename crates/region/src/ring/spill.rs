@@ -59,6 +59,19 @@ pub struct Laggard<'a, R> {
     pub rings: usize,
 }
 
+/// What has become of a reader that was to be [dismissed](RingWriter::dismiss).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Dismissal {
+    /// It is waited for no longer, or has left.
+    Done,
+    /// Likewise, but it may be in the writer's own ring, which must be left to it by a [`switch`](RingWriter::switch) now, before
+    /// anything else is called.
+    LeaveRing,
+    /// It is a reader as before: it has released all there is, and nothing has been written in this ring that could be left to it.
+    UpToDate,
+}
+
 impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     #[cold]
     pub(super) fn first(&self) -> &M {
@@ -83,9 +96,9 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.readers_before(released)
     }
 
-    /// The readers that have not released all there is, as of the last look at them.
-    pub fn readers_behind(&self) -> impl Iterator<Item = Laggard<'_, R>> {
-        self.readers_before(self.position)
+    /// Every reader that has not left, and how far behind it is, as of the last look at them.
+    pub fn standings(&self) -> impl Iterator<Item = Laggard<'_, R>> {
+        self.readers_before(u64::MAX)
     }
 
     fn readers_before(&self, position: u64) -> impl Iterator<Item = Laggard<'_, R>> {
@@ -95,7 +108,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             .filter(move |seen| seen.position < position && seen.joined.reader.cursor() != LEFT);
         slow.map(|seen| Laggard {
             joined: &seen.joined,
-            behind: self.position - seen.position,
+            behind: self.position.saturating_sub(seen.position),
             rings: self.kept_behind(seen.position),
         })
     }
@@ -228,15 +241,15 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     /// all of the ring that it is in. There it has to end: before it goes on into another ring, it exports its cursor, fences
     /// (`SeqCst`), and looks whether it was dismissed, of which it must have been told before this call.
     ///
-    /// True if it may be in the writer's own ring, which must be left to it by a [`switch`](RingWriter::switch) now, before
-    /// anything else is called.
-    pub fn dismiss(&mut self, id: u64) -> bool {
+    /// One that turns out to be [up to date](Dismissal::UpToDate) where nothing has been written since goes on as a reader, to the end of
+    /// the writer's ring. In a ring [where something has been](RingWriter::is_fresh), there is none.
+    pub fn dismiss(&mut self, id: u64) -> Dismissal {
         // Pairs with the reader's fence between its cursor and its look whether it was dismissed: what it says now is where
         // it has been, at most one ring ago, or it knows.
         fence(Ordering::SeqCst);
         self.take_roster();
         let Some(at) = self.readers.iter().position(|seen| seen.joined.id == id) else {
-            return false;
+            return Dismissal::Done;
         };
         let Seen { joined, position } = &self.readers[at];
         let found = match joined.reader.cursor() {
@@ -247,12 +260,18 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         // If it is at the very end of one, it may be in the next.
         let ends = self.past.iter().map(|past| past.end);
         let stop = ends.filter(|&end| end > position).min();
+        if stop.is_none() && self.is_fresh() {
+            return Dismissal::UpToDate;
+        }
         self.roster.dismiss(id, stop.unwrap_or(self.position));
         self.take_roster();
         if let Some(gone) = self.dismissed.iter_mut().find(|gone| gone.joined.id == id) {
             gone.position = position;
         }
-        stop.is_none() && !self.is_fresh()
+        match stop {
+            Some(_) => Dismissal::Done,
+            None => Dismissal::LeaveRing,
+        }
     }
 
     /// The word to show to readers before sleeping until a ring that it has left is free, as [`want`](RingWriter::want) is
