@@ -653,6 +653,21 @@ fn one_that_keeps_up_is_not_in_the_way_of_the_pool() {
     assert_eq!(fast.recv().unwrap().to_vec(), text);
 }
 
+/// "Never" is a time, too.
+#[test]
+fn a_subscriber_is_waited_for_without_end() {
+    let _scene = Scene::new();
+    let when_full = WhenFull::Disconnect {
+        after: Duration::MAX,
+    };
+    let mut publisher = unbound(RING).when_full(when_full).unbound().unwrap();
+    let _slow = subscribe(&publisher, Overflow::Block);
+    let sent = fill_up(&mut publisher, 0, LONGEST);
+    let timed_out = publisher.send_timeout(&message(sent, LONGEST), Duration::from_millis(20));
+    assert!(matches!(timed_out, Err(SendTimeoutError::TimedOut)));
+    assert_eq!(publisher.stats().disconnected, 0);
+}
+
 /// Subscribers that stop and go on at random are dropped at every point of their way from ring to ring: whatever they receive is
 /// what was sent, in order, and then they are told.
 #[test]

@@ -193,7 +193,10 @@ impl Laggards {
                 WhenFull::AsAsked => Decision::Wait,
                 WhenFull::Disconnect { after } if lagging.waited >= after => Decision::Disconnect,
                 WhenFull::Disconnect { after } => {
-                    self.look_again(now + (after - lagging.waited));
+                    // None is later than there are times.
+                    if let Some(at) = now.checked_add(after - lagging.waited) {
+                        self.look_again(at);
+                    }
                     Decision::Wait
                 }
             },
