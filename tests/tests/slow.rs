@@ -7,7 +7,7 @@ use std::{
 };
 
 use memlane::{
-    Async, Decision, Error, Link, Overflow, Publisher, PublisherBuilder, RecvError,
+    Async, Decision, Error, Link, Overflow, Publisher, PublisherBuilder, Reason, RecvError,
     SendTimeoutError, Subscriber, TryRecvError, TrySendError, Watched, WhenFull,
     region::{Remote, Shared, page_size},
 };
@@ -937,6 +937,39 @@ fn rings_in_circles() {
         assert_eq!(lane.subscriber.recv().unwrap().len(), 8);
     }
     assert!(lane.subscriber.try_recv().is_err());
+}
+
+/// Who ends a link for what comes over it has left, to an honest publisher: what comes next in memory is not for it any more.
+#[test]
+fn nothing_is_read_behind_a_broken_link() {
+    let _scene = Scene::new();
+    for elsewhere in [true, false] {
+        let (mut second, memory) = another_ring(page_size());
+        let mut lane = Hostile::new(&[(1, memory)]);
+        store(&mut lane.ring, 0, memlane_tests::wire::header(16, 8));
+        assert_eq!(lane.subscriber.recv().unwrap().len(), 8);
+        if elsewhere {
+            store(&mut lane.ring, 16, switch(1));
+        }
+        rustix::net::send(&lane.link, b"no packet", rustix::net::SendFlags::empty()).unwrap();
+        if !elsewhere {
+            // Finds nothing in the ring, and takes what came.
+            let timeout = Duration::from_millis(1);
+            assert!(lane.subscriber.recv_timeout(timeout).is_err());
+        }
+        let next = match elsewhere {
+            true => &mut second,
+            false => &mut lane.ring,
+        };
+        store(next, 16, memlane_tests::wire::header(16, 8));
+        for _ in 0..3 {
+            let error = lane.subscriber.recv().unwrap_err();
+            let RecvError::Disconnected { reason } = error else {
+                panic!("{error}");
+            };
+            assert!(matches!(reason, Reason::Broken { .. }), "{reason}");
+        }
+    }
 }
 
 /// Notices of more rings than there can be, of the same one again, of the first, and a welcome to none.

@@ -15,6 +15,9 @@ use crate::{
 /// So many notices are taken in one go: more than an honest publisher has to give.
 const MAX_NOTICES: usize = 4 * (MAX_SEGMENTS + MAX_RINGS) + MAX_ATTACHED;
 
+/// So many times, where all have to be taken: sockets with larger buffers than usual hold more.
+const MAX_LOOKS: usize = 64;
+
 /// The publisher's pool, and its rings, as far as they are mapped here, attachments, and what else it has said.
 #[derive(Debug)]
 pub(super) struct Chunks {
@@ -91,6 +94,14 @@ impl Chunks {
         self.farewell.as_ref().filter(evicted)
     }
 
+    /// The same, or why it does whatever it says.
+    pub(super) fn ended(&self) -> Option<&Reason> {
+        match self.is_broken() {
+            true => self.farewell.as_ref(),
+            false => self.evicted(),
+        }
+    }
+
     /// The ring in which the stream goes on. Its notice was sent before: if it has not been taken from the link yet, it is there.
     pub(super) fn ring(&self, id: u32) -> Result<Remote, ChunkError> {
         self.rings.get(id).map_err(|why| ChunkError { why })
@@ -127,6 +138,10 @@ impl Chunks {
         link: &Link,
         holds: &Arc<Holds<Slots>>,
     ) -> Result<Option<HeldChunk<Slots>>, ChunkError> {
+        if self.is_broken() {
+            let segment = found.segment;
+            return Err(why(self.refused.as_ref(), Unresolved::Segment { segment }));
+        }
         if !self.reader.contains(found.segment) {
             self.take_until(link, position, |chunks| {
                 chunks.reader.contains(found.segment)
@@ -167,11 +182,23 @@ impl Chunks {
         self.take_until(link, position, |_| false);
     }
 
-    /// Takes all that the publisher has said, what belongs to later messages included.
+    /// Takes all that the publisher has said, what belongs to later messages included, however much a socket holds here.
+    ///
+    /// # Errors
+    ///
+    /// There is no end to it.
     #[cold]
-    pub(super) fn take_all(&mut self, link: &Link, position: u64) {
+    pub(super) fn take_all(&mut self, link: &Link, position: u64) -> Result<(), ChunkError> {
         self.attachments.forget_before(position);
-        self.take_while(link, |_| true);
+        match (0..MAX_LOOKS).any(|_| self.take_while(link, |_| true)) {
+            true => Ok(()),
+            false => Err(ChunkError {
+                why: format!(
+                    "expected at most {} notices at a time, got more",
+                    MAX_LOOKS * MAX_NOTICES
+                ),
+            }),
+        }
     }
 
     /// Takes notices until that of this ring is among them, if it is there.
@@ -188,15 +215,16 @@ impl Chunks {
         });
     }
 
-    fn take_while(&mut self, link: &Link, mut goes_on: impl FnMut(&mut Chunks) -> bool) {
+    /// Takes what there is, as long as there may be more of it; whether that was all.
+    fn take_while(&mut self, link: &Link, mut goes_on: impl FnMut(&mut Chunks) -> bool) -> bool {
         for _ in 0..MAX_NOTICES {
             if !goes_on(self) {
-                return;
+                return false;
             }
             match link.try_recv::<Notice>() {
                 Ok(notice) => self.take(notice),
-                Err(LinkError::WouldBlock) => return,
-                Err(error) if error.is_disconnected() => return,
+                Err(LinkError::WouldBlock) => return true,
+                Err(error) if error.is_disconnected() => return true,
                 // The link has ended by that.
                 Err(error) => {
                     let why = match error.source() {
@@ -205,10 +233,17 @@ impl Chunks {
                     };
                     self.refused = Some((None, why.clone()));
                     self.farewell.get_or_insert(Reason::Broken { why });
-                    return;
+                    return true;
                 }
             }
         }
+        false
+    }
+
+    /// Whether the link was ended on this side, for what came over it. To the publisher this subscriber has left then: nothing of
+    /// its memory may be read any more.
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self.refused, Some((None, _)))
     }
 
     /// Takes one notice.

@@ -430,6 +430,10 @@ impl<T: Trust> Subscriber<T> {
         if !self.chunks.is_empty() || self.ring.page().is_awaited() {
             self.chunks.take_notices(&self.link, self.position());
             self.tell_taken();
+            if self.chunks.is_broken() {
+                // The publisher does not wait for it any more.
+                self.ring.stop();
+            }
         }
     }
 
@@ -735,11 +739,13 @@ fn go_on(
         return Ok(None);
     };
     // After that has said where this reader is: a publisher that goes on without it, and did not know by then, has said so.
-    chunks.take_all(link, ring.position());
+    chunks
+        .take_all(link, ring.position())
+        .map_err(NoMessage::Chunk)?;
     if let Some(done) = chunks.attachments.untold(ring.position()) {
         ring.page().took(done);
     }
-    if let Some(reason) = chunks.evicted() {
+    if let Some(reason) = chunks.ended() {
         ring.stop();
         if ring.page().holds().taken() == 0 {
             // What was left to this reader is the publisher's again.

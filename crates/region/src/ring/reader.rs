@@ -243,7 +243,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     }
 
     /// Reads nothing more, whatever comes to be where it is: its writer has [dismissed](super::RingWriter::dismiss) it, and it has
-    /// found the [end](RingReader::ends) of the ring.
+    /// found the [end](RingReader::ends) of the ring; or the writer takes it for gone.
     pub fn stop(&mut self) {
         self.kind = layout::KIND_NONE;
         self.stopped = true;
