@@ -536,7 +536,7 @@ fn poor(role: &Role) {
     drop(message);
     setrlimit(Resource::Nofile, before).expect("as it was");
     role.tell(&());
-    // What was committed before the publisher knew is there, but for its attachments.
+    // What comes behind it may be overwritten by then, and is not read.
     let over = loop {
         match subscriber.recv() {
             Ok(mut message) => drop(message.take_attachments()),

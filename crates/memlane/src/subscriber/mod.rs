@@ -329,6 +329,14 @@ impl<T: Trust> Subscriber<T> {
         let position = self.ring.position();
         let fds = self.chunks.attached(position, tag, &self.link);
         self.tell_taken();
+        if self.chunks.is_broken() {
+            // For want of descriptors, say. The publisher does not wait for it any more, and may be writing where this message is.
+            self.ring.stop();
+            if let (true, Err(error)) = (T::TRUSTED, &fds) {
+                let why = error.to_string();
+                return Err(NoMessage::Chunk(ChunkError { why }));
+            }
+        }
         let message = match message {
             Carried::Inline(len) => {
                 let sequence = self.first.wrapping_add(self.stats.messages);
