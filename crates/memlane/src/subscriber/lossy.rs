@@ -98,7 +98,6 @@ impl Lossy {
                 Record::Chunk(found) => (None, Carried::Chunk(found)),
                 Record::Attached { tag, message } => (Some(tag), message),
             };
-            self.kept += 1;
             let held = match message {
                 Carried::Inline(_) => None,
                 Carried::Chunk(found) => {
@@ -117,6 +116,7 @@ impl Lossy {
                 }
             };
             self.attached = tag.map(|tag| chunks.attached(taken.position, tag, link));
+            self.kept += 1;
             self.taken = Some((taken, held));
             return Ok(Some(Next::Taken));
         }
