@@ -486,15 +486,23 @@ fn a_callback_decides() {
     // The first one has all that it may have, and the others wait for it.
     sent = fill_up(&mut publisher, sent, LONGEST);
     let before = asked.lock().unwrap().len();
-    let timed_out = publisher.send_timeout(&message(sent, LONGEST), Duration::from_millis(200));
-    assert!(matches!(timed_out, Err(SendTimeoutError::TimedOut)));
-    {
+    // It is asked every now and then, and not all the time.
+    for calls in 1.. {
+        let timeout = Duration::from_millis(200);
+        let timed_out = publisher.send_timeout(&message(sent, LONGEST), timeout);
+        assert!(matches!(timed_out, Err(SendTimeoutError::TimedOut)));
         let asked = asked.lock().unwrap();
         let again = asked.len() - before;
-        assert!((2..=30).contains(&again), "asked {again} times in 200 ms");
+        assert!(again <= 30 * calls, "asked {again} times in {calls} calls");
         let last = asked.last().unwrap();
         assert_eq!((last.subscriber, last.spilled), (0, 4 * RING));
-        assert!(last.behind > 4 * RING as u64 && last.waited > Duration::from_millis(100));
+        assert!(last.behind > 4 * RING as u64);
+        if again >= 2 && last.waited > Duration::from_millis(100) {
+            break;
+        }
+    }
+    {
+        let asked = asked.lock().unwrap();
         assert!(
             asked
                 .iter()
@@ -711,7 +719,7 @@ fn dropped_at_any_moment() {
             _ => {}
         }
     }
-    println!("{dropped} dropped");
+    assert!(dropped > 0, "nobody was dropped, of 60");
 }
 
 /// What is being looked at in place when its reader is dropped stays what it is.
