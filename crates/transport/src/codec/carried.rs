@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{DecodeError, EncodeError};
+use crate::dispose::dispose_all;
 use crate::fd::{Adoption, Descriptors, Fds, Taken, receiving, sending};
 
 /// [`encode_into`](super::encode_into), for a value that may have descriptors in it, at most `most`: with the length come those,
@@ -87,11 +88,20 @@ pub fn decode_carried<T: DeserializeOwned>(
     let fds = match fds.into_vec() {
         Ok(fds) => fds,
         // Somebody else has them, too.
-        Err(shared) => shared
-            .iter()
-            .map(|fd| fd.try_clone_to_owned())
-            .collect::<Result<_, _>>()
-            .map_err(|error| DecodeError::Descriptor(error.to_string()))?,
+        Err(shared) => {
+            let mut copies = Vec::with_capacity(received);
+            for fd in shared.iter() {
+                match fd.try_clone_to_owned() {
+                    Ok(copy) => copies.push(copy),
+                    Err(error) => {
+                        // close(2) may wait for whoever chose them, also of a copy.
+                        dispose_all(copies);
+                        return Err(DecodeError::Descriptor(error.to_string()));
+                    }
+                }
+            }
+            copies
+        }
     };
     let (decoded, Taken { count, fault }) = receiving(fds, adoption, || super::decode::<T>(bytes));
     match (fault, decoded) {
