@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use memlane::{Link, Overflow, Publisher, Subscriber, Ticket, TrySendError};
 use memlane_tests::{
-    Child, Dice, PATIENCE, Policy, Role, Scene, Stream, alive, check, fill, play, unbound,
+    Child, Dice, PATIENCE, Policy, Role, Scene, Stream, alive, attachments, check,
+    check_attachments, fill, play, unbound,
 };
 use serde::{Deserialize, Serialize};
 
@@ -247,4 +248,35 @@ fn an_overwritten_one() {
     // Dropped by a process that died, it would begin with the next message.
     let stats = publisher.stats();
     assert_eq!((stats.moved, stats.evicted, stats.left), (199, 0, 0));
+}
+
+/// What a successor takes beside messages is up to its own options, and as much as what others take.
+#[test]
+fn a_successor_of_attachments() {
+    let _scene = Scene::new();
+    let mut publisher = unbound(4096).max_attachments(40).unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    publisher.attach(ours).unwrap();
+    let takes = |attachments| Subscriber::builder().max_attachments(attachments);
+    let mut subscriber = takes(40).over(theirs).unwrap();
+    for number in 0..20 {
+        let count = 1 + 13 * (number as usize % 4);
+        let fds = attachments(number, count);
+        publisher.send_with(&number.to_le_bytes(), &fds).unwrap();
+        let mut message = subscriber.recv().unwrap();
+        assert_eq!(message.to_vec(), number.to_le_bytes());
+        check_attachments(number, count, message.take_attachments().unwrap());
+        drop(message);
+        let ticket = subscriber.ticket().unwrap();
+        if number == 10 {
+            let refused = takes(39).arrive(ticket).unwrap_err();
+            assert!(refused.to_string().contains("attachments"), "{refused}");
+            while subscriber.is_awaited().is_ok() {}
+            continue;
+        }
+        subscriber.depart().unwrap();
+        subscriber = takes(40).arrive(ticket).unwrap();
+    }
+    let stats = publisher.stats();
+    assert_eq!((stats.moved, stats.evicted, stats.left), (19, 0, 0));
 }

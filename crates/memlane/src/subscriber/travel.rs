@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Reason, after, process_of,
-    protocol::{LIMITS, PacketRef},
+    protocol::{PacketRef, limits_of_subscriber},
 };
 
 /// For how long a subscriber waits for its publisher's control side to answer.
@@ -108,7 +108,7 @@ impl Ticket {
             TicketLink::Given(fd) => Link::from_fd(OwnedFd::from(fd))
                 .map_err(|error| Error::os("make a ticket a link")(error.into()))?,
         };
-        Ok((link.with_limits(LIMITS), self.address))
+        Ok((link, self.address))
     }
 }
 
@@ -125,6 +125,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     pub fn arrive(self, ticket: Ticket) -> Result<Subscriber<T>, Error> {
         let deadline = after(self.timeout);
         let (link, address) = ticket.into_parts()?;
+        let link = link.with_limits(limits_of_subscriber(self.max_attachments));
         let prepared = Prepared::new(&self)?;
         prepared.send(&link, deadline)?;
         // The publisher has made it.
