@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memlane::{Error, Link, Publisher, Reason, RecvError, Subscriber, Ticket};
+use memlane::{Error, Link, Publisher, Reason, RecvError, Subscriber, Ticket, WhenFull};
 use memlane_tests::{
     Child, Dice, PATIENCE, Role, Scene, Stream, alive, fill, number, play, unbound, wait_until,
 };
@@ -416,4 +416,35 @@ fn an_old_end_that_does_not_depart() {
         number(&subscriber.recv().await.unwrap().to_vec())
     });
     assert_eq!(received, 21);
+}
+
+/// Whoever has a ticket and does not use it is no more waited for than one that does not read.
+#[test]
+fn a_ticket_that_nobody_uses_is_dropped() {
+    let _scene = Scene::new();
+    for departs in [false, true] {
+        let (ours, theirs) = Link::pair().unwrap();
+        let at_once = WhenFull::Disconnect {
+            after: Duration::ZERO,
+        };
+        let mut publisher = unbound(4096).when_full(at_once).unbound().unwrap();
+        publisher.attach(ours).unwrap();
+        let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+        let ticket = subscriber.ticket().unwrap();
+        match departs {
+            true => subscriber.depart().unwrap(),
+            false => drop(subscriber),
+        }
+        for _ in 0..2000 {
+            publisher.send_timeout(&[0; 8], PATIENCE).unwrap();
+        }
+        assert_eq!(publisher.subscribers(), 0);
+        let refused = ticket.arrive().unwrap_err();
+        let text = refused.to_string();
+        let refused = matches!(refused, Error::Refused { .. } | Error::HungUp);
+        assert!(refused, "{text}");
+        let stats = publisher.stats();
+        let counts = (stats.disconnected, stats.moved, stats.evicted, stats.left);
+        assert_eq!(counts, (1, 0, 0, 0));
+    }
 }

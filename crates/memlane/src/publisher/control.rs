@@ -181,10 +181,14 @@ impl State {
             })
     }
 
-    /// Whether one has departed whose successor is not there yet.
+    /// Whether one that is waited for has departed, and its successor is not there yet.
     pub(super) fn keeps_a_place(&self) -> bool {
-        self.links.values().any(|connection| {
-            matches!(connection, Connection::Joined { place, .. } if !place.is_own() && place.is_kept())
+        self.links.values().any(|connection| match connection {
+            Connection::Joined { peer, place, .. } => {
+                let kept = !place.is_own() && place.is_kept();
+                kept && !peer.is_lossy() && !peer.dismissed()
+            }
+            _ => false,
         })
     }
 

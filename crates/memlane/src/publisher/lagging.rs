@@ -335,6 +335,13 @@ impl Publisher {
         };
         let (mut any, mut leave) = (false, false);
         for Slow { peer, lagging, .. } in slow {
+            if peer.dismiss_absent() {
+                // Nobody reads what is kept here.
+                self.writer.roster().leave(lagging.subscriber);
+                self.stats.disconnected += 1;
+                any = true;
+                continue;
+            }
             // Told first: it looks for that before it goes on into another ring.
             if !peer.dismiss(lagging.to_string()) {
                 continue;

@@ -265,7 +265,9 @@ impl Control {
         else {
             return;
         };
-        let Some(successor) = place.successor() else {
+        // Of one that was dismissed there is nothing to go on from.
+        let successor = place.successor().filter(|_| !peer.dismissed());
+        let Some(successor) = successor else {
             return self.remove(state, source);
         };
         let from = match *place {

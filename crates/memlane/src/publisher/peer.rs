@@ -105,6 +105,14 @@ impl Peer {
         self.dismissed.store(false, Ordering::Relaxed);
     }
 
+    /// Goes on without one that has no link any more: its place is kept for whoever has its ticket, or it is just being taken out. False
+    /// if it has one.
+    pub(super) fn dismiss_absent(&self) -> bool {
+        let absent = self.with_link(|_| ()).is_none();
+        self.dismissed.fetch_or(absent, Ordering::Relaxed);
+        absent
+    }
+
     pub(super) fn dismissed(&self) -> bool {
         self.dismissed.load(Ordering::Relaxed)
     }
