@@ -2,7 +2,7 @@
 //! comes the end, with the reason.
 
 use std::{
-    os::unix::process::CommandExt,
+    os::{fd::AsFd, unix::process::CommandExt},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     process::Command,
@@ -13,8 +13,8 @@ use std::{
 };
 
 use memlane::{
-    Async, Link, Publisher, Reason, RecvError, RecvTimeoutError, Subscriber, TryRecvError,
-    WaitPolicy, Watched,
+    Async, Error, Link, Publisher, Reason, RecvError, RecvTimeoutError, SendTimeoutError,
+    Subscriber, TryRecvError, WaitPolicy, Watched,
 };
 use memlane_region::{Shared, page_size};
 use memlane_tests::{
@@ -547,6 +547,121 @@ fn who_is_dropped_is_told_why() {
     drop(theirs);
     wait_until("it is counted", || publisher.stats().evicted == 2);
     assert_eq!(publisher.stats().left, 0);
+}
+
+/// Has a publisher drop a subscriber that has taken its messages, and not the notices of what was given up since.
+fn dropped_behind_its_notices() -> (Publisher, Subscriber) {
+    let mut publisher = unbound(1 << 14).unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    let links = [ours.as_fd(), theirs.as_fd()].map(|link| link.try_clone_to_owned().unwrap());
+    publisher.attach(ours).unwrap();
+    let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+    let sizes = (0..9).map(|size| 10_000 << size);
+    for size in sizes.clone() {
+        publisher.send(&vec![0; size]).unwrap();
+    }
+    for size in sizes {
+        assert_eq!(subscriber.recv().unwrap().len(), size);
+    }
+    // As little as there can be.
+    rustix::net::sockopt::set_socket_send_buffer_size(&links[0], 0).unwrap();
+    assert!(publisher.trim(Duration::ZERO) > 0);
+    let mut hung_up = [PollFd::new(&links[1], PollFlags::RDHUP)];
+    assert_eq!(poll(&mut hung_up, Some(&Default::default())), Ok(1));
+    assert_eq!(publisher.subscribers(), 1);
+    (publisher, subscriber)
+}
+
+/// Numbered messages, as long as there is room; how many.
+fn send_on(publisher: &mut Publisher, from: u64, up_to: u64) -> u64 {
+    let mut message = [0; 100];
+    for number in from..up_to {
+        fill(number, &mut message);
+        match publisher.send_timeout(&message, Duration::from_millis(100)) {
+            Ok(()) => {}
+            Err(SendTimeoutError::TimedOut) => return number,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    up_to
+}
+
+/// One that is dropped has all that was sent before it knows that it was; none of that is written over, whatever it hears
+/// of the link meanwhile. It holds nobody up any more once it has been told, and never receives anything again.
+#[test]
+fn who_is_dropped_receives_whole_messages() {
+    let _scene = Scene::new();
+    for asks in [false, true] {
+        let (mut publisher, mut subscriber) = dropped_behind_its_notices();
+        let first = send_on(&mut publisher, 0, 10);
+        assert_eq!(first, 10);
+        if asks {
+            assert!(!subscriber.is_awaited().unwrap());
+            assert!(matches!(subscriber.ticket(), Err(Error::HungUp)));
+        }
+        // Far more than there is room for.
+        let sent = send_on(&mut publisher, first, 1000);
+        assert!(sent < 1000, "it was overrun");
+        for number in 0..sent {
+            check(number, &subscriber.recv().unwrap().to_vec());
+        }
+        let evicted = |subscriber: &mut Subscriber| match subscriber.recv().map(drop) {
+            Err(RecvError::Disconnected {
+                reason: Reason::Evicted { why },
+            }) => assert!(why.contains("notices"), "{why}"),
+            other => panic!("{other:?}"),
+        };
+        evicted(&mut subscriber);
+        wait_until("it is out of the way", || publisher.stats().evicted == 1);
+        assert_eq!(publisher.subscribers(), 0);
+        assert_eq!(send_on(&mut publisher, sent, 1000), 1000);
+        evicted(&mut subscriber);
+    }
+}
+
+/// What one that is dropped has kept stays as it is.
+#[test]
+fn who_is_dropped_keeps_what_it_holds() {
+    let _scene = Scene::new();
+    let mut publisher = unbound(1 << 14).unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    let link = ours.as_fd().try_clone_to_owned().unwrap();
+    publisher.attach(ours).unwrap();
+    let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+    let mut message = vec![0; 20_000];
+    fill(0, &mut message);
+    publisher.send(&message).unwrap();
+    let held = subscriber.recv().unwrap().hold().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&link, 0).unwrap();
+    // Each in a segment of its own, until it is dropped for those it is not told of.
+    let mut sizes = (0..9).map(|size| 40_000 << size);
+    let mut sent = 0;
+    for size in &mut sizes {
+        publisher.send(&vec![1; size]).unwrap();
+        sent += 1;
+    }
+    let mut received = 0;
+    let reason = loop {
+        match subscriber.recv() {
+            Ok(message) => assert_eq!(message.len(), 40_000 << received),
+            Err(RecvError::Disconnected { reason }) => break reason,
+            Err(error) => panic!("{error}"),
+        }
+        received += 1;
+    };
+    assert!(matches!(reason, Reason::Evicted { .. }), "{reason:?}");
+    assert!(0 < received && received < sent, "{received} of {sent}");
+    // It holds up nobody, and the chunk is not written again.
+    for number in 1..100 {
+        fill(number, &mut message);
+        publisher.send_timeout(&message, PATIENCE).unwrap();
+    }
+    assert_eq!(publisher.stats().evicted, 0);
+    check(0, &held.to_vec());
+    drop(subscriber);
+    check(0, &held.to_vec());
+    drop(held);
+    wait_until("it is gone", || publisher.stats().evicted == 1);
 }
 
 /// What a publisher says of itself is heard, once, and believed by nobody: it is shown when it is gone, and no sooner.

@@ -123,7 +123,8 @@ impl Peer {
     fn attach(&self, position: u64, tag: u16, fds: &Fds) -> Result<(), Unattached> {
         let at = Some((position, tag));
         let mut flight = self.flight();
-        if flight.told == at && !flight.part || flight.full || self.has_left() || self.dismissed() {
+        let told = flight.told == at && !flight.part || flight.full;
+        if told || self.has_left() || self.evicted() || self.dismissed() {
             return Ok(());
         }
         let told = self.with_link(|link| {
@@ -158,7 +159,7 @@ impl Peer {
             }
             Some(Err(error)) => {
                 if !error.is_disconnected() {
-                    self.evict(format!("it cannot be sent attachments: {error}"));
+                    self.fail(format!("it cannot be sent attachments: {error}"));
                 }
                 Ok(())
             }

@@ -381,7 +381,7 @@ impl Control {
 
     /// Watches a link for what its subscriber says, for its end, and for room if there is more to say: edge-triggered, since what it
     /// has room for may not be enough.
-    fn watch_joined(&self, peer: &Peer, source: u32, place: Place, for_room: bool) {
+    pub(super) fn watch_joined(&self, peer: &Peer, source: u32, place: Place, for_room: bool) {
         let flags = match for_room {
             true => place.events() | EventFlags::OUT | EventFlags::ET,
             false => place.events(),

@@ -100,8 +100,14 @@ impl Control {
                 }
                 said => Some(said.ok()),
             });
+            let late = peer.evicted() && matches!(said, Some(Some(Some(_))));
+            if late && !peer.may_speak() {
+                return self.ended(state, source);
+            }
             match said.flatten() {
                 None => return,
+                // It hears no answer any more, and stays until it has closed the link.
+                Some(Some(Packet::Ticket { .. } | Packet::Departed { .. })) if late => {}
                 Some(Some(Packet::Ticket { number })) => self.give_ticket(state, source, number),
                 Some(Some(Packet::Departed {
                     position,
@@ -350,6 +356,9 @@ impl Control {
                     sequence: joined.sequence,
                     at: joined.ring,
                 });
+                if peer.is_behind() {
+                    self.watch_joined(&peer, source, Place::default(), true);
+                }
                 let connection = Connection::Joined {
                     id: joined.id,
                     peer,

@@ -2,7 +2,7 @@ use std::{
     os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -43,6 +43,10 @@ pub(super) struct Peer {
     /// Attachments on their way to it. The hot side's alone, but when it joins.
     flight: Mutex<Flight>,
     evicted: AtomicBool,
+    /// What it is to be told of that, while there is no room for it.
+    last_word: Mutex<Option<Farewell>>,
+    /// So many packets have come of it since.
+    late: AtomicU32,
     /// It was too slow: the publisher goes on without it.
     dismissed: AtomicBool,
     overflow: Overflow,
@@ -72,6 +76,8 @@ impl Peer {
             link: Mutex::new(Some(link)),
             flight: Mutex::default(),
             evicted: AtomicBool::new(false),
+            last_word: Mutex::new(None),
+            late: AtomicU32::new(0),
             dismissed: AtomicBool::new(false),
             overflow,
         }
@@ -165,29 +171,50 @@ impl Peer {
         self.locked_link().as_deref().map(with)
     }
 
-    /// Tells it of the pool or of a ring. One that takes no notices, for whatever reason, cannot go on: for it, this publisher is
-    /// gone from here on. It stays a reader until it has closed the link itself, since it may be reading what it holds. One that
-    /// has left needs none.
+    /// Tells it of the pool or of a ring. One that takes no notices, for whatever reason, cannot go on: it is
+    /// [given up](Peer::give_up). One that has left needs none.
     ///
-    /// Whether it falls behind by this, as only one that is overwritten does: it is to [catch up](Peer::catch_up) once its link is
-    /// writable.
+    /// Whether it falls behind by this, as one that is overwritten does, or one that is to be told why it was given up: it is to
+    /// [catch up](Peer::catch_up) once its link is writable.
     pub(super) fn tell(&self, notice: &NoticeRef<'_>) -> bool {
         if self.has_left() || self.dismissed() {
             return false;
         }
+        if self.evicted() {
+            return self.last_word().is_some();
+        }
         let told = self.with_link(|link| match &self.lossy {
             Some(told) => locked(told).tell(notice, |notice| send(link, notice)),
-            None => send(link, notice).map(|sent| {
-                if !sent {
-                    self.evicted.store(true, Ordering::Relaxed);
-                    let why = "it has left too many notices of the pool unread".to_owned();
-                    say(link, &Farewell::Evicted { why });
-                    shut(link);
-                }
-                false
-            }),
+            None => send(link, notice).map(|sent| !sent && self.give_up(link, UNREAD.to_owned())),
         });
         self.behind(told)
+    }
+
+    /// Goes on without it, which may be as honest as it is slow: for it, this publisher is gone from here on. It stays a reader
+    /// until it has closed the link itself, since it may be reading what there was, and what it holds. For as long as it does not
+    /// know why, it must not find the end of the link: it would take this publisher for dead, close the link, and read on in a ring
+    /// that is not kept for it. Whether it cannot be told now.
+    fn give_up(&self, link: &Link, why: String) -> bool {
+        self.evicted.store(true, Ordering::Relaxed);
+        let farewell = Farewell::Evicted { why };
+        let said = say(link, &farewell);
+        if said {
+            shut(link);
+        }
+        *self.last_word() = (!said).then_some(farewell);
+        !said
+    }
+
+    /// Whether one that was given up may say one thing more. It may not have heard of that yet; but it says no more than this
+    /// without having heard an answer.
+    pub(super) fn may_speak(&self) -> bool {
+        self.late.fetch_add(1, Ordering::Relaxed) < MAX_LATE
+    }
+
+    fn last_word(&self) -> MutexGuard<'_, Option<Farewell>> {
+        self.last_word
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells one that has fallen behind of what there is, and of what there is no more; whether there is still more to tell.
@@ -196,6 +223,15 @@ impl Peer {
         there_is: impl Iterator<Item = (Part, NoticeRef<'a>)> + Clone,
     ) -> bool {
         let told = self.with_link(|link| match &self.lossy {
+            _ if self.evicted() => Ok(match &mut *self.last_word() {
+                Some(farewell) if !say(link, farewell) => true,
+                farewell => {
+                    if farewell.take().is_some() {
+                        shut(link);
+                    }
+                    false
+                }
+            }),
             Some(told) => {
                 let all = locked(told).catch_up(there_is, |notice| send(link, notice));
                 all.map(|all| !all)
@@ -208,9 +244,11 @@ impl Peer {
     fn behind(&self, told: Option<Result<bool, LinkError>>) -> bool {
         match told {
             Some(Ok(behind)) => behind,
-            Some(Err(_)) => {
-                self.with_link(shut);
-                false
+            // That it is gone is heard of its link.
+            Some(Err(error)) if error.is_disconnected() => false,
+            Some(Err(error)) => {
+                let why = format!("it cannot be told of the pool: {error}");
+                self.with_link(|link| self.give_up(link, why)) == Some(true)
             }
             None => false,
         }
@@ -226,7 +264,7 @@ impl Peer {
     /// Whether there is more to tell it.
     pub(super) fn is_behind(&self) -> bool {
         let told = self.lossy.as_ref();
-        told.is_some_and(|told| locked(told).is_behind())
+        told.is_some_and(|told| locked(told).is_behind()) || self.last_word().is_some()
     }
 
     pub(super) fn flight(&self) -> MutexGuard<'_, Flight> {
@@ -248,7 +286,7 @@ impl Peer {
         self.page.load_word(CURSOR) == LEFT
     }
 
-    /// Goes on without it.
+    /// Goes on without it at once, since it does not play by the rules: nothing is left to it.
     pub(super) fn evict(&self, why: String) {
         self.evicted.store(true, Ordering::Relaxed);
         self.farewell(&Farewell::Evicted { why });
@@ -260,11 +298,24 @@ impl Peer {
         self.with_link(|link| link.try_send(notice).is_ok()) == Some(true)
     }
 
-    /// The same. One that cannot be told has left it unread, or is gone: it is hung up on.
+    /// The same. One that cannot be told has left others unread: it is [given up](Peer::give_up).
     pub(super) fn say(&self, notice: &NoticeRef<'_>) {
-        if !self.try_say(notice) {
-            self.hang_up();
+        if self.evicted() || self.dismissed() {
+            return;
         }
+        match self.with_link(|link| send(link, notice)) {
+            Some(Ok(false)) => self.fail(UNREAD.to_owned()),
+            Some(Err(error)) if !error.is_disconnected() => {
+                self.fail(format!("it cannot be told of its move: {error}"));
+            }
+            // That it is gone is heard of its link.
+            _ => {}
+        }
+    }
+
+    /// [Gives it up](Peer::give_up), for want of a way to go on with it.
+    pub(super) fn fail(&self, why: String) {
+        self.with_link(|link| self.give_up(link, why));
     }
 
     /// Tells it why the link is about to end.
@@ -303,6 +354,12 @@ fn send(link: &Link, notice: &NoticeRef<'_>) -> Result<bool, LinkError> {
     }
 }
 
+/// So many packets may be on their way from one that is given up.
+const MAX_LATE: u32 = 4;
+
+/// Of one that is given up for that.
+const UNREAD: &str = "it has left too many notices of the pool unread";
+
 /// Nothing more is said.
 fn shut(link: &Link) {
     let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Write);
@@ -321,7 +378,7 @@ fn say(link: &Link, farewell: &Farewell) -> bool {
             said = link.try_send(&notice);
         }
     }
-    !matches!(said, Err(LinkError::WouldBlock))
+    said.map_or_else(|error| error.is_disconnected(), |()| true)
 }
 
 impl ring::Reader for Peer {

@@ -74,18 +74,22 @@ impl Chunks {
 
     /// Why there is no publisher any more, once it is gone, as far as it has said so.
     pub(super) fn farewell(&mut self, link: &Link) -> Reason {
-        if self.farewell.is_none() {
-            // All that waits: nothing is added to it any more, and what fits a socket is less than this. Attachments among
-            // it are those of messages that never came.
-            self.take_until(link, u64::MAX, |_| false);
-            self.take_until(link, u64::MAX, |_| false);
-        }
+        // All that waits: nothing is added to it any more, and what fits a socket is less than this. Attachments among it are
+        // those of messages that never came.
+        self.take_until(link, u64::MAX, |_| false);
+        self.take_until(link, u64::MAX, |_| false);
         self.farewell.clone().unwrap_or(Reason::Died)
     }
 
     /// Whether nothing is mapped that could be given up.
     pub(super) fn is_empty(&self) -> bool {
         self.reader.is_empty() && self.rings.is_empty()
+    }
+
+    /// Whether nothing more is to be heard. A link whose end is read is closed on this side, too, and what is still to be
+    /// received, or is held, is the publisher's from then on: so nothing is read behind a farewell.
+    pub(super) fn is_over(&self) -> bool {
+        self.farewell.is_some()
     }
 
     /// Why the publisher goes on without this subscriber, if it has said so.
@@ -107,20 +111,9 @@ impl Chunks {
         self.rings.get(id).map_err(|why| ChunkError { why })
     }
 
-    /// The chunk that the record at this position names. Its segment's notice was sent before the record: if it has not been
-    /// taken from the link yet, it is there.
+    /// The chunk that a record names, in a segment that [is here](Chunks::has) if that can be had.
     #[inline]
-    pub(super) fn resolve(
-        &mut self,
-        found: ChunkRef,
-        position: u64,
-        link: &Link,
-    ) -> Result<Chunk<'_>, ChunkError> {
-        if !self.reader.contains(found.segment) {
-            self.take_until(link, position, |chunks| {
-                chunks.reader.contains(found.segment)
-            });
-        }
+    pub(super) fn resolve(&mut self, found: ChunkRef) -> Result<Chunk<'_>, ChunkError> {
         let Chunks {
             reader, refused, ..
         } = self;
@@ -142,16 +135,11 @@ impl Chunks {
             let segment = found.segment;
             return Err(why(self.refused.as_ref(), Unresolved::Segment { segment }));
         }
-        if !self.reader.contains(found.segment) {
-            self.take_until(link, position, |chunks| {
-                chunks.reader.contains(found.segment)
-            });
-            if !self.reader.contains(found.segment) && self.refused.is_none() {
-                // It was given up meanwhile: all that was in it has been read, or missed.
-                return Ok(None);
-            }
+        if !self.has(found.segment, position, link) && self.refused.is_none() {
+            // It was given up meanwhile: all that was in it has been read, or missed.
+            return Ok(None);
         }
-        let chunk = self.resolve(found, position, link)?;
+        let chunk = self.resolve(found)?;
         // There is a slot: of those who keep messages, one is left.
         Ok(chunk.announce(holds).ok())
     }
@@ -201,6 +189,22 @@ impl Chunks {
         }
     }
 
+    /// Whether the segment that the record at this position names is here. Its notice was sent before the record: if it has not
+    /// been taken from the link yet, it is there.
+    #[inline]
+    pub(super) fn has(&mut self, segment: u32, position: u64, link: &Link) -> bool {
+        self.reader.contains(segment) || {
+            self.take_segment(segment, position, link);
+            self.reader.contains(segment)
+        }
+    }
+
+    /// Takes notices until that of this segment is among them, if it is there.
+    #[cold]
+    fn take_segment(&mut self, segment: u32, position: u64, link: &Link) {
+        self.take_until(link, position, |chunks| chunks.reader.contains(segment));
+    }
+
     /// Takes notices until that of this ring is among them, if it is there.
     #[cold]
     pub(super) fn take_ring(&mut self, id: u32, link: &Link, position: u64) {
@@ -218,6 +222,9 @@ impl Chunks {
     /// Takes what there is, as long as there may be more of it; whether that was all.
     fn take_while(&mut self, link: &Link, mut goes_on: impl FnMut(&mut Chunks) -> bool) -> bool {
         for _ in 0..MAX_NOTICES {
+            if self.is_over() {
+                return true;
+            }
             if !goes_on(self) {
                 return false;
             }

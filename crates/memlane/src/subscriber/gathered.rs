@@ -48,7 +48,9 @@ impl<T: Trust> Subscriber<T> {
         let (Next::InChunk(chunk) | Next::Attached(_, Carried::Chunk(chunk))) = next else {
             return Ok(next);
         };
-        match self.chunks.resolve(chunk, self.ring.position(), &self.link) {
+        let position = self.ring.position();
+        let _ = self.chunks.has(chunk.segment, position, &self.link);
+        match self.chunks.resolve(chunk) {
             Ok(_) => Ok(next),
             Err(error) => Err(NoMessage::Chunk(error)),
         }

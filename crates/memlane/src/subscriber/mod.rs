@@ -328,6 +328,12 @@ impl<T: Trust> Subscriber<T> {
     ) -> Result<Message<'_, T>, NoMessage> {
         let position = self.ring.position();
         let fds = self.chunks.attached(position, tag, &self.link);
+        if let (Err(_), Some(reason)) = (&fds, self.chunks.evicted()) {
+            // It was not told of them any more.
+            let reason = reason.clone();
+            self.leave_dropped();
+            return Err(NoMessage::Disconnected(reason));
+        }
         self.tell_taken();
         if self.chunks.is_broken() {
             // For want of descriptors, say. The publisher does not wait for it any more, and may be writing where this message is.
@@ -365,7 +371,14 @@ impl<T: Trust> Subscriber<T> {
 
     fn deliver_chunk(&mut self, found: ChunkRef) -> Result<Message<'_, T>, NoMessage> {
         let position = self.ring.position();
-        let chunk = self.chunks.resolve(found, position, &self.link);
+        if !self.chunks.has(found.segment, position, &self.link) {
+            if let Some(reason) = self.chunks.evicted().cloned() {
+                // It was not told of it any more.
+                self.leave_dropped();
+                return Err(NoMessage::Disconnected(reason));
+            }
+        }
+        let chunk = self.chunks.resolve(found);
         let chunk = chunk.map_err(NoMessage::Chunk)?;
         let sequence = self.first.wrapping_add(self.stats.messages);
         self.stats.messages += 1;
@@ -464,10 +477,32 @@ impl<T: Trust> Subscriber<T> {
                 let stranded = self.lossy.as_ref().and_then(|lossy| lossy.stranded());
                 Err(match stranded {
                     Some(error) => NoMessage::Chunk(error.clone()),
-                    None => NoMessage::Disconnected(self.chunks.farewell(&self.link)),
+                    None => {
+                        let reason = self.chunks.farewell(&self.link);
+                        if matches!(reason, Reason::Evicted { .. }) {
+                            self.leave_dropped();
+                        }
+                        NoMessage::Disconnected(reason)
+                    }
                 })
             }
             found => found,
+        }
+    }
+
+    /// The publisher goes on without this subscriber, which has had all that it will get: what was left to it is given back, but
+    /// for what it holds, or another goes on from.
+    #[cold]
+    fn leave_dropped(&mut self) {
+        if self.lossy.is_some() {
+            // It is in nobody's way, and what it finds it may still read.
+            return;
+        }
+        self.ring.stop();
+        if self.ring.page().holds().taken() == 0 {
+            let _ = rustix::net::shutdown(self.link.as_fd(), rustix::net::Shutdown::Both);
+        } else if self.travel == Travel::Stays {
+            self.ring.leave();
         }
     }
 

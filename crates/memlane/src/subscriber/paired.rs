@@ -94,7 +94,8 @@ impl<T: Trust> Subscriber<T> {
             }
             Next::InChunk(chunk) | Next::Attached(_, Carried::Chunk(chunk)) => {
                 let position = self.ring.position();
-                let chunk = self.chunks.resolve(chunk, position, &self.link);
+                let _ = self.chunks.has(chunk.segment, position, &self.link);
+                let chunk = self.chunks.resolve(chunk);
                 let chunk = chunk.map_err(NoMessage::Chunk)?;
                 let copied = chunk.len().saturating_sub(offset).min(dst.len());
                 chunk.read(offset, &mut dst[..copied]);

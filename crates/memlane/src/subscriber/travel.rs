@@ -222,6 +222,9 @@ impl<T: Trust> Subscriber<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn ticket(&mut self) -> Result<Ticket, Error> {
+        if self.chunks.is_over() {
+            return Err(Error::HungUp);
+        }
         let deadline = after(PATIENCE);
         let number = self.chunks.moving.next();
         self.tell(&PacketRef::Ticket { number }, deadline)?;
@@ -304,6 +307,10 @@ impl<T: Trust> Subscriber<T> {
                 subscriber: None,
             })),
             Err(error) => {
+                if self.travel == Travel::Departed && self.chunks.evicted().is_some() {
+                    // Whether its place is its own is not known, and the publisher goes on.
+                    self.ring.stop();
+                }
                 // The publisher knows, unless it was not asked.
                 let _ = self.stay();
                 self.travel = Travel::Stays;
@@ -322,6 +329,9 @@ impl<T: Trust> Subscriber<T> {
         }
         let deadline = after(PATIENCE);
         self.is_awaited()?;
+        if self.chunks.is_over() {
+            return Err(Error::HungUp);
+        }
         let departed = self.say_where()?;
         self.tell(&departed, deadline)?;
         self.travel = Travel::Departed;
@@ -423,6 +433,9 @@ impl<T: Trust> Subscriber<T> {
 
     /// Waits for one more notice.
     fn hear_notice(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+        if self.chunks.is_over() {
+            return Err(Error::HungUp);
+        }
         match self.link.recv_timeout(left(deadline)) {
             Ok(notice) => {
                 self.chunks.take(notice);
