@@ -88,13 +88,14 @@ impl PublisherBuilder {
         self
     }
 
-    /// How much is kept for a subscriber that is slow, beyond the ring, before it is in anybody's way, in bytes. Default: 0, the
-    /// publisher waits for it once the ring is full.
+    /// How much is kept for a subscriber that is slow, beyond the ring, before it is in anybody's way, in bytes: from 1 to 62 times
+    /// [`ring_bytes`](PublisherBuilder::ring_bytes). Default: 0, the publisher waits for it once the ring is full.
     ///
     /// A publisher that may spill leaves a full ring to those who have not read it, and goes on in another: memory is made when
     /// that is needed, in rings of [`ring_bytes`](PublisherBuilder::ring_bytes), as many as are in this. What is kept for one is kept for all, so
     /// that it is as much as the slowest one may have, and a free ring, however many are slow. Free ones are used in turn, and given
-    /// back when a subscriber leaves, or by [`Publisher::trim`]. Long messages are in the pool: one that waits for
+    /// back when a subscriber leaves, or by [`Publisher::trim`]. There are 64 rings at most, those that are kept for subscribers that
+    /// were dropped and have not noticed included: beyond that, whoever is slow is waited for. Long messages are in the pool: one that waits for
     /// [that](PublisherBuilder::pool_bytes) waits for the slow, too.
     ///
     /// ```
@@ -158,7 +159,8 @@ impl PublisherBuilder {
 
     /// Decides about each subscriber that is in the way, in place of [`when_full`](PublisherBuilder::when_full) and of what it
     /// has asked for. It is called on the publisher's own thread, when a message finds no room, and every 10 ms or so while that is waited
-    /// for; never while there is room.
+    /// for; never while there is room. Clones of this builder share it, and only one of their publishers calls it at a time: it must not
+    /// send on one of them.
     ///
     /// ```
     /// use memlane::{Decision, Publisher};

@@ -31,7 +31,7 @@ impl Spill {
         let rings = spill_bytes / ring_bytes;
         if (rings == 0 && spill_bytes != 0) || rings > most {
             let why = format!(
-                "expected 0, or from 1 to {most} times ring_bytes ({ring_bytes}), got {spill_bytes}"
+                "expected 0, or from 1 to {most} times ring_bytes ({ring_bytes}), got {spill_bytes}; for more, make the ring larger"
             );
             return Err(Error::Option {
                 what: "spill_bytes",

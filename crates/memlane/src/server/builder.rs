@@ -83,7 +83,9 @@ impl<T: Trust> ServerBuilder<T> {
     }
 
     /// For how long a reply waits for a client that leaves no room for it, because it is stopped or does not receive what it has
-    /// asked for. Then it is dropped, so that it cannot hold up the others. Default: 100 ms.
+    /// asked for. Then it is dropped, so that it cannot hold up the others for good. Default: 100 ms. One that makes room just in time,
+    /// for each of many replies, does hold them up for most of the time: towards clients that one does not trust, use
+    /// [`try_reply`](crate::Request::try_reply), or [`spill_bytes`](PublisherBuilder::spill_bytes).
     pub fn reply_timeout(mut self, timeout: Duration) -> ServerBuilder<T> {
         self.reply_timeout = timeout;
         self

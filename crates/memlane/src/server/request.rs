@@ -117,7 +117,8 @@ impl<'a, T: Trust> Request<'a, T> {
     }
 
     /// Sends the reply, the last one. A client that leaves no room for it is waited for as long as
-    /// [`ServerBuilder::reply_timeout`](super::ServerBuilder::reply_timeout) says, and then dropped.
+    /// [`ServerBuilder::reply_timeout`](super::ServerBuilder::reply_timeout) says, and then dropped. Of a request that its client has
+    /// given up, it does nothing.
     ///
     /// # Errors
     ///

@@ -90,7 +90,8 @@ impl<'a, T: Trust> Message<'a, T> {
         self
     }
 
-    /// How many messages its publisher had sent before it: the first one of all is 0.
+    /// How many messages its publisher had sent before it: the first one of all is 0. (Too few, by what the other had received,
+    /// for a subscriber that [took the place](crate::Ticket) of one that was killed; and in a queue, each sender counts its own.)
     #[inline]
     pub fn sequence(&self) -> u64 {
         self.sequence

@@ -103,7 +103,7 @@ pub(super) fn lend_many<E: serde::ser::Error>(
     SCOPE.with(|scope| {
         if scope.state.get() != State::Sending {
             return Err(E::custom(
-                "a descriptor can be serialised only by a link that sends it",
+                "a descriptor can be serialised only by a link, or a publisher of such values, that sends it",
             ));
         }
         let mut outgoing = scope.outgoing.borrow_mut();
