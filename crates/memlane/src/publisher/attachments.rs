@@ -158,8 +158,16 @@ impl Peer {
                 Err(Unattached::Descriptor(source))
             }
             Some(Err(error)) => {
-                if !error.is_disconnected() {
-                    self.fail(format!("it cannot be sent attachments: {error}"));
+                let why = format!("it cannot be sent attachments: {error}");
+                match &error {
+                    // It refuses descriptors (SO_PASSRIGHTS), and has said that it takes some.
+                    LinkError::Io { source, .. }
+                        if Errno::from_io_error(source) == Some(Errno::PERM) =>
+                    {
+                        self.evict(why);
+                    }
+                    error if error.is_disconnected() => {}
+                    _ => self.fail(why),
                 }
                 Ok(())
             }
