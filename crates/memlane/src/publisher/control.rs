@@ -497,7 +497,14 @@ impl Control {
     }
 
     pub(super) fn evicted(&self) -> u64 {
-        self.evicted.load(Ordering::Relaxed)
+        self.settled(&self.evicted)
+    }
+
+    /// A count of those who are no more, once nobody is just being taken out: whoever has seen that there is one subscriber less
+    /// finds it counted, and the other way round.
+    fn settled(&self, count: &AtomicU64) -> u64 {
+        let _state = self.state();
+        count.load(Ordering::Relaxed)
     }
 
     pub(super) fn refused(&self) -> u64 {
@@ -505,11 +512,11 @@ impl Control {
     }
 
     pub(super) fn moved(&self) -> u64 {
-        self.moved.load(Ordering::Relaxed)
+        self.settled(&self.moved)
     }
 
     pub(super) fn left(&self) -> u64 {
-        self.left.load(Ordering::Relaxed)
+        self.settled(&self.left)
     }
 
     /// Waits until there are `count` subscribers. False if the deadline passed first.
