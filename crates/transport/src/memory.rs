@@ -41,8 +41,23 @@ pub(crate) fn with(bytes: &[u8]) -> Result<OwnedFd, Error> {
             Err(error) => return Err(failed(error)),
         }
     }
-    fcntl_add_seals(&memory, FROZEN | SealFlags::SEAL).map_err(failed)?;
+    seal(&memory).map_err(failed)?;
     Ok(memory)
+}
+
+/// How often the kernel is asked to seal memory that it calls busy.
+const ATTEMPTS: usize = 8;
+
+/// Seals memory that nobody else has yet. The kernel calls it busy all the same while it has hold of one of its pages itself, in
+/// reclaim or compaction: it waits for 0.15 s then, and gives up (memfd_wait_for_pins in mm/memfd.c).
+fn seal(memory: &OwnedFd) -> Result<(), Errno> {
+    for _ in 1..ATTEMPTS {
+        match fcntl_add_seals(memory, FROZEN | SealFlags::SEAL) {
+            Err(Errno::BUSY) => {}
+            sealed => return sealed,
+        }
+    }
+    fcntl_add_seals(memory, FROZEN | SealFlags::SEAL)
 }
 
 /// The `size` bytes of `memory`, which came from a peer.
