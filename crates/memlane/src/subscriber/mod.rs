@@ -29,7 +29,7 @@ use std::{
 use memlane_region::{
     Remote,
     pool::ChunkRef,
-    ring::{Carried, Corrupt, LossyError, Record, RingReader},
+    ring::{Carried, Corrupt, Look, LossyError, Record, RingReader},
 };
 use memlane_signaling::{Backing, Doorbell, Pacer, Waiter, Woken, gone};
 use memlane_transport::{Address, Link};
@@ -206,11 +206,35 @@ impl<T: Trust> Subscriber<T> {
     /// [`RecvError`]. After `Disconnected` and `Corrupt` no call will receive anything.
     #[inline]
     pub fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
+        match self.payload() {
+            Some(len) => Ok(self.in_ring(len)),
+            None => self.recv_other(),
+        }
+    }
+
+    #[inline(never)]
+    fn recv_other(&mut self) -> Result<Message<'_, T>, RecvError> {
         let found = match self.poll() {
             Ok(Some(found)) => Ok(found),
             _ => self.wait(None),
         };
         self.deliver(found).map_err(NoMessage::forever)
+    }
+
+    /// The length of the next message, if that is there and nothing but a payload in the ring.
+    #[inline(always)]
+    fn payload(&mut self) -> Option<usize> {
+        match self.lossy.is_none().then(|| self.ring.look()) {
+            Some(Look::Payload(len)) => Some(len),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn in_ring(&mut self, len: usize) -> Message<'_, T> {
+        let sequence = self.first.wrapping_add(self.stats.messages);
+        self.stats.messages += 1;
+        Message::in_ring(&mut self.ring, len, sequence)
     }
 
     /// Receives the next message if there is one.
@@ -224,6 +248,14 @@ impl<T: Trust> Subscriber<T> {
     /// [`TryRecvError`].
     #[inline]
     pub fn try_recv(&mut self) -> Result<Message<'_, T>, TryRecvError> {
+        match self.payload() {
+            Some(len) => Ok(self.in_ring(len)),
+            None => self.try_recv_other(),
+        }
+    }
+
+    #[inline(never)]
+    fn try_recv_other(&mut self) -> Result<Message<'_, T>, TryRecvError> {
         match self.find() {
             Ok(Some(found)) => self.deliver(Ok(found)).map_err(NoMessage::at_once),
             Ok(None) => Err(TryRecvError::Empty),
@@ -309,11 +341,7 @@ impl<T: Trust> Subscriber<T> {
         found: Result<Next, NoMessage>,
     ) -> Result<Message<'_, T>, NoMessage> {
         match found? {
-            Next::InRing(len) => {
-                let sequence = self.first.wrapping_add(self.stats.messages);
-                self.stats.messages += 1;
-                Ok(Message::in_ring(&mut self.ring, len, sequence))
-            }
+            Next::InRing(len) => Ok(self.in_ring(len)),
             Next::InChunk(chunk) => self.deliver_chunk(chunk),
             Next::Attached(tag, message) => self.deliver_attached(tag, message),
             Next::Taken => self.deliver_taken(),
@@ -344,11 +372,7 @@ impl<T: Trust> Subscriber<T> {
             }
         }
         let message = match message {
-            Carried::Inline(len) => {
-                let sequence = self.first.wrapping_add(self.stats.messages);
-                self.stats.messages += 1;
-                Message::in_ring(&mut self.ring, len, sequence)
-            }
+            Carried::Inline(len) => self.in_ring(len),
             Carried::Chunk(chunk) => self.deliver_chunk(chunk)?,
         };
         Ok(message.with(Some(Attached::new(fds, T::TRUSTED))))
@@ -755,6 +779,25 @@ fn watch(doorbell: &Doorbell, link: &Link, process: Option<&OwnedFd>) -> io::Res
 /// What comes next in a ring, or in one that does not wait.
 #[inline(always)]
 fn next(
+    ring: &mut RingReader<Remote, Page>,
+    lossy: &mut Option<Box<Lossy>>,
+    chunks: &mut Chunks,
+    link: &Link,
+) -> Result<Option<Next>, NoMessage> {
+    if lossy.is_none() {
+        match ring.look() {
+            Look::Payload(len) => return Ok(Some(Next::InRing(len))),
+            Look::Nothing => return Ok(None),
+            Look::Other => {}
+        }
+    }
+    next_of_others(ring, lossy, chunks, link)
+}
+
+/// What comes next where that is more than a payload in a ring. Kept apart from the hot path, which would move the many forms of
+/// it through memory.
+#[inline(never)]
+fn next_of_others(
     ring: &mut RingReader<Remote, Page>,
     lossy: &mut Option<Box<Lossy>>,
     chunks: &mut Chunks,

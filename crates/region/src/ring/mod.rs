@@ -119,7 +119,7 @@ pub use laps::LAP_WORDS;
 pub(crate) use laps::STREAMED;
 pub use layout::{Corrupt, TAGS, end, max_payload};
 pub use lossy::{LossyError, LossyReader, Polled, Taken};
-pub use reader::{Carried, CursorPage, Record, RingReader};
+pub use reader::{Carried, CursorPage, Look, Record, RingReader};
 pub use roster::{From, Joined, LEFT, NoSuccession, Reader, Roster};
 pub use spill::{Dismissal, Laggard};
 pub use writer::{NoRoom, RingWriter};

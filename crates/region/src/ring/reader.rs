@@ -69,6 +69,18 @@ pub(super) fn special(header: u64, max: u64, word: impl Fn(u64) -> u64) -> Optio
     Some((advance, record))
 }
 
+/// What [`RingReader::look`] has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Look {
+    /// Nothing, and nothing is left to do.
+    Nothing,
+    /// A record: the length of its payload in bytes.
+    Payload(usize),
+    /// Something for [`poll_record`](RingReader::poll_record): another record, the end of the ring, a cursor to export, nonsense.
+    Other,
+}
+
 /// A reader of a ring: its own position over the writer's memory.
 #[derive(Debug)]
 pub struct RingReader<M, P> {
@@ -162,6 +174,29 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             None => found.map(Record::Inline),
             special => special,
         })
+    }
+
+    /// Looks for a record that is nothing but a payload, which most are: all that the hot path of a reader needs.
+    /// [`poll_record`](RingReader::poll_record) tells what the others are.
+    #[inline(always)]
+    pub fn look(&mut self) -> Look {
+        let header = self.memory.load(self.position);
+        if header == 0 {
+            if self.exported != self.position || self.kind != layout::KIND_INLINE {
+                return Look::Other;
+            }
+            self.advance = 0;
+            return Look::Nothing;
+        }
+        // Pairs with the Release store of the header: the payload is there.
+        fence(Ordering::Acquire);
+        match layout::parse(header, self.kind, self.max) {
+            Some((advance, len)) => {
+                self.advance = advance;
+                Look::Payload(len)
+            }
+            None => Look::Other,
+        }
     }
 
     /// What `poll` does; `other` says what a header means that is not one of an inline record.
