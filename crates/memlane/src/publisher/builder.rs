@@ -1,6 +1,5 @@
 use std::{
     os::fd::OwnedFd,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,18 +10,18 @@ use memlane_region::{
 };
 use memlane_signaling::{Pacer, WaitPolicy};
 use memlane_transport::{Access, Address, Link};
-use rustix::event::epoll::{self, CreateFlags};
 
 use super::{
     Publisher, PublisherStats,
     attachments::Attach,
-    control::{Control, Pattern, Terms},
+    control::{Pattern, Terms},
+    hosted::Hosted,
     lagging::{Ask, Decision, Laggards, Lagging, WhenFull},
     spill::Spill,
 };
 use crate::{
-    Error, Payload, PayloadType, Typed, accepting, after, names::address_of, page::LAPS,
-    process_of, protocol::check_attachments, reactor::Reactor,
+    Error, Payload, PayloadType, Typed, after, names::address_of, page::LAPS, process_of,
+    protocol::check_attachments,
 };
 
 /// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
@@ -360,11 +359,7 @@ impl PublisherBuilder {
         let access = self.access.clone();
         // Made first: who connects finds everything ready.
         let publisher = self.unbound()?;
-        let listener = accepting::listen(address, access)?;
-        publisher
-            .control
-            .listen(listener)
-            .map_err(|errno| Error::os("watch the listener")(errno.into()))?;
+        publisher.control.bind(address, access)?;
         Ok(publisher)
     }
 
@@ -476,16 +471,6 @@ impl PublisherBuilder {
             max_attachments: self.max_attachments,
             attachments_in_flight: self.attachments_in_flight,
         };
-        let make = |epoll: Arc<OwnedFd>, id| Control::new(epoll, id, terms, roster);
-        let (control, reactor) = if self.driven {
-            let epoll = epoll::create(CreateFlags::CLOEXEC)
-                .map_err(|errno| Error::os("create epoll")(errno.into()))?;
-            (Arc::new(make(Arc::new(epoll), 0)), None)
-        } else {
-            let reactor = Reactor::get().map_err(Error::os("start the control thread"))?;
-            let (id, control) = reactor.add(make);
-            (control, Some((reactor, id)))
-        };
         Ok(Publisher {
             inline_end: 1 + max_payload(bytes as u64)
                 .min(INLINE.max(bytes / 8))
@@ -508,9 +493,7 @@ impl PublisherBuilder {
             alive: 0,
             pacer: Pacer::new(self.wait),
             stats: PublisherStats::default(),
-            control,
-            reactor,
-            pid: std::process::id(),
+            control: Hosted::new(terms, roster, self.driven)?,
         })
     }
 }

@@ -157,10 +157,10 @@ impl<R: Readiness> Async<Publisher, R> {
     where
         F: FnOnce(Arc<OwnedFd>) -> io::Result<D>,
     {
-        let driven = self.end.reactor.is_none().then(|| {
+        let driven = self.end.control.is_driven().then(|| {
             let readiness = readiness(self.end.control.epoll().clone())?;
             // The publisher's to keep: this may be dropped much later, by an executor that nobody runs.
-            Ok((Arc::downgrade(&self.end.control), readiness))
+            Ok((Arc::downgrade(&*self.end.control), readiness))
         });
         let driven = driven
             .transpose()
@@ -210,7 +210,7 @@ impl<R: Readiness> Async<Publisher, R> {
             if self.end.control.poll_subscribers(cx, count) {
                 return Poll::Ready(Ok(()));
             }
-            if self.end.reactor.is_some() {
+            if !self.end.control.is_driven() {
                 return Poll::Pending;
             }
             ready!(self.readiness.poll_readable(cx)).map_err(Error::os("wait for subscribers"))?;

@@ -4,6 +4,7 @@ mod commit;
 mod control;
 mod future;
 mod handshake;
+mod hosted;
 mod lagging;
 mod moving;
 mod paired;
@@ -18,7 +19,6 @@ mod wakes;
 mod watch;
 
 use std::{
-    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -35,6 +35,7 @@ use memlane_transport::{Fds, Link};
 use attachments::Attach;
 pub use builder::PublisherBuilder;
 pub(crate) use control::Control;
+use hosted::Hosted;
 use lagging::Laggards;
 pub use lagging::{Decision, Lagging, WhenFull};
 use peer::Peer;
@@ -50,8 +51,6 @@ use crate::{
     Error, NOW, SendError, SendTimeoutError, TrySendError, after,
     page::ALIVE,
     pidfd_of,
-    protocol::Farewell,
-    reactor::Reactor,
     watched::{Watch, polls},
 };
 
@@ -79,6 +78,8 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct Publisher {
+    /// Before everything else: what it tells subscribers at the end comes first.
+    control: Hosted,
     writer: RingWriter<Shared, Peer>,
     pool: Pool,
     spill: Spill,
@@ -108,11 +109,6 @@ pub struct Publisher {
     alive: u64,
     pacer: Pacer,
     stats: PublisherStats,
-    control: Arc<Control>,
-    /// Who runs the control side: the control thread, which knows this publisher by a number, or the user.
-    reactor: Option<(Arc<Reactor>, u32)>,
-    /// The process that made it.
-    pid: u32,
 }
 
 /// What a publisher has done so far.
@@ -635,7 +631,7 @@ impl Publisher {
     ///
     /// [`Error::Os`] if it cannot be watched; it is closed then.
     pub fn attach(&self, link: Link) -> Result<(), Error> {
-        self.attach_with(link, None)
+        self.control.attach(link, None)
     }
 
     /// [`attach`](Publisher::attach), for a link whose other end a known process has: its subscriber is gone when that
@@ -653,14 +649,7 @@ impl Publisher {
     ///
     /// [`Error::Os`] if it is no pidfd, or cannot be watched; the link is closed then.
     pub fn attach_process(&self, link: Link, process: impl AsFd) -> Result<(), Error> {
-        self.attach_with(link, Some(pidfd_of(process)?))
-    }
-
-    fn attach_with(&self, link: Link, process: Option<OwnedFd>) -> Result<(), Error> {
-        self.control
-            .attach(link, process)
-            .map_err(io::Error::from)
-            .map_err(Error::os("watch the link"))
+        self.control.attach(link, Some(pidfd_of(process)?))
     }
 
     /// Does what control work there is (accept, shake hands, bury), without waiting: for a publisher that is
@@ -674,8 +663,7 @@ impl Publisher {
     pub fn drive(&self) -> Result<(), Error> {
         let driven = match &self.wakes {
             Some(wakes) if self.watched => self.control.take_wakes(wakes, Some(&NOW)),
-            _ if self.reactor.is_none() => self.control.drive().map(drop),
-            _ => Ok(()),
+            _ => self.control.drive_if_driven(),
         };
         driven.map_err(Error::os("look for control events"))
     }
@@ -683,7 +671,7 @@ impl Publisher {
     /// Readable when there is control work, for a publisher that is [driven](PublisherBuilder::driven); none for
     /// one that has a thread for it. It stays the publisher's.
     pub fn control_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.reactor.is_none().then(|| self.control.epoll().as_fd())
+        self.control.fd()
     }
 
     /// Gives a sign of life, without a message, to subscribers that wait for one
@@ -733,21 +721,5 @@ impl Watch for Publisher {
     fn descriptor(&self) -> &Arc<OwnedFd> {
         let wakes = self.wakes.as_ref();
         wakes.expect("it is watched").descriptor()
-    }
-}
-
-impl Drop for Publisher {
-    fn drop(&mut self) {
-        // In a forked child everything it would undo is the parent's.
-        if self.pid != std::process::id() {
-            return;
-        }
-        if let Some((reactor, id)) = &self.reactor {
-            reactor.remove(*id);
-        }
-        self.control.close(&match std::thread::panicking() {
-            true => Farewell::Panicked,
-            false => Farewell::Closed,
-        });
     }
 }

@@ -196,10 +196,8 @@ impl Publisher {
                     self.want(A_SLOT);
                     self.await_attachments();
                 }
-                if self.reactor.is_none() {
-                    let driven = self.control.drive();
-                    driven.map_err(NoRoomInTime::Wait)?;
-                }
+                let driven = self.control.drive_if_driven();
+                driven.map_err(NoRoomInTime::Wait)?;
                 continue;
             }
             let found = match self.arm(need) {
@@ -306,7 +304,7 @@ impl Publisher {
 
     /// Nobody waits for room any more. In a forked child everything it would undo is the parent's.
     pub(super) fn forget_room(&mut self) {
-        if self.wanting && self.pid == std::process::id() {
+        if self.wanting && self.control.is_ours() {
             self.disarm();
         }
     }
@@ -314,7 +312,7 @@ impl Publisher {
     /// What wakes it, made if need be.
     pub(super) fn wakes(&mut self) -> io::Result<Arc<Wakes>> {
         if self.wakes.is_none() {
-            self.wakes = Some(self.control.wakes(self.reactor.is_none())?);
+            self.wakes = Some(self.control.wakes(self.control.is_driven())?);
         }
         Ok(self.wakes.clone().expect("made above"))
     }
@@ -357,7 +355,7 @@ impl Publisher {
         &self,
         deadline: Option<Instant>,
     ) -> Result<Option<Result<(), Error>>, Error> {
-        if self.reactor.is_some() {
+        if !self.control.is_driven() {
             return Ok(self.control.wait_for_offer(deadline));
         }
         let outcome = || self.control.offer_outcome();
@@ -378,7 +376,7 @@ impl Publisher {
 
     pub(super) fn wait_for(&self, count: usize, deadline: Option<Instant>) -> Result<bool, Error> {
         self.check_count(count)?;
-        if self.reactor.is_some() {
+        if !self.control.is_driven() {
             return Ok(self.control.wait_for_subscribers(count, deadline));
         }
         let enough = || (self.subscribers() >= count).then_some(());

@@ -1,9 +1,7 @@
 //! The newest value, for whoever wants it.
 
 use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
@@ -12,16 +10,13 @@ use memlane_region::{
     latest::{LatestWriter, TooLong, Watcher},
 };
 use memlane_transport::{Access, Address, Link};
-use rustix::event::epoll::{self, CreateFlags};
 
 use super::{
-    control::{Control, Pattern, Terms},
+    control::{Pattern, Terms},
+    hosted::Hosted,
     peer::Peer,
 };
-use crate::{
-    Error, Payload, PayloadType, Typed, accepting, after, names::address_of, pidfd_of,
-    protocol::Farewell, reactor::Reactor,
-};
+use crate::{Error, Payload, PayloadType, Typed, after, names::address_of, pidfd_of};
 
 /// Has a value, of which others see the newest: never half of one, never an older one than they have seen.
 ///
@@ -45,12 +40,9 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct WatchSender {
+    /// Before the writer: what it tells receivers at the end comes first.
+    control: Hosted,
     writer: LatestWriter<Shared, Peer>,
-    control: Arc<Control>,
-    /// Who runs the control side, as of a publisher.
-    reactor: Option<(Arc<Reactor>, u32)>,
-    /// The process that made it.
-    pid: u32,
 }
 
 /// Options of a [`WatchSender`].
@@ -153,11 +145,7 @@ impl WatchSenderBuilder {
     pub fn bind_to(self, address: &Address) -> Result<WatchSender, Error> {
         let access = self.access.clone();
         let sender = self.unbound()?;
-        let listener = accepting::listen(address, access)?;
-        sender
-            .control
-            .listen(listener)
-            .map_err(|errno| Error::os("watch the listener")(errno.into()))?;
+        sender.control.bind(address, access)?;
         Ok(sender)
     }
 
@@ -182,21 +170,9 @@ impl WatchSenderBuilder {
             max_attachments: 0,
             attachments_in_flight: 0,
         };
-        let make = |epoll: Arc<OwnedFd>, id| Control::new(epoll, id, terms, roster);
-        let (control, reactor) = if self.driven {
-            let epoll = epoll::create(CreateFlags::CLOEXEC)
-                .map_err(|errno| Error::os("create epoll")(errno.into()))?;
-            (Arc::new(make(Arc::new(epoll), 0)), None)
-        } else {
-            let reactor = Reactor::get().map_err(Error::os("start the control thread"))?;
-            let (id, control) = reactor.add(make);
-            (control, Some((reactor, id)))
-        };
         Ok(WatchSender {
+            control: Hosted::new(terms, roster, self.driven)?,
             writer,
-            control,
-            reactor,
-            pid: std::process::id(),
         })
     }
 }
@@ -254,7 +230,7 @@ impl WatchSender {
     ///
     /// [`Error::Os`] if it cannot be watched; it is closed then.
     pub fn attach(&self, link: Link) -> Result<(), Error> {
-        self.attach_with(link, None)
+        self.control.attach(link, None)
     }
 
     /// [`attach`](WatchSender::attach), for a link whose other end a known process has: its receiver is gone when that process
@@ -264,14 +240,7 @@ impl WatchSender {
     ///
     /// [`Error::Os`] if it is no pidfd, or cannot be watched; the link is closed then.
     pub fn attach_process(&self, link: Link, process: impl AsFd) -> Result<(), Error> {
-        self.attach_with(link, Some(pidfd_of(process)?))
-    }
-
-    fn attach_with(&self, link: Link, process: Option<OwnedFd>) -> Result<(), Error> {
-        self.control
-            .attach(link, process)
-            .map_err(io::Error::from)
-            .map_err(Error::os("watch the link"))
+        self.control.attach(link, Some(pidfd_of(process)?))
     }
 
     /// How many receivers there are. By the next line there may be more, or fewer.
@@ -282,9 +251,9 @@ impl WatchSender {
     /// Waits until there are at least `count` receivers, no longer than `timeout`; whether there are. Of one that is
     /// [driven](WatchSenderBuilder::driven) nobody would come meanwhile: it answers at once.
     pub fn wait_for_receivers(&self, count: usize, timeout: Duration) -> bool {
-        match self.reactor {
-            Some(_) => self.control.wait_for_subscribers(count, after(timeout)),
-            None => self.receivers() >= count,
+        match self.control.is_driven() {
+            false => self.control.wait_for_subscribers(count, after(timeout)),
+            true => self.receivers() >= count,
         }
     }
 
@@ -299,19 +268,14 @@ impl WatchSender {
     ///
     /// [`Error::Os`].
     pub fn drive(&self) -> Result<(), Error> {
-        match self.reactor {
-            Some(_) => Ok(()),
-            None => {
-                let driven = self.control.drive().map(drop);
-                driven.map_err(Error::os("look for control events"))
-            }
-        }
+        let driven = self.control.drive_if_driven();
+        driven.map_err(Error::os("look for control events"))
     }
 
     /// Readable when there is control work, for a sender that is [driven](WatchSenderBuilder::driven); none for one that has
     /// a thread for it. It stays the sender's.
     pub fn control_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.reactor.is_none().then(|| self.control.epoll().as_fd())
+        self.control.fd()
     }
 
     /// Closes the service, and tells all receivers that this was in order. They keep the newest value. Dropping the sender does
@@ -323,21 +287,5 @@ impl Watcher for Peer {
     #[inline(always)]
     fn wake(&self) {
         let _ = Peer::wake(self);
-    }
-}
-
-impl Drop for WatchSender {
-    fn drop(&mut self) {
-        // In a forked child everything it would undo is the parent's.
-        if self.pid != std::process::id() {
-            return;
-        }
-        if let Some((reactor, id)) = &self.reactor {
-            reactor.remove(*id);
-        }
-        self.control.close(&match std::thread::panicking() {
-            true => Farewell::Panicked,
-            false => Farewell::Closed,
-        });
     }
 }
