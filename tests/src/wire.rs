@@ -63,6 +63,22 @@ pub struct Greeting {
     pub attachments: u32,
 }
 
+impl Greeting {
+    /// Of a subscriber that is waited for, trusts nobody, and takes anything, from the next message on.
+    pub fn new(page: Fd, doorbell: Offer) -> Greeting {
+        Greeting {
+            hello: Hello::default(),
+            page,
+            doorbell,
+            trusts: false,
+            expects: None,
+            overflow: Overflow::Block,
+            history: 0,
+            attachments: 16,
+        }
+    }
+}
+
 /// What becomes of what it has not read in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -102,6 +118,23 @@ pub struct Welcome {
     pub sequence: u64,
     pub at: u32,
     pub skip: u64,
+}
+
+impl Welcome {
+    /// To a ring that nothing has been written in yet, from a publisher that rings sockets and never sleeps.
+    pub fn new(ring: Fd, capacity: u64) -> Welcome {
+        Welcome {
+            ring,
+            capacity,
+            start: 0,
+            rings: Rings::Socket,
+            doorbell: Bell::None,
+            registered: false,
+            sequence: 0,
+            at: 0,
+            skip: 0,
+        }
+    }
 }
 
 /// Which doorbell of the subscriber's will be rung.

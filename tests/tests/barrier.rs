@@ -9,7 +9,7 @@ use memlane_signaling::CARRIED;
 use memlane_tests::{
     Child, PATIENCE, Part, Role, Scene, alive, cores, play, thread_id, unbound, wait_asleep,
     wait_until,
-    wire::{ARMED, Answer, Bell, Greeting, Offer, Opening, Overflow, VERSION},
+    wire::{ARMED, Answer, Bell, Greeting, Offer, Opening, VERSION},
 };
 use memlane_transport::Fd;
 use serde::{Deserialize, Serialize};
@@ -342,19 +342,13 @@ fn whoever_lies_about_it_hurts_nobody_else() {
         let (_bell, end) =
             memlane_signaling::Doorbell::new(memlane_signaling::Backing::Socket).unwrap();
         link.send(&Opening { version: VERSION }).unwrap();
-        link.send(&Greeting {
-            hello: Default::default(),
-            page: Fd::from(fd),
-            doorbell: Offer {
+        link.send(&Greeting::new(
+            Fd::from(fd),
+            Offer {
                 socket: Some(Fd::from(end)),
                 eventfd: None,
             },
-            trusts: false,
-            expects: None,
-            overflow: Overflow::Block,
-            history: 0,
-            attachments: 16,
-        })
+        ))
         .unwrap();
         let _: Opening = link.recv_timeout(PATIENCE).unwrap();
         let Answer::Welcome(welcome) = link.recv_timeout(PATIENCE).unwrap() else {

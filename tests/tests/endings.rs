@@ -20,10 +20,7 @@ use memlane_region::{Shared, page_size};
 use memlane_tests::{
     Child, PATIENCE, Part, Policy, Role, Scene, alive, check, fill, play, steady, thread_id,
     unbound, wait_asleep, wait_until,
-    wire::{
-        Answer, Bell, CURSOR, Farewell, Greeting, Notice, Offer, Opening, Overflow, Rings, VERSION,
-        Welcome,
-    },
+    wire::{Answer, CURSOR, Farewell, Greeting, Notice, Offer, Opening, VERSION, Welcome},
 };
 use memlane_transport::Fd;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -468,16 +465,7 @@ fn draining_in_a_task() {
 /// A subscriber by hand, as little of it as it takes.
 fn join(link: &Link) -> (Shared, Welcome) {
     let (mine, page) = Shared::create("by-hand", page_size(), 0).expect("a page");
-    let greeting = Greeting {
-        hello: Default::default(),
-        page: page.into(),
-        doorbell: Offer::default(),
-        trusts: false,
-        expects: None,
-        overflow: Overflow::Block,
-        history: 0,
-        attachments: 16,
-    };
+    let greeting = Greeting::new(page.into(), Offer::default());
     let opening = Opening { version: VERSION };
     link.send(&opening).expect("room");
     link.send(&greeting).expect("room");
@@ -725,17 +713,10 @@ fn by_hand() -> (Link, Subscriber) {
         here.recv::<Opening>().unwrap();
         here.recv::<Greeting>().unwrap();
         let (_memory, ring) = Shared::create("by-hand", page_size(), page_size()).unwrap();
-        here.send(&Answer::Welcome(Welcome {
-            ring: Fd::from(ring),
-            capacity: page_size() as u64,
-            start: 0,
-            rings: Rings::Socket,
-            doorbell: Bell::None,
-            registered: false,
-            sequence: 0,
-            at: 0,
-            skip: 0,
-        }))
+        here.send(&Answer::Welcome(Welcome::new(
+            Fd::from(ring),
+            page_size() as u64,
+        )))
         .unwrap();
         subscribing.join().unwrap()
     });

@@ -20,8 +20,8 @@ use memlane_tests::{
     Census, PATIENCE, Part, Policy, Role, Scene, Steady, Stream, Wish, alive, play, ready_to_sleep,
     steady, unbound, wait_until,
     wire::{
-        ARMED, Answer, Asks, Bell, CURSOR, Greeting, Notice, Offer, Opening, Overflow, Refusal,
-        Rings, VERSION, WANTED, Welcome, advance, header,
+        ARMED, Answer, Asks, Bell, CURSOR, Greeting, Notice, Offer, Opening, Refusal, Rings,
+        VERSION, WANTED, Welcome, advance, header,
     },
 };
 use memlane_transport::{Error as LinkError, Fd, Listener};
@@ -216,14 +216,8 @@ fn open(link: &Link, version: u32) -> Opening {
 
 fn greet(link: &Link, page: Fd, doorbell: Offer, trusts: bool) -> Result<(), Outcome> {
     let greeting = Greeting {
-        hello: Default::default(),
-        page,
-        doorbell,
         trusts,
-        expects: None,
-        overflow: Overflow::Block,
-        history: 0,
-        attachments: 16,
+        ..Greeting::new(page, doorbell)
     };
     link.send_timeout(&greeting, PATIENCE)
         .map_err(|_| Outcome::HungUp)
@@ -396,16 +390,7 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
             #[derive(Serialize)]
             struct More(Greeting, Vec<Fd>);
             let more = More(
-                Greeting {
-                    hello: Default::default(),
-                    page: page().1,
-                    doorbell: none,
-                    trusts: false,
-                    expects: None,
-                    overflow: Overflow::Block,
-                    history: 0,
-                    attachments: 16,
-                },
+                Greeting::new(page().1, none),
                 (0..200).map(|_| null()).collect(),
             );
             link.send_timeout(&more, PATIENCE).expect("room");
@@ -898,17 +883,7 @@ fn deceive(role: &Role, link: &Link, roguery: Roguery) {
     assert_eq!(open(link, version).version, VERSION);
     let _: Greeting = link.recv_timeout(PATIENCE).expect("a greeting");
     let len = page_size() + CAPACITY;
-    let mut welcome = Welcome {
-        ring: a_ring().1,
-        capacity: CAPACITY as u64,
-        start: 0,
-        rings: Rings::Socket,
-        doorbell: Bell::None,
-        registered: false,
-        sequence: 0,
-        at: 0,
-        skip: 0,
-    };
+    let mut welcome = Welcome::new(a_ring().1, CAPACITY as u64);
     match roguery {
         RingUnsealed => welcome.ring = memfd(len, true, SealFlags::SHRINK),
         RingTooSmall => welcome.ring = memfd(len - page_size(), true, SEALS),
@@ -1120,19 +1095,13 @@ fn corrupt_rings() {
                 open(&here, VERSION);
                 let greeting: Greeting = here.recv_timeout(PATIENCE).unwrap();
                 here.send(&Answer::Welcome(Welcome {
-                    ring: fd,
-                    capacity: CAPACITY as u64,
                     start,
                     rings: if policy == Policy::Poll {
                         Rings::Nothing
                     } else {
                         Rings::Socket
                     },
-                    doorbell: Bell::None,
-                    registered: false,
-                    sequence: 0,
-                    at: 0,
-                    skip: 0,
+                    ..Welcome::new(fd, CAPACITY as u64)
                 }))
                 .unwrap();
                 let memlane_tests::AnySubscriber::Untrusting(mut subscriber) =
@@ -1186,15 +1155,8 @@ fn rings_that_change_under_the_reader() {
     open(&here, VERSION);
     let greeting: Greeting = here.recv_timeout(PATIENCE).unwrap();
     here.send(&Answer::Welcome(Welcome {
-        ring: fd,
-        capacity: CAPACITY as u64,
-        start: 0,
         rings: Rings::Nothing,
-        doorbell: Bell::None,
-        registered: false,
-        sequence: 0,
-        at: 0,
-        skip: 0,
+        ..Welcome::new(fd, CAPACITY as u64)
     }))
     .unwrap();
     let mut subscriber = connecting.join().unwrap();
@@ -1245,18 +1207,8 @@ fn publishers_that_ring_without_end() {
     open(&here, VERSION);
     let greeting: Greeting = here.recv_timeout(PATIENCE).unwrap();
     let bell: OwnedFd = greeting.doorbell.socket.unwrap().into();
-    here.send(&Answer::Welcome(Welcome {
-        ring: fd,
-        capacity: CAPACITY as u64,
-        start: 0,
-        rings: Rings::Socket,
-        doorbell: Bell::None,
-        registered: false,
-        sequence: 0,
-        at: 0,
-        skip: 0,
-    }))
-    .unwrap();
+    here.send(&Answer::Welcome(Welcome::new(fd, CAPACITY as u64)))
+        .unwrap();
     let mut subscriber = connecting.join().unwrap();
     let mut rings = 0;
     let mut ring_all = |bell: &OwnedFd| loop {

@@ -21,8 +21,8 @@ use memlane_region::{Remote, Shared, WordsMut, page_size, ring};
 use memlane_tests::{
     Census, PATIENCE, Scene, attachments, check_attachments, memfd_with, unbound, wait_until,
     wire::{
-        Answer, Bell, CURSOR, Farewell, Greeting, Notice, Offer, Opening, Overflow, Rings, TAKEN,
-        VERSION, WANTED, Welcome, advance, attached, header,
+        Answer, Bell, CURSOR, Farewell, Greeting, Notice, Offer, Opening, Rings, TAKEN, VERSION,
+        WANTED, Welcome, advance, attached, header,
     },
 };
 
@@ -51,18 +51,11 @@ impl Rogue {
         let greeting = here.recv_timeout(PATIENCE).unwrap();
         let (memory, ring) = Shared::create("rogue", page_size(), CAPACITY).unwrap();
         here.send(&Answer::Welcome(Welcome {
-            ring: ring.into(),
-            capacity: CAPACITY as u64,
-            start: 0,
             rings: match policy {
                 WaitPolicy::Poll => Rings::Nothing,
                 _ => Rings::Socket,
             },
-            doorbell: Bell::None,
-            registered: false,
-            sequence: 0,
-            at: 0,
-            skip: 0,
+            ..Welcome::new(ring.into(), CAPACITY as u64)
         }))
         .unwrap();
         let rogue = Rogue {
@@ -375,17 +368,8 @@ impl Villain {
         publisher.attach(there).unwrap();
         let (mine, page) = Shared::create("villain", page_size(), 0).unwrap();
         here.send(&Opening { version: VERSION }).unwrap();
-        here.send(&Greeting {
-            hello: Default::default(),
-            page: page.into(),
-            doorbell: Offer::default(),
-            trusts: false,
-            expects: None,
-            overflow: Overflow::Block,
-            attachments: 16,
-            history: 0,
-        })
-        .unwrap();
+        here.send(&Greeting::new(page.into(), Offer::default()))
+            .unwrap();
         here.recv::<Opening>().unwrap();
         let Answer::Welcome(welcome) = here.recv().unwrap() else {
             panic!("refused")

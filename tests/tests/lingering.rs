@@ -17,7 +17,7 @@ use memlane::{Link, Publisher};
 use memlane_region::{Shared, page_size};
 use memlane_tests::{
     Scene, unbound,
-    wire::{Answer, Bell, Greeting, Offer, Opening, Overflow, VERSION},
+    wire::{Answer, Bell, Greeting, Offer, Opening, VERSION},
 };
 use rustix::{
     io::Errno,
@@ -71,19 +71,13 @@ fn from_a_subscriber() {
     let (page, descriptor) = Shared::create("test", page_size(), 0).expect("a page");
     let (bell, end) = UnixStream::pair().expect("a pair");
     ours.send(&Opening { version: VERSION }).expect("room");
-    ours.send(&Greeting {
-        hello: Default::default(),
-        page: descriptor.into(),
-        doorbell: Offer {
+    ours.send(&Greeting::new(
+        descriptor.into(),
+        Offer {
             socket: Some(OwnedFd::from(end).into()),
             eventfd: None,
         },
-        trusts: false,
-        expects: None,
-        overflow: Overflow::Block,
-        history: 0,
-        attachments: 16,
-    })
+    ))
     .expect("room");
     assert_eq!(ours.recv::<Opening>().expect("an opening").version, VERSION);
     let Answer::Welcome(welcome) = ours.recv().expect("an answer") else {

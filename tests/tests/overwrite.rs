@@ -14,7 +14,7 @@ use memlane_region::{Shared, WordsMut, page_size};
 use memlane_tests::{
     Dice, PATIENCE, Policy, Role, Scene, Steady, Stream, Wish, alive, block_on, check, fill,
     length, play, rounds, steady, unbound, wait_asleep, wait_stopped, wait_until,
-    wire::{self, Answer, Bell, Greeting, Offer, Opening, Rings, VERSION, Welcome},
+    wire::{self, Answer, Greeting, Offer, Opening, Rings, VERSION, Welcome},
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -908,18 +908,13 @@ fn rogue(policy: Policy, sequence: u64) -> (Result<Subscriber, Error>, Shared, L
     let greeting: Greeting = here.recv_timeout(PATIENCE).unwrap();
     assert_eq!(greeting.overflow, wire::Overflow::Overwrite);
     here.send(&Answer::Welcome(Welcome {
-        ring: descriptor.into(),
-        capacity: capacity as u64,
         start: 64,
         rings: match policy {
             Policy::Poll => Rings::Nothing,
             _ => Rings::Socket,
         },
-        doorbell: Bell::None,
-        registered: false,
         sequence,
-        at: 0,
-        skip: 0,
+        ..Welcome::new(descriptor.into(), capacity as u64)
     }))
     .unwrap();
     (connecting.join().unwrap(), ring, here)
@@ -1077,14 +1072,8 @@ fn hostile_subscribers() {
     here.send(&Opening { version: VERSION }).unwrap();
     let (page, descriptor) = Shared::create("rogue", page_size(), 0).unwrap();
     let greeting = Greeting {
-        hello: Default::default(),
-        page: descriptor.into(),
-        doorbell: Offer::default(),
-        trusts: false,
-        expects: None,
         overflow: wire::Overflow::Overwrite,
-        history: 0,
-        attachments: 16,
+        ..Greeting::new(descriptor.into(), Offer::default())
     };
     here.send(&greeting).unwrap();
     let (other, there) = Link::pair().unwrap();

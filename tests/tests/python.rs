@@ -29,8 +29,8 @@ use memlane_tests::{
     PATIENCE, Policy, Received, Role, Scene, Wish, alive, fill, length, memfd_with, play,
     thread_id, unbound, wait_asleep, wait_stopped, wait_until,
     wire::{
-        ARMED, Answer, Bell, CURSOR, Farewell, Greeting, Hello, Notice, Offer, Opening, Overflow,
-        Refusal, Rings, VERSION, Welcome,
+        ARMED, Answer, CURSOR, Farewell, Greeting, Notice, Offer, Opening, Refusal, VERSION,
+        Welcome,
     },
 };
 use memlane_transport::{Fd, Listener};
@@ -515,15 +515,8 @@ fn it_heeds_notices() {
     let control = Remote::open(greeting.page.into(), page, 0, page).unwrap();
     let (ring, descriptor) = Shared::create("ring", 2 * page, 0).unwrap();
     let welcome = Welcome {
-        ring: Fd::from(descriptor),
-        capacity: page as u64,
         start: 8,
-        rings: Rings::Socket,
-        doorbell: Bell::None,
-        registered: false,
-        sequence: 0,
-        at: 0,
-        skip: 0,
+        ..Welcome::new(Fd::from(descriptor), page as u64)
     };
     link.send(&Answer::Welcome(welcome)).unwrap();
     python.says("subscribed");
@@ -647,16 +640,7 @@ fn refusals_arrive() {
 fn greet(address: &Address, page: OwnedFd) -> (Link, Answer) {
     let link = Link::connect(address).unwrap();
     link.send(&Opening { version: VERSION }).unwrap();
-    let greeting = Greeting {
-        hello: Hello::default(),
-        page: Fd::from(page),
-        doorbell: Offer::default(),
-        trusts: false,
-        expects: None,
-        overflow: Overflow::Block,
-        history: 0,
-        attachments: 16,
-    };
+    let greeting = Greeting::new(Fd::from(page), Offer::default());
     link.send(&greeting).unwrap();
     let opening: Opening = link.recv_timeout(PATIENCE).unwrap();
     assert_eq!(opening, Opening { version: VERSION });

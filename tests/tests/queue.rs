@@ -9,7 +9,7 @@ use memlane::{
 use memlane_region::{Shared, WordsMut, page_size};
 use memlane_tests::{
     Control, Dice, PATIENCE, Policy, Role, Scene, Tasks, play, wait_asleep, wait_until,
-    wire::{Answer, Bell, Greeting, Opening, Rings, VERSION, Welcome},
+    wire::{Answer, Greeting, Opening, VERSION, Welcome},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
@@ -498,17 +498,7 @@ fn a_message_that_cannot_be_had_ends_its_sender_alone() {
     assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
     let _: Opening = theirs.recv_timeout(PATIENCE).unwrap();
     let _: Greeting = theirs.recv_timeout(PATIENCE).unwrap();
-    let welcome = Welcome {
-        ring: descriptor.into(),
-        capacity: 4096,
-        start: 0,
-        rings: Rings::Socket,
-        doorbell: Bell::None,
-        registered: false,
-        sequence: 0,
-        at: 0,
-        skip: 0,
-    };
+    let welcome = Welcome::new(descriptor.into(), 4096);
     theirs.send(&Answer::Welcome(welcome)).unwrap();
     for (at, word) in [(8, 7), (16, 1), (24, 5)] {
         ring.store(at, word);

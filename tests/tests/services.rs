@@ -11,7 +11,7 @@ use memlane::{Access, Directory, Error, Link, Publisher, Reason, RecvError, Subs
 use memlane_region::{Shared, page_size};
 use memlane_tests::{
     Child, Dice, PATIENCE, Part, Role, Scene, Start, alive, play, unbound, wait_until,
-    wire::{Greeting, Offer, Opening, Overflow, VERSION},
+    wire::{Greeting, Offer, Opening, VERSION},
 };
 use memlane_transport::{Error as LinkError, Listener};
 use serde::{Deserialize, Serialize};
@@ -468,16 +468,7 @@ fn old_and_new() {
                     link.send(&(7_u8, "a greeting of the future", vec![1_u64; 20]))
                 } else {
                     let (_, page) = Shared::create("by-hand", page_size(), 0).unwrap();
-                    link.send(&Greeting {
-                        hello: Default::default(),
-                        page: page.into(),
-                        doorbell: Offer::default(),
-                        trusts: false,
-                        expects: None,
-                        overflow: Overflow::Block,
-                        history: 0,
-                        attachments: 16,
-                    })
+                    link.send(&Greeting::new(page.into(), Offer::default()))
                 };
                 let theirs: Opening = link.recv_timeout(PATIENCE).unwrap();
                 assert_eq!(theirs.version, VERSION);

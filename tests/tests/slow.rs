@@ -14,7 +14,7 @@ use memlane::{
 use memlane_tests::{
     Census, Child, Control, Dice, PATIENCE, Part, Policy, Role, Scene, Tasks, check, fill, length,
     play, unbound, wait_until,
-    wire::{Answer, Bell, Greeting, Notice, Offer, Opening, Rings, VERSION, Welcome},
+    wire::{Answer, Greeting, Notice, Offer, Opening, VERSION, Welcome},
 };
 use memlane_transport::Fd;
 use rustix::{
@@ -834,15 +834,9 @@ fn hostile_with(
                 .unwrap();
         }
         ours.send(&Answer::Welcome(Welcome {
-            ring: descriptor.into(),
-            capacity: page_size() as u64,
-            start: 0,
-            rings: Rings::Socket,
-            doorbell: Bell::None,
-            registered: false,
-            sequence: 0,
             at,
             skip,
+            ..Welcome::new(descriptor.into(), page_size() as u64)
         }))
         .unwrap();
         (ours, ring, subscriber.join().unwrap())
@@ -1014,16 +1008,7 @@ fn a_subscriber_that_takes_no_notices() {
     let (_page, descriptor) = Shared::create("test-page", page_size(), 0).unwrap();
     theirs.send(&Opening { version: VERSION }).unwrap();
     theirs
-        .send(&Greeting {
-            hello: Default::default(),
-            page: descriptor.into(),
-            doorbell: Offer::default(),
-            trusts: false,
-            expects: None,
-            overflow: memlane_tests::wire::Overflow::Block,
-            history: 0,
-            attachments: 16,
-        })
+        .send(&Greeting::new(descriptor.into(), Offer::default()))
         .unwrap();
     publisher.wait_for_subscribers(1).unwrap();
     // All that is kept for it is one ring, and so is what it is told of.

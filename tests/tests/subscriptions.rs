@@ -11,7 +11,7 @@ use memlane_region::{Shared, WordsMut, page_size};
 use memlane_tests::{
     Control, Dice, PATIENCE, Policy, Role, Scene, Smol, Tasks, Tokio, alive, check, fill, length,
     play, rounds, unbound, wait_asleep,
-    wire::{Answer, Bell, Greeting, Opening, Rings, VERSION, Welcome, header},
+    wire::{Answer, Greeting, Opening, VERSION, Welcome, header},
 };
 use rustix::event::{
     PollFd, PollFlags,
@@ -219,6 +219,24 @@ fn many(policy: Policy, count: usize) -> (Subscriptions, Vec<(Key, Publisher)>) 
     });
     let publishers = publishers.collect();
     (subscriptions, publishers)
+}
+
+/// Sends so many messages, each through one of them and with the number that it has there; how many went through each.
+fn send_in_turns<const N: usize>(
+    mut publishers: Vec<(Key, Publisher)>,
+    messages: u64,
+) -> thread::JoinHandle<[u64; N]> {
+    thread::spawn(move || {
+        let mut dice = Dice::new();
+        let mut sent = [0_u64; N];
+        for _ in 0..messages {
+            let at = dice.below(N as u64) as usize;
+            publishers[at].1.send(&sent[at].to_le_bytes()).unwrap();
+            sent[at] += 1;
+            dice.dally(2_000);
+        }
+        sent
+    })
 }
 
 #[test]
@@ -512,17 +530,7 @@ fn in_a_loop() {
         };
         epoll::add(&epoll, subscriptions.as_fd(), EventData::new_u64(1), flags).unwrap();
         let keys: Vec<Key> = publishers.iter().map(|(key, _)| *key).collect();
-        let sending = thread::spawn(move || {
-            let mut dice = Dice::new();
-            let mut sent = [0_u64; 6];
-            for _ in 0..20_000 {
-                let at = dice.below(6) as usize;
-                publishers[at].1.send(&sent[at].to_le_bytes()).unwrap();
-                sent[at] += 1;
-                dice.dally(2_000);
-            }
-            sent
-        });
+        let sending = send_in_turns::<6>(publishers, 20_000);
         let mut next = [0_u64; 6];
         let mut ended = Vec::new();
         while ended.len() < 6 {
@@ -606,19 +614,9 @@ fn in_tasks() {
 }
 
 fn task<K: Many>() {
-    let (subscriptions, mut publishers) = many(Policy::Block, 4);
+    let (subscriptions, publishers) = many(Policy::Block, 4);
     let keys: Vec<Key> = publishers.iter().map(|(key, _)| *key).collect();
-    let sending = thread::spawn(move || {
-        let mut dice = Dice::new();
-        let mut sent = [0_u64; 4];
-        for _ in 0..10_000 {
-            let at = dice.below(4) as usize;
-            publishers[at].1.send(&sent[at].to_le_bytes()).unwrap();
-            sent[at] += 1;
-            dice.dally(2_000);
-        }
-        sent
-    });
+    let sending = send_in_turns::<4>(publishers, 10_000);
     let mut next = [0_u64; 4];
     let mut counted = [0; 4];
     K::run(async {
@@ -714,18 +712,8 @@ fn rogue(overflow: Overflow) -> (Subscriber, Shared, Link) {
     here.send(&Opening { version: VERSION }).unwrap();
     let _: Opening = here.recv_timeout(PATIENCE).unwrap();
     let _: Greeting = here.recv_timeout(PATIENCE).unwrap();
-    here.send(&Answer::Welcome(Welcome {
-        ring: descriptor.into(),
-        capacity: 4096,
-        start: 0,
-        rings: Rings::Socket,
-        doorbell: Bell::None,
-        registered: false,
-        sequence: 0,
-        at: 0,
-        skip: 0,
-    }))
-    .unwrap();
+    here.send(&Answer::Welcome(Welcome::new(descriptor.into(), 4096)))
+        .unwrap();
     (connecting.join().unwrap().unwrap(), ring, here)
 }
 

@@ -457,15 +457,9 @@ fn by_hand(
             Shared::create("by-hand", page_size(), ring_len(24).unwrap()).unwrap();
         write(&mut memory);
         let welcome = wire::Welcome {
-            ring: ring.into(),
-            capacity,
-            start: 0,
             rings: wire::Rings::Socket,
             doorbell: wire::Bell::None,
-            registered: false,
-            sequence: 0,
-            at: 0,
-            skip: 0,
+            ..wire::Welcome::new(ring.into(), capacity)
         };
         link.send(&wire::Answer::Welcome(welcome)).unwrap();
         drop(listener);
