@@ -270,6 +270,7 @@ impl<T: Trust> Handshake<T> {
             first: before + skip,
             signs,
             chunks,
+            elsewhere: super::Elsewhere::default(),
             sleep,
             pacer: Pacer::new(builder.wait),
             link,

@@ -10,7 +10,13 @@ use memlane_region::{
 use memlane_transport::{Fds, Link};
 use zerocopy::IntoBytes;
 
-use super::{Next, NoMessage, chunks::Chunks, message::Place, page::Slots};
+use super::{
+    Next, NoMessage,
+    attachments::Attached,
+    chunks::Chunks,
+    elsewhere::{Elsewhere, Place},
+    page::Slots,
+};
 use crate::{AttachmentError, ChunkError, page::LAPS};
 
 /// So many messages are found too late in one go, before others have their turn.
@@ -20,8 +26,8 @@ const ATTEMPTS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Lossy {
     reader: LossyReader<Remote>,
-    /// Where messages are copied to: words, so that values lie in it as they would in place.
-    buffer: Vec<u64>,
+    /// Of the message that was given last; where messages are copied to.
+    elsewhere: Elsewhere,
     taken: Option<(Taken, Option<HeldChunk<Slots>>)>,
     /// What that one has attached.
     attached: Option<Result<Fds, AttachmentError>>,
@@ -34,8 +40,6 @@ pub(super) struct Lossy {
     from: u64,
     kept: u64,
 }
-
-type Given<'a> = (u64, Place<'a>, Option<Result<Fds, AttachmentError>>);
 
 impl Lossy {
     /// From `start` on, before message `sequence`; that is in the first ring, or in another one.
@@ -56,7 +60,7 @@ impl Lossy {
             stranded: None,
             from: sequence + skip,
             kept: 0,
-            buffer: Vec::new(),
+            elsewhere: Elsewhere::default(),
             taken: None,
             attached: None,
             broken: None,
@@ -80,7 +84,7 @@ impl Lossy {
         }
         self.stranded = None;
         for _ in 0..ATTEMPTS {
-            let taken = match self.reader.poll(self.buffer.as_mut_bytes())? {
+            let taken = match self.reader.poll(self.elsewhere.buffer.as_mut_bytes())? {
                 Polled::Message(taken) if taken.sequence < self.from => continue,
                 Polled::Message(taken) => taken.since(self.from),
                 Polled::Longer(len) => {
@@ -165,7 +169,7 @@ impl Lossy {
     fn grow(&mut self, len: usize) {
         let longest = max_payload(self.reader.memory().capacity());
         let len = len.max(len.next_power_of_two().min(longest));
-        self.buffer.resize(len.div_ceil(8), 0);
+        self.elsewhere.buffer.resize(len.div_ceil(8), 0);
     }
 
     /// Whether there is nothing to poll for: neither a message nor one that was missed. What it is still to be told of is none:
@@ -175,14 +179,13 @@ impl Lossy {
         self.taken.is_none() && (self.stranded.is_some() || self.reader.is_empty())
     }
 
-    /// The message that is taken: how many there were before it, where it is, and what it has attached, if anything.
+    /// The message that is taken: its length, how many there were before it, and all else. It is not taken any more.
     #[inline]
-    pub(super) fn give(&mut self) -> Option<Given<'_>> {
+    pub(super) fn give(&mut self, adopts: bool) -> Option<(usize, u64, &mut Elsewhere)> {
         let (taken, held) = self.taken.take()?;
         let attached = self.attached.take();
-        let missed = taken.missed;
-        let place = match (taken.record, held) {
-            (_, Some(chunk)) => Place::Kept { chunk, missed },
+        let (len, place) = match (taken.record, held) {
+            (_, Some(chunk)) => (chunk.chunk().len(), Place::Held(chunk)),
             (
                 Record::Inline(len)
                 | Record::Attached {
@@ -190,14 +193,14 @@ impl Lossy {
                     ..
                 },
                 None,
-            ) => Place::Copy {
-                bytes: &self.buffer.as_bytes()[..len],
-                missed,
-            },
+            ) => (len, Place::Copy),
             // It was taken with the chunk.
             _ => return None,
         };
-        Some((taken.sequence, place, attached))
+        let attached = attached.map(|fds| Attached::new(fds, adopts));
+        let elsewhere = &mut self.elsewhere;
+        elsewhere.set(place, taken.missed, attached);
+        Some((len, taken.sequence, elsewhere))
     }
 
     /// Where it is in the stream: behind what is taken.
@@ -205,8 +208,9 @@ impl Lossy {
         self.reader.position()
     }
 
-    /// Lets go of what is taken.
+    /// Lets go of what is taken, and of what a message that was never dropped had.
     pub(super) fn forget(&mut self) {
+        self.elsewhere.clear();
         self.taken = None;
         self.attached = None;
     }

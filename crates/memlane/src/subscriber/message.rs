@@ -1,16 +1,12 @@
 use std::{fmt, marker::PhantomData, ops::Deref};
 
-use memlane_region::{
-    Remote,
-    pool::{Chunk, HOLD_SLOTS, HeldChunk},
-    ring::RingReader,
-};
+use memlane_region::{Remote, pool::HOLD_SLOTS, ring::RingReader};
 use memlane_transport::Fds;
 
 use super::{
     Held, Trust,
-    attachments::Attached,
-    page::{Page, Slots},
+    elsewhere::{Bytes, Elsewhere, Place},
+    page::Page,
     trust::Trusted,
 };
 use crate::AttachmentError;
@@ -24,26 +20,11 @@ use crate::AttachmentError;
 pub struct Message<'a, T: Trust = super::Untrusted> {
     /// Of a reader that is overwritten, one that never found anything, and has nothing to release.
     ring: &'a mut RingReader<Remote, Page>,
-    place: Place<'a>,
     len: usize,
     sequence: u64,
-    attached: Option<Box<Attached>>,
+    /// What is more than a payload in the ring.
+    elsewhere: Option<&'a mut Elsewhere>,
     trust: PhantomData<T>,
-}
-
-/// Where it is.
-pub(super) enum Place<'a> {
-    /// In the ring.
-    Ring,
-    /// In a chunk, which is kept as long as the record is not released.
-    Chunk(Chunk<'a>),
-    /// In the subscriber's own memory; so many were missed before it.
-    Copy { bytes: &'a [u8], missed: u64 },
-    /// In a chunk that a slot keeps; so many were missed before it.
-    Kept {
-        chunk: HeldChunk<Slots>,
-        missed: u64,
-    },
 }
 
 impl<'a, T: Trust> Message<'a, T> {
@@ -55,39 +36,27 @@ impl<'a, T: Trust> Message<'a, T> {
     ) -> Message<'a, T> {
         Message {
             ring,
-            place: Place::Ring,
             len,
             sequence,
-            attached: None,
+            elsewhere: None,
             trust: PhantomData,
         }
     }
 
     #[inline(always)]
-    pub(super) fn at(
+    pub(super) fn elsewhere(
         ring: &'a mut RingReader<Remote, Page>,
-        place: Place<'a>,
+        len: usize,
         sequence: u64,
+        elsewhere: &'a mut Elsewhere,
     ) -> Message<'a, T> {
-        let len = match &place {
-            Place::Ring => 0,
-            Place::Chunk(chunk) => chunk.len(),
-            Place::Copy { bytes, .. } => bytes.len(),
-            Place::Kept { chunk, .. } => chunk.chunk().len(),
-        };
         Message {
             ring,
-            place,
             len,
             sequence,
-            attached: None,
+            elsewhere: Some(elsewhere),
             trust: PhantomData,
         }
-    }
-
-    pub(super) fn with(mut self, attached: Option<Box<Attached>>) -> Message<'a, T> {
-        self.attached = attached;
-        self
     }
 
     /// How many messages its publisher had sent before it: the first one of all is 0. (Too few, by what the other had received,
@@ -101,10 +70,7 @@ impl<'a, T: Trust> Message<'a, T> {
     /// subscribed, and this one. Always 0, unless the subscriber is [overwritten](crate::Overflow::Overwrite).
     #[inline]
     pub fn missed(&self) -> u64 {
-        match &self.place {
-            Place::Ring | Place::Chunk(_) => 0,
-            Place::Copy { missed, .. } | Place::Kept { missed, .. } => *missed,
-        }
+        self.elsewhere.as_ref().map_or(0, |more| more.missed)
     }
 
     /// Its length in bytes, which does not change.
@@ -159,7 +125,8 @@ impl<'a, T: Trust> Message<'a, T> {
 
     /// Whether it came with attachments that have not been [taken](Message::take_attachments).
     pub fn has_attachments(&self) -> bool {
-        self.attached.is_some()
+        let elsewhere = self.elsewhere.as_ref();
+        elsewhere.is_some_and(|elsewhere| elsewhere.attached.is_some())
     }
 
     /// The attachments of the message, in the order in which they were attached, close-on-exec; none if it has none, or if they
@@ -189,13 +156,13 @@ impl<'a, T: Trust> Message<'a, T> {
     ///
     /// [`AttachmentError`]: they cannot be had. The message's bytes can.
     pub fn take_attachments(&mut self) -> Result<Fds, AttachmentError> {
-        let attached = self.attached.take();
-        attached.map_or_else(|| Ok(Fds::default()), |attached| attached.fds)
+        self.take_attached().map(|(fds, _)| fds)
     }
 
     /// The attachments, and whether links among them are taken as such.
     pub(crate) fn take_attached(&mut self) -> Result<(Fds, bool), AttachmentError> {
-        match self.attached.take() {
+        let elsewhere = self.elsewhere.as_mut();
+        match elsewhere.and_then(|elsewhere| elsewhere.attached.take()) {
             None => Ok((Fds::default(), false)),
             Some(attached) => Ok((attached.fds?, attached.adopts)),
         }
@@ -209,17 +176,23 @@ impl<'a, T: Trust> Message<'a, T> {
     /// [overwritten](crate::Overflow::Overwrite)): drop one of those, or copy this one.
     pub fn hold(mut self) -> Result<Held<T>, Message<'a, T>> {
         let holds = self.ring.page().holds();
-        match &self.place {
-            Place::Ring | Place::Copy { .. } => Ok(Held::copy(self.to_vec(), self.attached.take())),
-            Place::Chunk(chunk) => match chunk.hold(holds) {
+        let Some(elsewhere) = &mut self.elsewhere else {
+            return Ok(Held::copy(self.to_vec(), None));
+        };
+        match &elsewhere.place {
+            Place::Ring | Place::Copy => {
+                let attached = elsewhere.attached.take();
+                Ok(Held::copy(self.to_vec(), attached))
+            }
+            Place::Chunk(chunk) => match chunk.chunk().hold(holds) {
                 // Before the record is released, which dropping `self` does.
-                Ok(held) => Ok(Held::chunk(held, self.attached.take())),
+                Ok(held) => Ok(Held::chunk(held, elsewhere.attached.take())),
                 Err(_) => Err(self),
             },
             // The next one needs a slot before it is looked at.
-            Place::Kept { .. } if holds.taken() == HOLD_SLOTS => Err(self),
-            Place::Kept { .. } => match std::mem::replace(&mut self.place, Place::Ring) {
-                Place::Kept { chunk, .. } => Ok(Held::chunk(chunk, self.attached.take())),
+            Place::Held(_) if holds.taken() == HOLD_SLOTS => Err(self),
+            Place::Held(_) => match std::mem::take(&mut elsewhere.place) {
+                Place::Held(chunk) => Ok(Held::chunk(chunk, elsewhere.attached.take())),
                 _ => unreachable!("looked at above"),
             },
         }
@@ -227,11 +200,18 @@ impl<'a, T: Trust> Message<'a, T> {
 
     #[inline(always)]
     fn read(&self, offset: usize, dst: &mut [u8]) {
-        match &self.place {
-            Place::Ring => self.ring.read(offset, dst),
-            Place::Chunk(chunk) => chunk.read(offset, dst),
-            Place::Copy { bytes, .. } => dst.copy_from_slice(&bytes[offset..][..dst.len()]),
-            Place::Kept { chunk, .. } => chunk.chunk().read(offset, dst),
+        match &self.elsewhere {
+            None => self.ring.read(offset, dst),
+            Some(elsewhere) => self.read_elsewhere(elsewhere, offset, dst),
+        }
+    }
+
+    #[inline(never)]
+    fn read_elsewhere(&self, elsewhere: &Elsewhere, offset: usize, dst: &mut [u8]) {
+        match elsewhere.bytes() {
+            Bytes::Ring => self.ring.read(offset, dst),
+            Bytes::Chunk(chunk) => chunk.read(offset, dst),
+            Bytes::Copy(bytes) => dst.copy_from_slice(&bytes[offset..][..dst.len()]),
         }
     }
 }
@@ -242,15 +222,15 @@ impl Deref for Message<'_, Trusted> {
     #[allow(unsafe_code)]
     #[inline(always)]
     fn deref(&self) -> &[u8] {
+        let elsewhere = self.elsewhere.as_ref();
         // SAFETY: whoever made this subscriber a trusted one promised that the publisher does not write a
         // record, or the chunk it names, before it is released (`SubscriberBuilder::trust_publisher`), and it is
         // released on drop; nor a chunk that a slot keeps, as one does while `self` lives.
         unsafe {
-            match &self.place {
-                Place::Ring => self.ring.payload(self.len),
-                Place::Chunk(chunk) => chunk.bytes(),
-                Place::Copy { bytes, .. } => bytes,
-                Place::Kept { chunk, .. } => chunk.chunk().bytes(),
+            match elsewhere.map_or(Bytes::Ring, |elsewhere| elsewhere.bytes()) {
+                Bytes::Ring => self.ring.payload(self.len),
+                Bytes::Chunk(chunk) => chunk.bytes(),
+                Bytes::Copy(bytes) => &bytes[..self.len],
             }
         }
     }
@@ -260,6 +240,9 @@ impl<T: Trust> Drop for Message<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
         self.ring.release();
+        if let Some(elsewhere) = &mut self.elsewhere {
+            elsewhere.clear();
+        }
     }
 }
 

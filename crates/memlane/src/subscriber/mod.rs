@@ -2,6 +2,7 @@ mod attachments;
 mod builder;
 mod chunks;
 mod connecting;
+mod elsewhere;
 mod gathered;
 mod handshake;
 mod held;
@@ -42,12 +43,12 @@ use attachments::Attached;
 pub use builder::SubscriberBuilder;
 use chunks::Chunks;
 pub use connecting::Connecting;
+use elsewhere::{Elsewhere, Place};
 pub(crate) use gathered::Arming;
 pub(crate) use handshake::{Awaits, Handshake, Prepared, left};
 pub use held::Held;
 use lossy::Lossy;
 pub use message::Message;
-use message::Place;
 use page::Page;
 use signs::Signs;
 use sleep::Sleep;
@@ -78,6 +79,7 @@ pub struct Subscriber<T: Trust = Untrusted> {
     /// What reads in place of the ring's reader, which has the page then, and never finds anything: it is overwritten.
     lossy: Option<Box<Lossy>>,
     chunks: Chunks,
+    elsewhere: Elsewhere,
     /// Before the doorbell and the link: it must not outlive what it watches.
     sleep: Option<Sleep>,
     pacer: Pacer,
@@ -171,6 +173,17 @@ pub enum Next {
     Taken,
 }
 
+/// What came of spinning for a record in a ring.
+#[derive(Clone, Copy, Debug)]
+enum Spun {
+    /// The length of a payload.
+    Payload(usize),
+    /// Nothing.
+    InVain,
+    /// It has not spun, or not in vain: there may be something else.
+    Not,
+}
+
 #[derive(Debug)]
 pub enum NoMessage {
     Disconnected(Reason),
@@ -208,16 +221,16 @@ impl<T: Trust> Subscriber<T> {
     pub fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
         match self.payload() {
             Some(len) => Ok(self.in_ring(len)),
-            None => self.recv_other(),
+            None => match self.spin() {
+                Spun::Payload(len) => Ok(self.in_ring(len)),
+                spun => self.recv_other(spun),
+            },
         }
     }
 
     #[inline(never)]
-    fn recv_other(&mut self) -> Result<Message<'_, T>, RecvError> {
-        let found = match self.poll() {
-            Ok(Some(found)) => Ok(found),
-            _ => self.wait(None),
-        };
+    fn recv_other(&mut self, spun: Spun) -> Result<Message<'_, T>, RecvError> {
+        let found = self.find_or_wait(spun, None);
         self.deliver(found).map_err(NoMessage::forever)
     }
 
@@ -269,9 +282,12 @@ impl<T: Trust> Subscriber<T> {
     ///
     /// [`RecvTimeoutError`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Message<'_, T>, RecvTimeoutError> {
-        let found = match self.poll() {
-            Ok(Some(found)) => Ok(found),
-            _ => self.wait(after(timeout)),
+        let found = match self.payload() {
+            Some(len) => Ok(Next::InRing(len)),
+            None => match self.spin() {
+                Spun::Payload(len) => Ok(Next::InRing(len)),
+                spun => self.find_or_wait(spun, after(timeout)),
+            },
         };
         self.deliver(found).map_err(NoMessage::in_time)
     }
@@ -371,11 +387,12 @@ impl<T: Trust> Subscriber<T> {
                 return Err(NoMessage::Chunk(ChunkError { why }));
             }
         }
-        let message = match message {
-            Carried::Inline(len) => self.in_ring(len),
-            Carried::Chunk(chunk) => self.deliver_chunk(chunk)?,
+        let (len, place) = match message {
+            Carried::Inline(len) => (len, Place::Ring),
+            Carried::Chunk(chunk) => self.find_chunk(chunk)?,
         };
-        Ok(message.with(Some(Attached::new(fds, T::TRUSTED))))
+        let attached = Attached::new(fds, T::TRUSTED);
+        Ok(self.elsewhere(len, place, Some(attached)))
     }
 
     /// Where it is in the stream.
@@ -394,6 +411,24 @@ impl<T: Trust> Subscriber<T> {
     }
 
     fn deliver_chunk(&mut self, found: ChunkRef) -> Result<Message<'_, T>, NoMessage> {
+        let (len, place) = self.find_chunk(found)?;
+        Ok(self.elsewhere(len, place, None))
+    }
+
+    /// The next message, of this length, and more than a payload in the ring.
+    fn elsewhere(
+        &mut self,
+        len: usize,
+        place: Place,
+        attached: Option<Box<Attached>>,
+    ) -> Message<'_, T> {
+        let sequence = self.first.wrapping_add(self.stats.messages);
+        self.stats.messages += 1;
+        self.elsewhere.set(place, 0, attached);
+        Message::elsewhere(&mut self.ring, len, sequence, &mut self.elsewhere)
+    }
+
+    fn find_chunk(&mut self, found: ChunkRef) -> Result<(usize, Place), NoMessage> {
         let position = self.ring.position();
         if !self.chunks.has(found.segment, position, &self.link) {
             if let Some(reason) = self.chunks.evicted().cloned() {
@@ -404,18 +439,15 @@ impl<T: Trust> Subscriber<T> {
         }
         let chunk = self.chunks.resolve(found);
         let chunk = chunk.map_err(NoMessage::Chunk)?;
-        let sequence = self.first.wrapping_add(self.stats.messages);
-        self.stats.messages += 1;
-        Ok(Message::at(&mut self.ring, Place::Chunk(chunk), sequence))
+        Ok((chunk.len(), Place::Chunk(chunk.keep())))
     }
 
     fn deliver_taken(&mut self) -> Result<Message<'_, T>, NoMessage> {
-        let taken = self.lossy.as_mut().and_then(|lossy| lossy.give());
-        let (sequence, place, attached) = taken.expect("taken a moment ago");
+        let given = self.lossy.as_mut().and_then(|lossy| lossy.give(T::TRUSTED));
+        let (len, sequence, elsewhere) = given.expect("taken a moment ago");
         self.stats.messages += 1;
-        let message = Message::at(&mut self.ring, place, sequence);
-        self.missed_last = message.missed();
-        Ok(message.with(attached.map(|fds| Attached::new(fds, T::TRUSTED))))
+        self.missed_last = elsewhere.missed;
+        Ok(Message::elsewhere(&mut self.ring, len, sequence, elsewhere))
     }
 
     /// What comes next, if it is there. Exports what was released, if it is not.
@@ -606,25 +638,62 @@ impl<T: Trust> Subscriber<T> {
         }
     }
 
-    /// Waits for a message: spins, then sleeps, as the policy says.
-    #[cold]
-    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
-        if let (Some(sleep), Some(watching)) = (&self.sleep, &mut self.watched) {
-            // Made readable for a loop, the waiter would never sleep.
-            watching.not_ready(sleep, &self.link);
+    /// Spins, as the policy says, for a record in a ring that is empty. The first part of a wait, kept apart from the rest of it
+    /// so that what is found comes in registers.
+    #[inline(never)]
+    fn spin(&mut self) -> Spun {
+        if self.lossy.is_some() || self.life.gone {
+            return Spun::Not;
         }
-        let found = self.wait_until(deadline);
-        self.stay_ready();
-        found
-    }
-
-    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+        // Before it waits for more: the publisher may be waiting for just that.
+        self.ring.release_all();
         // On the heels of a stream: looking at once would take the line from the publisher before it has filled it.
         if self.stats.messages - self.caught_up >= STREAM {
             for _ in 0..HEAD_START {
                 std::hint::spin_loop();
             }
         }
+        self.caught_up = self.stats.messages;
+        let Subscriber { pacer, ring, .. } = self;
+        let found = pacer.spin(|| match ring.look() {
+            Look::Nothing => None,
+            found => Some(found),
+        });
+        match found {
+            None | Some(Look::Nothing) => Spun::InVain,
+            Some(Look::Payload(len)) => {
+                self.stats.spins += 1;
+                Spun::Payload(len)
+            }
+            Some(Look::Other) => Spun::Not,
+        }
+    }
+
+    #[cold]
+    fn find_or_wait(&mut self, spun: Spun, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+        match self.poll() {
+            Ok(Some(found)) => Ok(found),
+            _ => self.wait_having(spun, deadline),
+        }
+    }
+
+    /// Waits for a message: spins, then sleeps, as the policy says.
+    #[cold]
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+        self.wait_having(Spun::Not, deadline)
+    }
+
+    fn wait_having(&mut self, spun: Spun, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+        if let (Some(sleep), Some(watching)) = (&self.sleep, &mut self.watched) {
+            // Made readable for a loop, the waiter would never sleep.
+            watching.not_ready(sleep, &self.link);
+        }
+        let found = self.wait_until(deadline, matches!(spun, Spun::InVain));
+        self.stay_ready();
+        found
+    }
+
+    fn wait_until(&mut self, deadline: Option<Instant>, mut spun: bool) -> Result<Next, NoMessage> {
         self.caught_up = self.stats.messages;
         loop {
             if self.life.gone {
@@ -640,7 +709,11 @@ impl<T: Trust> Subscriber<T> {
                 link,
                 ..
             } = &mut *self;
-            match pacer.spin(|| next(ring, lossy, chunks, link).transpose()) {
+            let found = match std::mem::take(&mut spun) {
+                true => None,
+                false => pacer.spin(|| next(ring, lossy, chunks, link).transpose()),
+            };
+            match found {
                 Some(found) => {
                     self.stats.spins += 1;
                     return found;

@@ -154,5 +154,5 @@ pub use loan::Loan;
 pub use memory::Geometry;
 pub use options::{PoolError, PoolOptions, Unsent};
 pub use owner::{Held, Pool};
-pub use reader::{Chunk, HeldChunk, PoolReader, Unresolved};
+pub use reader::{Chunk, HeldChunk, KeptChunk, PoolReader, Unresolved};
 pub use segments::{Change, MAX_SEGMENTS, Segment};

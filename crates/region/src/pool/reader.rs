@@ -241,7 +241,33 @@ impl<'a> Chunk<'a> {
     fn held<P: HoldPage>(&self, hold: Hold<P>) -> HeldChunk<P> {
         HeldChunk {
             _hold: hold,
+            kept: self.keep(),
+        }
+    }
+
+    /// The same, owned: it keeps the segment mapped, and holds as little as this.
+    #[inline]
+    pub fn keep(&self) -> KeptChunk {
+        KeptChunk {
             segment: self.segment.clone(),
+            found: self.found,
+        }
+    }
+}
+
+/// A [`Chunk`] that is owned: its segment stays mapped. It holds nothing, either.
+#[derive(Clone, Debug)]
+pub struct KeptChunk {
+    segment: Arc<Mapped>,
+    found: ChunkRef,
+}
+
+impl KeptChunk {
+    /// The message.
+    #[inline(always)]
+    pub fn chunk(&self) -> Chunk<'_> {
+        Chunk {
+            segment: &self.segment,
             found: self.found,
         }
     }
@@ -252,17 +278,13 @@ impl<'a> Chunk<'a> {
 #[derive(Debug)]
 pub struct HeldChunk<P: HoldPage> {
     _hold: Hold<P>,
-    segment: Arc<Mapped>,
-    found: ChunkRef,
+    kept: KeptChunk,
 }
 
 impl<P: HoldPage> HeldChunk<P> {
     /// The message.
     #[inline(always)]
     pub fn chunk(&self) -> Chunk<'_> {
-        Chunk {
-            segment: &self.segment,
-            found: self.found,
-        }
+        self.kept.chunk()
     }
 }
