@@ -8,20 +8,9 @@ use memlane::{
     transport::{Access, Listener},
 };
 use memlane_tests::{
-    Census, PATIENCE, Role, Scene, play, thread_id, wait_asleep, wait_stopped, wait_until, wire,
+    Census, PATIENCE, Role, Scene, thread_id, wait_asleep, wait_stopped, wait_until, wire,
 };
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-
-#[test]
-fn other_process() {
-    play(&[
-        ("server", server),
-        ("client", client),
-        ("flooder", flooder),
-        ("good client", good_client),
-        ("poor server", poor_server),
-    ]);
-}
 
 fn bind(address: &Address) -> Server {
     Server::builder().bind_to(address).unwrap()
@@ -32,7 +21,7 @@ fn connect(address: &Address) -> Client {
 }
 
 /// Receives as many requests as it is told and answers none; then it is killed, or ends in some other way.
-fn server(role: &Role) {
+pub(crate) fn server(role: &Role) {
     let (address, requests): (String, usize) = role.hear();
     let mut server = bind(&address.parse().unwrap());
     role.tell(&thread_id());
@@ -146,7 +135,7 @@ fn a_server_that_is_stopped_is_not_dead() {
 }
 
 /// Sends as many requests as it is told, and waits for no reply.
-fn client(role: &Role) {
+pub(crate) fn client(role: &Role) {
     let (address, requests): (String, usize) = role.hear();
     let mut client = connect(&address.parse().unwrap());
     for number in 0..requests {
@@ -200,7 +189,7 @@ fn a_client_that_dies_frees_its_work() {
 }
 
 /// Asks for more than fits, and receives nothing.
-fn flooder(role: &Role) {
+pub(crate) fn flooder(role: &Role) {
     let address: String = role.hear();
     let mut client = connect(&address.parse().unwrap());
     let () = role.hear();
@@ -226,7 +215,7 @@ fn flooder(role: &Role) {
 }
 
 /// Asks one by one.
-fn good_client(role: &Role) {
+pub(crate) fn good_client(role: &Role) {
     let address: String = role.hear();
     let mut client = connect(&address.parse().unwrap());
     for number in 0..200_u32 {
@@ -284,7 +273,7 @@ fn a_client_that_does_not_receive_holds_up_nobody() {
 }
 
 /// Answers when it has no descriptor to spare: it can wait for nothing that it has not waited for before.
-fn poor_server(role: &Role) {
+pub(crate) fn poor_server(role: &Role) {
     let address: String = role.hear();
     let mut server = Server::builder()
         .replies(Publisher::builder().ring_bytes(4096))
