@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lanes in Python, that go by docs/wire-format.md and docs/memory-layout.md alone.
 
-It is there to keep those two documents true: tests/tests/python.rs runs it against the lanes of the Rust crates. It needs
+It is there to keep those two documents true: tests/tests/python runs it against the lanes of the Rust crates. It needs
 nothing but Python 3.10, Linux and x86-64, and trusts nobody it talks to.
 
     memlane.py subscribe PATH [EXPECTS]   prints a line for each message: its length and CRC-32, and what its attachments say
