@@ -1,0 +1,132 @@
+//! Publishers that wait until everything is received.
+
+use std::time::Duration;
+
+use memlane::{Async, Link, Reason, RecvError, Subscriber};
+use memlane_region::page_size;
+use memlane_tests::{
+    Child, PATIENCE, Policy, Role, Scene, alive, thread_id, unbound, wait_asleep, wait_until,
+};
+
+use crate::{publisher::length, waits::block_on};
+
+/// Receives so many messages, then as many more as it is told to, and looks for another each time, as everybody does who
+/// receives in a loop.
+pub(crate) fn reader(role: &Role) {
+    let (address, policy): (String, Policy) = role.hear();
+    let mut subscriber = Subscriber::builder()
+        .wait(policy.into())
+        .connect_to(&address.parse().expect("an address"))
+        .expect("a publisher");
+    role.tell(&());
+    loop {
+        let more: u64 = role.hear();
+        if more == 0 {
+            break;
+        }
+        for _ in 0..more {
+            drop(subscriber.recv().expect("a message"));
+        }
+        drop(subscriber.try_recv());
+        role.tell(&());
+    }
+}
+
+/// `drain` tells whether all have received everything; it waits for those who have not, and for nobody who is gone.
+#[test]
+fn draining() {
+    for policy in Policy::ALL {
+        for driven in [false, true] {
+            let scene = Scene::new();
+            let address = scene.address("lane");
+            let mut builder = unbound(1 << 14).wait(policy.into());
+            if driven {
+                builder = builder.driven();
+            }
+            let mut publisher = builder.bind_to(&address).unwrap();
+            assert!(publisher.drain(Duration::ZERO).unwrap(), "nobody is there");
+            let readers: Vec<Child> = [Policy::Block, Policy::Poll]
+                .into_iter()
+                .map(|policy| scene.spawn("reader", &(address.to_string(), policy)))
+                .collect();
+            publisher.wait_for_subscribers(2).unwrap();
+            readers.iter().for_each(|reader| reader.hear());
+            assert!(publisher.drain(Duration::ZERO).unwrap(), "nothing was sent");
+            for number in 0..10 {
+                publisher.send(&vec![1; length(number)]).unwrap();
+            }
+            assert!(!publisher.drain(Duration::from_millis(5)).unwrap());
+            readers[0].tell(&10_u64);
+            readers[0].hear::<()>();
+            readers[1].tell(&8_u64);
+            readers[1].hear::<()>();
+            assert!(!publisher.drain(Duration::from_millis(5)).unwrap());
+            let stalls = publisher.stats().stalls;
+            readers[1].tell(&1_u64);
+            assert!(publisher.drain(PATIENCE).unwrap());
+            readers[1].hear::<()>();
+            assert_eq!(publisher.stats().stalls, stalls, "no message has waited");
+
+            publisher.send(b"another").unwrap();
+            readers[0].tell(&1_u64);
+            readers[0].hear::<()>();
+            let (id, ids) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                let publisher = &mut publisher;
+                let draining = scope.spawn(move || {
+                    id.send(thread_id()).unwrap();
+                    publisher.drain(PATIENCE).unwrap()
+                });
+                let thread = ids.recv().unwrap();
+                if policy == Policy::Block {
+                    wait_asleep(std::process::id(), thread);
+                }
+                readers[1].kill();
+                assert!(draining.join().unwrap());
+            });
+            let mut readers = readers.into_iter();
+            let first = readers.next().unwrap();
+            readers.next().unwrap().kill_and_reap();
+            wait_until("the dead is counted", || {
+                publisher.drive().unwrap();
+                publisher.stats().left == 1
+            });
+            first.tell(&0_u64);
+            first.finish();
+            wait_until("the other is, too", || {
+                publisher.drive().unwrap();
+                publisher.stats().left == 2
+            });
+            assert_eq!(publisher.stats().evicted, 0);
+            alive();
+        }
+    }
+}
+
+#[test]
+fn draining_in_a_task() {
+    let _scene = Scene::new();
+    let (ours, theirs) = Link::pair().unwrap();
+    let publisher = unbound(page_size()).unbound().unwrap();
+    publisher.attach(ours).unwrap();
+    let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+    let mut publisher = Async::new(publisher).unwrap();
+    block_on(async {
+        publisher.drain().await.unwrap();
+        publisher.send(b"one").await.unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                drop(subscriber.recv().unwrap());
+                assert!(matches!(
+                    subscriber.recv().map(drop),
+                    Err(RecvError::Disconnected {
+                        reason: Reason::Closed
+                    })
+                ));
+            });
+            block_on(publisher.drain()).unwrap();
+            assert_eq!(publisher.get_ref().stats().left, 0);
+            drop(publisher);
+        });
+    });
+}

@@ -1,0 +1,211 @@
+//! Subscribers that wait in every way, and hear of the end.
+
+use std::{
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::Thread,
+};
+
+use memlane::{
+    Async, Link, Publisher, Reason, RecvError, RecvTimeoutError, Subscriber, TryRecvError,
+    WaitPolicy, Watched,
+};
+use memlane_tests::{PATIENCE, Scene, check, thread_id, wait_asleep};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::publisher::{ENDS, End, end, length, reap, start};
+
+/// Runs a future on this thread, with nothing that outlives it.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// How a subscriber waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    Asleep,
+    Adaptive,
+    Polling,
+    InTime,
+    Looking,
+    Watched,
+    InATask,
+}
+
+const WAITS: [Waits; 7] = [
+    Waits::Asleep,
+    Waits::Adaptive,
+    Waits::Polling,
+    Waits::InTime,
+    Waits::Looking,
+    Waits::Watched,
+    Waits::InATask,
+];
+
+impl Waits {
+    fn policy(self) -> WaitPolicy {
+        match self {
+            Waits::Adaptive => WaitPolicy::Adaptive,
+            Waits::Polling => WaitPolicy::Poll,
+            _ => WaitPolicy::Block,
+        }
+    }
+
+    /// Receives up to the end: how many messages, and why it ended.
+    fn receive_all(self, mut subscriber: Subscriber) -> (u64, Reason) {
+        let mut received = 0;
+        let mut take = |message: &[u8]| {
+            assert_eq!(message.len(), length(received));
+            check(received, message);
+            received += 1;
+        };
+        let reason = match self {
+            Waits::Asleep | Waits::Adaptive | Waits::Polling => loop {
+                match subscriber.recv() {
+                    Ok(message) => take(&message.to_vec()),
+                    Err(RecvError::Disconnected { reason }) => break reason,
+                    Err(error) => panic!("{error}"),
+                }
+            },
+            Waits::InTime => loop {
+                match subscriber.recv_timeout(PATIENCE) {
+                    Ok(message) => take(&message.to_vec()),
+                    Err(RecvTimeoutError::Disconnected { reason }) => break reason,
+                    Err(error) => panic!("{error}"),
+                }
+            },
+            Waits::Looking => loop {
+                match subscriber.try_recv() {
+                    Ok(message) => take(&message.to_vec()),
+                    Err(TryRecvError::Empty) => std::thread::yield_now(),
+                    Err(TryRecvError::Disconnected { reason }) => break reason,
+                    Err(error) => panic!("{error}"),
+                }
+            },
+            Waits::Watched => {
+                let mut subscriber = Watched::new(subscriber).expect("it sleeps");
+                loop {
+                    poll(&mut [PollFd::new(&subscriber, PollFlags::IN)], None).expect("poll");
+                    match subscriber.try_recv() {
+                        Ok(message) => take(&message.to_vec()),
+                        Err(TryRecvError::Empty) => {}
+                        Err(TryRecvError::Disconnected { reason }) => break reason,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+            Waits::InATask => {
+                let mut subscriber = Async::new(subscriber).expect("it sleeps");
+                block_on(async {
+                    loop {
+                        match subscriber.recv().await {
+                            Ok(message) => take(&message.to_vec()),
+                            Err(RecvError::Disconnected { reason }) => break reason,
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                })
+            }
+        };
+        (received, reason)
+    }
+}
+
+fn connect(scene: &Scene, waits: Waits) -> Subscriber {
+    Subscriber::builder()
+        .wait(waits.policy())
+        .connect_to(&scene.address("lane"))
+        .expect("a publisher")
+}
+
+/// The end comes while the subscriber waits for it, with nothing or with messages before it.
+#[test]
+fn every_end_for_one_who_waits() {
+    for messages in [0, 20] {
+        for how in ENDS {
+            for waits in WAITS {
+                let scene = Scene::new();
+                let child = start(&scene, messages == 20);
+                let subscriber = connect(&scene, waits);
+                let (id, ids) = std::sync::mpsc::channel();
+                let found = std::thread::scope(|scope| {
+                    let receiving = scope.spawn(move || {
+                        id.send(thread_id()).expect("the test");
+                        waits.receive_all(subscriber)
+                    });
+                    let thread = ids.recv().expect("an id");
+                    if waits == Waits::Asleep {
+                        wait_asleep(std::process::id(), thread);
+                    }
+                    end(&child, messages, how);
+                    receiving.join().expect("a subscriber")
+                });
+                assert_eq!(found, (messages, how.reason()), "{how:?}, {waits:?}");
+                reap(child, how);
+            }
+        }
+    }
+}
+
+/// The end has come before the subscriber looks: everything is in the ring, in the pool, and on the link.
+#[test]
+fn every_end_for_one_who_looks_later() {
+    for how in ENDS {
+        // Nobody can read everything before it looks.
+        if how == End::DrainAndClose {
+            continue;
+        }
+        for waits in WAITS {
+            let scene = Scene::new();
+            let child = start(&scene, false);
+            let subscriber = connect(&scene, waits);
+            end(&child, 20, how);
+            reap(child, how);
+            let found = waits.receive_all(subscriber);
+            assert_eq!(found, (20, how.reason()), "{how:?}, {waits:?}");
+        }
+    }
+}
+
+/// However often one asks.
+#[test]
+fn the_reason_stays() {
+    let (ours, theirs) = Link::pair().unwrap();
+    let publisher = Publisher::builder().unbound().unwrap();
+    publisher.attach(ours).unwrap();
+    let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+    publisher.close();
+    for _ in 0..3 {
+        let error = subscriber.recv().map(drop).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the publisher has closed the lane; what it had committed by then has been received"
+        );
+        assert!(matches!(
+            subscriber.try_recv().map(drop),
+            Err(TryRecvError::Disconnected {
+                reason: Reason::Closed
+            })
+        ));
+        assert!(matches!(
+            subscriber.recv_timeout(PATIENCE).map(drop),
+            Err(RecvTimeoutError::Disconnected {
+                reason: Reason::Closed
+            })
+        ));
+    }
+}
