@@ -12,6 +12,7 @@
 mod attachments;
 mod census;
 mod cores;
+mod ends;
 mod message;
 mod process;
 mod scene;
@@ -24,6 +25,7 @@ pub mod wire;
 pub use attachments::{attachments, check_attachments, memfd_with, none_is_kept};
 pub use census::Census;
 pub use cores::{cores, pin};
+pub use ends::End;
 pub use message::{check, fill, length, number};
 pub use process::{Child, Part, Role, Start, play, play_after};
 pub use scene::{Dice, Scene, ready_to_sleep, rounds, unbound};

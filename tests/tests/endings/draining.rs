@@ -5,10 +5,11 @@ use std::time::Duration;
 use memlane::{Async, Link, Reason, RecvError, Subscriber};
 use memlane_region::page_size;
 use memlane_tests::{
-    Child, PATIENCE, Policy, Role, Scene, alive, thread_id, unbound, wait_asleep, wait_until,
+    Child, PATIENCE, Policy, Role, Scene, alive, block_on, thread_id, unbound, wait_asleep,
+    wait_until,
 };
 
-use crate::{publisher::length, waits::block_on};
+use crate::publisher::length;
 
 /// Receives so many messages, then as many more as it is told to, and looks for another each time, as everybody does who
 /// receives in a loop.

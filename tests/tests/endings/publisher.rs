@@ -1,47 +1,7 @@
 //! A publisher that ends in every way.
 
-use std::{
-    os::unix::process::CommandExt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    process::Command,
-};
-
-use memlane::Reason;
-use memlane_tests::{Child, PATIENCE, Role, Scene, fill, unbound};
-use serde::{Deserialize, Serialize};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum End {
-    Close,
-    Drop,
-    DrainAndClose,
-    Panic,
-    Killed,
-    Aborts,
-    Exits,
-    Executes,
-}
-
-pub(crate) const ENDS: [End; 8] = [
-    End::Close,
-    End::Drop,
-    End::DrainAndClose,
-    End::Panic,
-    End::Killed,
-    End::Aborts,
-    End::Exits,
-    End::Executes,
-];
-
-impl End {
-    pub(crate) fn reason(self) -> Reason {
-        match self {
-            End::Close | End::Drop | End::DrainAndClose => Reason::Closed,
-            End::Panic => Reason::Panicked,
-            End::Killed | End::Aborts | End::Exits | End::Executes => Reason::Died,
-        }
-    }
-}
+use memlane::Publisher;
+use memlane_tests::{Child, End, PATIENCE, Role, Scene, fill, unbound};
 
 /// Of the ring, and every seventh of the pool.
 pub(crate) fn length(number: u64) -> usize {
@@ -68,28 +28,10 @@ pub(crate) fn publisher(role: &Role) {
         publisher.send(message).expect("room");
     }
     role.tell(&());
-    match end {
-        End::Close => publisher.close(),
-        End::Drop => drop(publisher),
-        End::DrainAndClose => {
-            assert!(publisher.drain(PATIENCE).expect("a wait"));
-            publisher.close();
-        }
-        End::Panic => {
-            std::panic::set_hook(Box::new(|_| {}));
-            let panicked = catch_unwind(AssertUnwindSafe(move || {
-                let _publisher = publisher;
-                panic!("as it should");
-            }));
-            panicked.expect_err("it panicked");
-            let _ = std::panic::take_hook();
-        }
-        End::Killed => role.hear::<()>(),
-        End::Aborts => std::process::abort(),
-        End::Exits => std::process::exit(0),
-        End::Executes => panic!("{}", Command::new("true").exec()),
+    if end == End::DrainAndClose {
+        assert!(publisher.drain(PATIENCE).expect("a wait"));
     }
-    role.tell(&());
+    end.come(role, publisher, Publisher::close);
 }
 
 pub(crate) fn start(scene: &Scene, driven: bool) -> Child {
@@ -105,17 +47,5 @@ pub(crate) fn end(child: &Child, messages: u64, end: End) {
     child.hear::<()>();
     if end == End::Killed {
         child.kill();
-    }
-}
-
-pub(crate) fn reap(child: Child, end: End) {
-    match end {
-        End::Close | End::Drop | End::DrainAndClose | End::Panic => {
-            child.hear::<()>();
-            child.finish();
-        }
-        End::Killed => child.kill_and_reap(),
-        End::Aborts => assert!(!child.reap().success()),
-        End::Exits | End::Executes => child.finish(),
     }
 }

@@ -1,38 +1,13 @@
 //! Subscribers that wait in every way, and hear of the end.
 
-use std::{
-    pin::pin,
-    sync::Arc,
-    task::{Context, Poll, Wake, Waker},
-    thread::Thread,
-};
-
 use memlane::{
     Async, Link, Publisher, Reason, RecvError, RecvTimeoutError, Subscriber, TryRecvError,
     WaitPolicy, Watched,
 };
-use memlane_tests::{PATIENCE, Scene, check, thread_id, wait_asleep};
+use memlane_tests::{End, PATIENCE, Scene, block_on, check, thread_id, wait_asleep};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::publisher::{ENDS, End, end, length, reap, start};
-
-/// Runs a future on this thread, with nothing that outlives it.
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
+use crate::publisher::{end, length, start};
 
 /// How a subscriber waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +111,7 @@ fn connect(scene: &Scene, waits: Waits) -> Subscriber {
 #[test]
 fn every_end_for_one_who_waits() {
     for messages in [0, 20] {
-        for how in ENDS {
+        for how in End::ALL {
             for waits in WAITS {
                 let scene = Scene::new();
                 let child = start(&scene, messages == 20);
@@ -155,7 +130,7 @@ fn every_end_for_one_who_waits() {
                     receiving.join().expect("a subscriber")
                 });
                 assert_eq!(found, (messages, how.reason()), "{how:?}, {waits:?}");
-                reap(child, how);
+                how.reap(child);
             }
         }
     }
@@ -164,7 +139,7 @@ fn every_end_for_one_who_waits() {
 /// The end has come before the subscriber looks: everything is in the ring, in the pool, and on the link.
 #[test]
 fn every_end_for_one_who_looks_later() {
-    for how in ENDS {
+    for how in End::ALL {
         // Nobody can read everything before it looks.
         if how == End::DrainAndClose {
             continue;
@@ -174,7 +149,7 @@ fn every_end_for_one_who_looks_later() {
             let child = start(&scene, false);
             let subscriber = connect(&scene, waits);
             end(&child, 20, how);
-            reap(child, how);
+            how.reap(child);
             let found = waits.receive_all(subscriber);
             assert_eq!(found, (20, how.reason()), "{how:?}, {waits:?}");
         }

@@ -8,7 +8,7 @@ use memlane::{
     transport::{Access, Listener},
 };
 use memlane_tests::{
-    Census, PATIENCE, Role, Scene, thread_id, wait_asleep, wait_stopped, wait_until, wire,
+    Census, End, PATIENCE, Role, Scene, thread_id, wait_stopped, wait_until, wire,
 };
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
@@ -29,27 +29,18 @@ pub(crate) fn server(role: &Role) {
         .map(|_| server.recv().unwrap().defer())
         .collect();
     role.tell(&());
-    let end: String = role.hear();
-    match &*end {
-        "close" => {
-            server.close();
+    match role.hear::<Option<End>>() {
+        Some(end) => {
+            end.come(role, server, Server::close);
             // Nobody is told twice.
             drop(responders);
         }
-        "panic" => {
-            let panicked = thread::spawn(move || {
-                let _server = server;
-                panic!("as it is told");
-            });
-            assert!(panicked.join().is_err());
-        }
-        "answer" => {
+        None => {
             for responder in responders {
                 responder.reply(&mut server, b"at last").unwrap();
             }
             let () = role.hear();
         }
-        _ => unreachable!("it is killed"),
     }
 }
 
@@ -57,7 +48,7 @@ pub(crate) fn server(role: &Role) {
 fn a_server_that_ends_fails_all_that_is_under_way_at_once() {
     let scene = Scene::new();
     let address = scene.address("sum");
-    for end in ["kill", "close", "panic"] {
+    for end in End::REASONS {
         let server = scene.spawn("server", &(address.to_string(), 10_usize));
         let _thread: u32 = server.hear();
         let mut client = connect(&address);
@@ -66,25 +57,10 @@ fn a_server_that_ends_fails_all_that_is_under_way_at_once() {
             .collect();
         let () = server.hear();
         // It sleeps when that happens, and is woken by it.
-        let me = thread_id();
-        let ending = thread::spawn(move || {
-            wait_asleep(std::process::id(), me);
-            match end {
-                "kill" => server.kill_and_reap(),
-                end => {
-                    server.tell(&end);
-                    server.finish();
-                }
-            }
-        });
-        let expected = match end {
-            "kill" => Reason::Died,
-            "close" => Reason::Closed,
-            _ => Reason::Panicked,
-        };
+        let ending = end.while_asleep(server);
         for call in calls {
             match client.wait(call) {
-                Err(CallError::Disconnected { reason }) => assert_eq!(reason, expected),
+                Err(CallError::Disconnected { reason }) => assert_eq!(reason, end.reason()),
                 other => panic!("{other:?}"),
             }
         }
@@ -127,7 +103,7 @@ fn a_server_that_is_stopped_is_not_dead() {
         }
     }
     server.signal(Signal::CONT);
-    server.tell(&"answer");
+    server.tell(&None::<End>);
     assert_eq!(client.wait(first).unwrap().to_vec(), b"at last");
     drop(client);
     server.tell(&());

@@ -1,9 +1,9 @@
 //! Senders that end, are stopped, or are found late.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
-use memlane::{ReadError, Reason, WatchError};
-use memlane_tests::{Role, Scene, thread_id, wait_asleep, wait_stopped, wait_until};
+use memlane::{ReadError, WatchError, WatchSender};
+use memlane_tests::{End, Role, Scene, thread_id, wait_stopped, wait_until};
 use rustix::process::Signal;
 
 use crate::lane::{bind, connect};
@@ -17,21 +17,12 @@ pub(crate) fn sender(role: &Role) {
     let () = role.hear();
     sender.send(b"last").unwrap();
     role.tell(&());
-    let end: String = role.hear();
-    match &*end {
-        "close" => sender.close(),
-        "panic" => {
-            let panicked = thread::spawn(move || {
-                let _sender = sender;
-                panic!("as it is told");
-            });
-            assert!(panicked.join().is_err());
-        }
-        "send" => {
+    match role.hear::<Option<End>>() {
+        Some(end) => end.come(role, sender, WatchSender::close),
+        None => {
             sender.send(b"another").unwrap();
             let () = role.hear();
         }
-        _ => unreachable!("it is killed"),
     }
 }
 
@@ -77,7 +68,7 @@ fn whoever_comes_late_has_the_newest_value_at_once() {
 fn a_sender_that_ends_leaves_its_last_value_and_says_why() {
     let scene = Scene::new();
     let address = scene.address("pose");
-    for end in ["kill", "close", "panic"] {
+    for end in End::REASONS {
         let child = scene.spawn("sender", &address.to_string());
         let _thread: u32 = child.hear();
         let mut receiver = connect(&address);
@@ -86,17 +77,7 @@ fn a_sender_that_ends_leaves_its_last_value_and_says_why() {
         let () = child.hear();
         receiver.changed().unwrap();
         let mut value = Vec::new();
-        let me = thread_id();
-        let ending = thread::spawn(move || {
-            wait_asleep(std::process::id(), me);
-            match end {
-                "kill" => child.kill_and_reap(),
-                end => {
-                    child.tell(&end);
-                    child.finish();
-                }
-            }
-        });
+        let ending = end.while_asleep(child);
         // What was there before the end counts, whenever the end is noticed.
         let reason = loop {
             match receiver.changed() {
@@ -106,12 +87,7 @@ fn a_sender_that_ends_leaves_its_last_value_and_says_why() {
             }
         };
         ending.join().unwrap();
-        let expected = match end {
-            "kill" => Reason::Died,
-            "close" => Reason::Closed,
-            _ => Reason::Panicked,
-        };
-        assert_eq!(reason, expected);
+        assert_eq!(reason, end.reason());
         assert_eq!(value, b"last");
         assert_eq!(receiver.get().unwrap().unwrap(), b"last");
         let error = receiver.try_changed().unwrap_err();
@@ -138,7 +114,7 @@ fn a_sender_that_is_stopped_is_not_dead() {
     let error = receiver.changed_timeout(Duration::from_millis(5));
     assert!(matches!(error, Err(WatchError::TimedOut)), "{error:?}");
     assert_eq!(receiver.get().unwrap().unwrap(), b"last");
-    child.tell(&"send");
+    child.tell(&None::<End>);
     child.signal(Signal::CONT);
     receiver.changed().unwrap();
     assert_eq!(receiver.get().unwrap().unwrap(), b"another");
