@@ -30,7 +30,7 @@ pub use message::{check, fill, length, number};
 pub use process::{Child, Part, Role, Start, play, play_after};
 pub use scene::{Dice, Scene, ready_to_sleep, rounds, unbound};
 pub use stream::{Steady, Stream, steady};
-pub use subscriber::{AnySubscriber, Form, Policy, Received, Wish};
+pub use subscriber::{AnySubscriber, Form, Policy, Received, Wish, trusting};
 pub use tasks::{
     Control, Smol, Tasks, Tokio, block_on, poll_and_drop, poll_once, threads, yield_now,
 };

@@ -1,5 +1,5 @@
 use std::{
-    env,
+    env, fs,
     os::{
         fd::OwnedFd,
         unix::process::{CommandExt, ExitStatusExt},
@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Census, PATIENCE, Scene, alive,
-    watchdog::{self, Watchdog},
+    Census, PATIENCE, Scene, alive, wait_until,
+    watchdog::{self, Watchdog, state},
 };
 
 const ROLE: &str = "MEMLANE_TEST_ROLE";
@@ -145,6 +145,25 @@ impl Child {
     /// Kills it (SIGKILL) and leaves the zombie.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
+    }
+
+    /// Stops it (SIGSTOP), and waits until each of its threads is.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.id());
+        wait_until(&format!("{} is stopped", self.role), || {
+            let tasks = fs::read_dir(&tasks).expect("a process");
+            tasks.flatten().all(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                state(&stat) == Some('T')
+            })
+        });
+    }
+
+    /// Has it go on (SIGCONT).
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
     }
 
     /// Waits for its end.

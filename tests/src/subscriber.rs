@@ -116,8 +116,9 @@ impl Wish {
     }
 }
 
+/// Has it trust its publisher.
 #[allow(unsafe_code)]
-fn trusting(builder: SubscriberBuilder) -> SubscriberBuilder<Trusted> {
+pub fn trusting(builder: SubscriberBuilder) -> SubscriberBuilder<Trusted> {
     // SAFETY: whoever publishes in these tests to a subscriber that trusts is this crate's publisher.
     unsafe { builder.trust_publisher() }
 }

@@ -101,9 +101,13 @@ fn wait_for_state(state: char, process: u32, thread: u32) {
     wait_until(&format!("thread {thread} gets into state {state}"), || {
         let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat"))
             .expect("the thread's state");
-        // The name before the state is in parentheses, and may contain anything.
-        stat.rsplit(") ")
-            .next()
-            .is_some_and(|rest| rest.starts_with(state))
+        self::state(&stat) == Some(state)
     });
+}
+
+/// The state of a thread, of what `/proc` says of it.
+pub(crate) fn state(stat: &str) -> Option<char> {
+    // The name before the state is in parentheses, and may contain anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.chars().next()
 }

@@ -16,9 +16,8 @@ use memlane_region::{
     page_size,
 };
 use memlane_signaling::{Armed, Backing, Doorbell, Ringer, Rung, Waiter, Woken};
-use memlane_tests::{Dice, PATIENCE, Part, Role, Scene, alive, play, wait_asleep, wait_stopped};
+use memlane_tests::{Dice, PATIENCE, Part, Role, Scene, alive, play, wait_asleep};
 use memlane_transport::Fd;
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 const ROLES: &[(&str, Part)] = &[
@@ -267,8 +266,7 @@ fn never_torn_and_the_last_is_seen() {
                 assert!(writer.roster().leave(killed_id));
                 // In the middle of a wait, if the writer holds still for long enough.
                 wait_asleep(stopped.id(), stopped.id());
-                stopped.signal(Signal::STOP);
-                wait_stopped(stopped.id(), stopped.id());
+                stopped.stop();
                 rings_before = rings(&stopped_peer);
             } else if sequence.is_multiple_of(4096) {
                 alive();
@@ -278,7 +276,7 @@ fn never_torn_and_the_last_is_seen() {
         // At most one ring for the sleep in which it was stopped, not one for each update.
         let rings_since = rings(&stopped_peer) - rings_before;
         assert!(rings_since <= 1, "{rings_since} rings for one sleep");
-        stopped.signal(Signal::CONT);
+        stopped.go_on();
         let seen: Vec<u64> = pollers.iter().map(|poller| poller.hear()).collect();
         let woken: Vec<u64> = sleepers.iter().map(|(child, ..)| child.hear()).collect();
         assert!(stopped.hear::<u64>() > 0);

@@ -16,10 +16,9 @@ use memlane::{
 use memlane_region::page_size;
 use memlane_tests::{
     PATIENCE, Part, Policy, Received, Role, Scene, Wish, alive, check, fill, play, unbound,
-    wait_stopped,
 };
 use memlane_transport::{Error as LinkError, Listener};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 const ROLES: &[(&str, Part)] = &[
@@ -457,8 +456,7 @@ fn who_is_there_and_who_is_not() {
         assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Empty)));
 
         // Stopped, and nothing is to be said of it.
-        child.signal(Signal::STOP);
-        wait_stopped(child.id(), child.id());
+        child.stop();
         for _ in 0..3 {
             let mut ready = set
                 .wait(&mut events, Some(Duration::from_millis(20)))
@@ -468,7 +466,7 @@ fn who_is_there_and_who_is_not() {
         }
         assert!(!gone(link.as_fd(), Some(process.as_fd())).unwrap());
 
-        child.signal(Signal::CONT);
+        child.go_on();
         match end {
             End::HangsUp => child.tell(&()),
             End::Zombie | End::Helper => child.kill(),

@@ -11,7 +11,7 @@ use memlane::{
 };
 use memlane_tests::{
     PATIENCE, Scene, attachments, block_on, check_attachments, fill, memfd_with, none_is_kept,
-    number, unbound, wait_until,
+    number, trusting, unbound, wait_until,
 };
 
 fn pair(builder: PublisherBuilder) -> (Publisher, Subscriber) {
@@ -323,9 +323,7 @@ fn values_with_other_descriptors_are_refused() {
         "{error}"
     );
     let (mut publisher, there) = make();
-    // SAFETY: the publisher is this same program.
-    #[allow(unsafe_code)]
-    let builder = unsafe { Subscriber::builder().trust_publisher() };
+    let builder = trusting(Subscriber::builder());
     let mut subscriber = builder.of::<Encoded<Link>>().over(there).unwrap();
     publisher.send(&theirs).unwrap();
     drop(theirs);

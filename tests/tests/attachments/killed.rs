@@ -1,10 +1,7 @@
 //! Either side is killed.
 
 use memlane::{Reason, RecvError, Subscriber};
-use memlane_tests::{
-    Policy, Role, Scene, attachments, check_attachments, none_is_kept, unbound, wait_stopped,
-};
-use rustix::process::Signal;
+use memlane_tests::{Policy, Role, Scene, attachments, check_attachments, none_is_kept, unbound};
 
 /// One that is killed is not waited for, and what was on its way to it is closed.
 #[test]
@@ -14,8 +11,7 @@ fn a_killed_subscriber_is_not_waited_for() {
     let mut publisher = unbound(1 << 14).bind_to(&address).unwrap();
     let reader = scene.spawn("reader", &(address.to_string(), Policy::Block, 3_000_u64));
     publisher.wait_for_subscribers(1).unwrap();
-    reader.signal(Signal::STOP);
-    wait_stopped(reader.id(), reader.id());
+    reader.stop();
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     publisher
         .send_with(b"a socket", &vec![theirs.into()].into())

@@ -7,9 +7,8 @@ use memlane::{
 };
 use memlane_tests::{
     Dice, PATIENCE, Policy, Role, Scene, alive, attachments, check, check_attachments, fill,
-    none_is_kept, unbound, wait_asleep, wait_stopped,
+    none_is_kept, unbound, wait_asleep,
 };
-use rustix::process::Signal;
 
 use crate::streams::{MOST, assert_closed, of};
 
@@ -26,8 +25,7 @@ fn a_stopped_subscriber_is_waited_for() {
     let reader = scene.spawn("reader", &(address.to_string(), Policy::Block, 3_000_u64));
     publisher.wait_for_subscribers(1).unwrap();
     wait_asleep(reader.id(), reader.id());
-    reader.signal(Signal::STOP);
-    wait_stopped(reader.id(), reader.id());
+    reader.stop();
     let mut sent = 0;
     let mut way = 0;
     let (mut bytes, fds) = loop {
@@ -69,7 +67,7 @@ fn a_stopped_subscriber_is_waited_for() {
         }
         publisher
     });
-    reader.signal(Signal::CONT);
+    reader.go_on();
     let publisher = waiting.join().unwrap();
     drop(publisher);
     reader.finish();
@@ -135,11 +133,10 @@ fn who_is_overwritten_goes_without() {
     for number in 0..MESSAGES {
         alive();
         if number == 10_000 {
-            skipper.signal(Signal::STOP);
-            wait_stopped(skipper.id(), skipper.id());
+            skipper.stop();
         }
         if number == 20_000 {
-            skipper.signal(Signal::CONT);
+            skipper.go_on();
         }
         let (length, count) = of(number);
         let message = &mut bytes[..length];
@@ -183,21 +180,20 @@ fn a_laggard_has_its_attachments() {
         fill(number, message);
         let fds = attachments(number, count);
         if number % 500 == 0 && !stopped {
-            slow.signal(Signal::STOP);
-            wait_stopped(slow.id(), slow.id());
+            slow.stop();
             stopped = true;
         }
         // With room for so many of them, or rings, it goes on beside one that is stopped.
         if let Err(error) = publisher.try_send_with(message, &fds) {
             assert!(matches!(error, TrySendError::Full), "{error}");
             if std::mem::take(&mut stopped) {
-                slow.signal(Signal::CONT);
+                slow.go_on();
             }
             publisher.send_with(message, &fds).unwrap();
         }
     }
     if stopped {
-        slow.signal(Signal::CONT);
+        slow.go_on();
     }
     let stats = publisher.stats();
     assert!(stats.spills > 0, "{stats:?}");

@@ -1,10 +1,7 @@
 //! Readers of all kinds, at any pace: each message is received or counted.
 
 use memlane::{Subscriber, TryRecvError, TrySendError};
-use memlane_tests::{
-    Dice, Policy, Scene, Steady, Stream, Wish, alive, fill, rounds, unbound, wait_stopped,
-};
-use rustix::process::Signal;
+use memlane_tests::{Dice, Policy, Scene, Steady, Stream, Wish, alive, fill, rounds, unbound};
 
 use crate::{
     lane::{LONGEST, RING, bind, len, send},
@@ -89,10 +86,9 @@ fn one_that_is_stopped_slows_nobody() {
         };
         let child = scene.spawn("reader", &orders);
         let first: u64 = child.hear();
-        child.signal(Signal::STOP);
-        wait_stopped(child.id(), child.id());
+        child.stop();
         steady.advance(20_000);
-        child.signal(Signal::CONT);
+        child.go_on();
         steady.advance(5_000);
         let publisher = stream.stop();
         let sent = publisher.stats().messages;

@@ -1,6 +1,6 @@
 //! What there is on both sides, and how messages look.
 
-use memlane::{Address, Overflow, Publisher, Subscriber, SubscriberBuilder, Trusted};
+use memlane::{Address, Overflow, Publisher, Subscriber, SubscriberBuilder};
 use memlane_tests::{PATIENCE, Policy, Scene, fill, length, unbound};
 
 /// The longest message: one that lies in the pool.
@@ -17,12 +17,6 @@ pub(crate) fn overwritten(policy: Policy) -> SubscriberBuilder {
         .overflow(Overflow::Overwrite)
         .wait(policy.into())
         .timeout(PATIENCE)
-}
-
-#[allow(unsafe_code)]
-pub(crate) fn trusting(builder: SubscriberBuilder) -> SubscriberBuilder<Trusted> {
-    // SAFETY: whoever publishes in these tests to a subscriber that trusts is this crate's publisher.
-    unsafe { builder.trust_publisher() }
 }
 
 pub(crate) fn bind(scene: &Scene, policy: Policy) -> (Publisher, Address) {

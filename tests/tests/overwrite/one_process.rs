@@ -6,10 +6,10 @@ use memlane::{
     Encoded, Link, Plain, Publisher, Reason, RecvError, Slice, Subscriber, TryRecvError,
     TrySendError,
 };
-use memlane_tests::{PATIENCE, Policy, Scene, unbound, wait_until};
+use memlane_tests::{PATIENCE, Policy, Scene, trusting, unbound, wait_until};
 
 use crate::{
-    lane::{LONGEST, overwritten, send, trusting},
+    lane::{LONGEST, overwritten, send},
     reader::Count,
 };
 

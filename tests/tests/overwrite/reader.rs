@@ -5,11 +5,11 @@ use std::time::Duration;
 use memlane::{
     Async, Message, RecvError, RecvTimeoutError, Subscriber, Trust, TryRecvError, Watched,
 };
-use memlane_tests::{Dice, Policy, Role, alive, block_on, check};
+use memlane_tests::{Dice, Policy, Role, alive, block_on, check, trusting};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::lane::{len, overwritten, trusting};
+use crate::lane::{len, overwritten};
 
 /// How a reader waits for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

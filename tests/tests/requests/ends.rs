@@ -7,10 +7,8 @@ use memlane::{
     TryRecvError,
     transport::{Access, Listener},
 };
-use memlane_tests::{
-    Census, End, PATIENCE, Role, Scene, thread_id, wait_stopped, wait_until, wire,
-};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use memlane_tests::{Census, End, PATIENCE, Role, Scene, wait_until, wire};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn bind(address: &Address) -> Server {
     Server::builder().bind_to(address).unwrap()
@@ -24,7 +22,7 @@ fn connect(address: &Address) -> Client {
 pub(crate) fn server(role: &Role) {
     let (address, requests): (String, usize) = role.hear();
     let mut server = bind(&address.parse().unwrap());
-    role.tell(&thread_id());
+    role.tell(&());
     let responders: Vec<_> = (0..requests)
         .map(|_| server.recv().unwrap().defer())
         .collect();
@@ -50,7 +48,7 @@ fn a_server_that_ends_fails_all_that_is_under_way_at_once() {
     let address = scene.address("sum");
     for end in End::REASONS {
         let server = scene.spawn("server", &(address.to_string(), 10_usize));
-        let _thread: u32 = server.hear();
+        let () = server.hear();
         let mut client = connect(&address);
         let calls: Vec<_> = (0..10)
             .map(|_| client.send(b"a request").unwrap())
@@ -82,12 +80,11 @@ fn a_server_that_is_stopped_is_not_dead() {
     let scene = Scene::new();
     let address = scene.address("sum");
     let server = scene.spawn("server", &(address.to_string(), 1_usize));
-    let thread: u32 = server.hear();
+    let () = server.hear();
     let mut client = connect(&address);
     let first = client.send(b"a request").unwrap();
     let () = server.hear();
-    server.signal(Signal::STOP);
-    wait_stopped(server.id(), thread);
+    server.stop();
     let short = Duration::from_millis(5);
     let error = client.call_timeout(b"another", short).unwrap_err();
     assert!(matches!(error, CallError::DeadlineExceeded), "{error:?}");
@@ -102,7 +99,7 @@ fn a_server_that_is_stopped_is_not_dead() {
             Err(error) => panic!("{error:?}"),
         }
     }
-    server.signal(Signal::CONT);
+    server.go_on();
     server.tell(&None::<End>);
     assert_eq!(client.wait(first).unwrap().to_vec(), b"at last");
     drop(client);
@@ -172,7 +169,7 @@ pub(crate) fn flooder(role: &Role) {
     for _ in 0..1000 {
         let _ = client.send(b"a request").unwrap().detach();
     }
-    role.tell(&thread_id());
+    role.tell(&());
     let () = role.hear();
     // What was in its lane is still received; then it is told.
     let mut replies = 0;
@@ -216,10 +213,9 @@ fn a_client_that_does_not_receive_holds_up_nobody() {
             server.clients() == 1
         });
         flooder.tell(&());
-        let thread: u32 = flooder.hear();
+        let () = flooder.hear();
         if stopped {
-            flooder.signal(Signal::STOP);
-            wait_stopped(flooder.id(), thread);
+            flooder.stop();
         }
         let good = scene.spawn("good client", &address.to_string());
         let (mut served, mut dropped) = (0, 0);
@@ -235,7 +231,7 @@ fn a_client_that_does_not_receive_holds_up_nobody() {
             }
         }
         good.finish();
-        flooder.signal(Signal::CONT);
+        flooder.go_on();
         flooder.tell(&());
         flooder.finish();
         wait_until("all have left", || {

@@ -9,14 +9,16 @@ use memlane::{
     Async, Decision, Link, Overflow, Publisher, SendTimeoutError, Subscriber, TrySendError,
     Watched, WhenFull,
 };
-use memlane_tests::{Control, Dice, PATIENCE, Policy, Scene, Tasks, unbound, wait_until};
+use memlane_tests::{
+    Child, Control, Dice, PATIENCE, Policy, Scene, Tasks, trusting, unbound, wait_until,
+};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     process::Signal,
 };
 
 use crate::lane::{
-    LONGEST, RING, assert_too_slow, fill_up, join, join_as, message, spilling, stop, subscribe,
+    LONGEST, RING, assert_too_slow, fill_up, join, join_as, message, spilling, subscribe,
 };
 
 /// One asks to be dropped, and is stopped: nobody waits for it. Once it goes on, it receives what it had begun to read, and is
@@ -27,7 +29,7 @@ fn a_subscriber_that_asks_is_dropped_at_once() {
         let scene = Scene::new();
         let mut publisher = spilling(rings).unbound().unwrap();
         let slow = join_as(&scene, &publisher, Overflow::Disconnect, LONGEST);
-        stop(&slow);
+        slow.stop();
         let fast = join(&scene, &publisher, Policy::Block, LONGEST);
         for number in 0..1000 {
             let sent = publisher.send_timeout(&message(number, LONGEST), PATIENCE);
@@ -35,7 +37,7 @@ fn a_subscriber_that_asks_is_dropped_at_once() {
         }
         assert_eq!(publisher.stats().disconnected, 1);
         assert_eq!(publisher.subscribers(), 1);
-        slow.signal(Signal::CONT);
+        slow.go_on();
         let (received, end): (u64, String) = slow.hear();
         assert!(received > 10, "{received}");
         assert_too_slow(&end);
@@ -141,7 +143,7 @@ fn a_callback_decides() {
             .unwrap()
     };
     let children = [(); 2].map(|()| join(&scene, &publisher, Policy::Block, LONGEST));
-    children.iter().for_each(stop);
+    children.iter().for_each(Child::stop);
     let mut sent = 0;
     while publisher.stats().spills < 4 {
         publisher.send(&message(sent, LONGEST)).unwrap();
@@ -174,7 +176,7 @@ fn a_callback_decides() {
                 .all(|lagging| lagging.overflow == Overflow::Block)
         );
     }
-    children.iter().for_each(|child| child.signal(Signal::CONT));
+    children.iter().for_each(|child| child.go_on());
     publisher.send(&message(sent, LONGEST)).unwrap();
     publisher.close();
     let [first, second] = children;
@@ -220,7 +222,7 @@ fn dropped_at_any_moment() {
                 // It may have ended by now.
                 slow.signal(Signal::STOP);
             } else if dice.below(100) == 0 {
-                slow.signal(Signal::CONT);
+                slow.go_on();
             }
             publisher.send(&message(number, LONGEST)).unwrap();
         }
@@ -228,7 +230,7 @@ fn dropped_at_any_moment() {
         if killed {
             slow.kill();
         }
-        slow.signal(Signal::CONT);
+        slow.go_on();
         publisher.close();
         let (received, _): (u64, String) = fast.hear();
         assert_eq!(received, total);
@@ -256,9 +258,7 @@ fn a_message_outlives_its_subscription() {
     let (ours, theirs) = Link::pair().unwrap();
     publisher.attach(ours).unwrap();
     let builder = Subscriber::builder().overflow(Overflow::Disconnect);
-    // SAFETY: the publisher is this crate's, in this process.
-    #[allow(unsafe_code)]
-    let mut slow = unsafe { builder.trust_publisher() }.over(theirs).unwrap();
+    let mut slow = trusting(builder).over(theirs).unwrap();
     publisher.send(&message(0, LONGEST)).unwrap();
     let long = vec![7; 100_000];
     publisher.send(&long).unwrap();

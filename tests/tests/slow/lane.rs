@@ -1,11 +1,8 @@
 //! Subscribers in other processes and in this one, and what is sent to them.
 
 use memlane::{Link, Overflow, Publisher, PublisherBuilder, RecvError, Subscriber, TrySendError};
-use memlane_tests::{
-    Child, PATIENCE, Policy, Role, Scene, check, fill, length, unbound, wait_until,
-};
+use memlane_tests::{Child, PATIENCE, Policy, Role, Scene, check, fill, length, unbound};
 use memlane_transport::Fd;
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 pub(crate) const RING: usize = 4096;
@@ -83,21 +80,6 @@ fn join_with(
         .wait_for_subscribers(before + 1)
         .expect("a subscriber");
     child
-}
-
-/// Stops a process, all of it.
-pub(crate) fn stop(child: &Child) {
-    child.signal(Signal::STOP);
-    let tasks = format!("/proc/{}/task", child.id());
-    wait_until("it is stopped", || {
-        let tasks = std::fs::read_dir(&tasks).expect("a process");
-        tasks.flatten().all(|task| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit(") ")
-                .next()
-                .is_some_and(|rest| rest.starts_with('T'))
-        })
-    });
 }
 
 pub(crate) fn message(number: u64, longest: usize) -> Vec<u8> {

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use memlane::{Decision, Overflow, TryRecvError, WhenFull};
 use memlane_tests::{PATIENCE, Policy, Scene, unbound};
-use rustix::process::Signal;
 
-use crate::lane::{assert_too_slow, join, message, stop, subscribe};
+use crate::lane::{assert_too_slow, join, message, subscribe};
 
 /// One that has all of the pool is dropped: what it has stays as it is until it is gone, and others get more.
 #[test]
@@ -22,7 +21,7 @@ fn a_laggard_that_has_the_pool() {
         .unbound()
         .unwrap();
     let slow = join(&scene, &publisher, Policy::Block, longest);
-    stop(&slow);
+    slow.stop();
     let fast = join(&scene, &publisher, Policy::Block, longest);
     let mut sent = 0;
     while publisher.stats().disconnected == 0 {
@@ -36,7 +35,7 @@ fn a_laggard_that_has_the_pool() {
     }
     assert_eq!(publisher.stats().disconnected, 1);
     assert!(publisher.pool_bytes() <= 8 << 20);
-    slow.signal(Signal::CONT);
+    slow.go_on();
     let (received, end): (u64, String) = slow.hear();
     assert!(received > 5 && received <= sent, "{received} of {sent}");
     assert_too_slow(&end);

@@ -10,9 +10,8 @@ use memlane_tests::{
     Census, Dice, PATIENCE, Policy, Scene, unbound, wait_until,
     wire::{Answer, Greeting, Notice, Offer, Opening, VERSION},
 };
-use rustix::process::Signal;
 
-use crate::lane::{LONGEST, RING, fill_up, join, message, spilling, stop};
+use crate::lane::{LONGEST, RING, fill_up, join, message, spilling};
 
 /// One is stopped. The other gets everything meanwhile, and nobody waits, until there is no more to keep; then all wait. What
 /// was kept is received once the first goes on.
@@ -22,7 +21,7 @@ fn a_stopped_subscriber_is_served_from_a_spill() {
         let scene = Scene::new();
         let mut publisher = spilling(8).wait(policy.into()).unbound().unwrap();
         let slow = join(&scene, &publisher, policy, LONGEST);
-        stop(&slow);
+        slow.stop();
         let fast = join(&scene, &publisher, policy, LONGEST);
         let mut sent = 0;
         while publisher.stats().spills < 8 {
@@ -41,7 +40,7 @@ fn a_stopped_subscriber_is_served_from_a_spill() {
             "{}",
             publisher.ring_bytes()
         );
-        slow.signal(Signal::CONT);
+        slow.go_on();
         for number in sent..sent + 2000 {
             publisher.send(&message(number, LONGEST)).unwrap();
         }
@@ -65,7 +64,7 @@ fn a_killed_laggard_gives_its_memory_back() {
     publisher.send(&message(0, LONGEST)).unwrap();
     assert!(publisher.drain(PATIENCE).unwrap());
     let before = Census::beside(&publisher);
-    stop(&slow);
+    slow.stop();
     let mut next = fill_up(&mut publisher, 1, LONGEST);
     assert_eq!(publisher.ring_bytes(), 5 * RING);
     let full = Census::beside(&publisher);
@@ -99,20 +98,20 @@ fn rings_are_left_and_used_again() {
     let mut stopped = false;
     while publisher.stats().spills < 3000 {
         if dice.below(50) == 0 && !stopped {
-            stop(&children[0]);
+            children[0].stop();
             stopped = true;
         }
         if publisher.try_send(&message(next, LONGEST)).is_ok() {
             next += 1;
         } else {
-            children[0].signal(Signal::CONT);
+            children[0].go_on();
             stopped = false;
             publisher.send(&message(next, LONGEST)).unwrap();
             next += 1;
         }
         assert!(publisher.ring_bytes() <= 4 * RING);
     }
-    children[0].signal(Signal::CONT);
+    children[0].go_on();
     publisher.close();
     for child in children {
         let (received, end): (u64, String) = child.hear();
@@ -128,14 +127,14 @@ fn long_messages_in_a_spill() {
     let longest = 9000;
     let mut publisher = spilling(60).pool_bytes(8 << 20).unbound().unwrap();
     let slow = join(&scene, &publisher, Policy::Block, longest);
-    stop(&slow);
+    slow.stop();
     let fast = join(&scene, &publisher, Policy::Block, longest);
     for number in 0..120 {
         let sent = publisher.send_timeout(&message(number, longest), PATIENCE);
         sent.expect("room");
     }
     assert!(publisher.stats().spills > 2, "{:?}", publisher.stats());
-    slow.signal(Signal::CONT);
+    slow.go_on();
     for number in 120..1000 {
         publisher.send(&message(number, longest)).unwrap();
     }

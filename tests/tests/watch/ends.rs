@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use memlane::{ReadError, WatchError, WatchSender};
-use memlane_tests::{End, Role, Scene, thread_id, wait_stopped, wait_until};
-use rustix::process::Signal;
+use memlane_tests::{End, Role, Scene, wait_until};
 
 use crate::lane::{bind, connect};
 
@@ -13,7 +12,7 @@ pub(crate) fn sender(role: &Role) {
     let address: String = role.hear();
     let mut sender = bind(&address.parse().unwrap());
     sender.send(b"first").unwrap();
-    role.tell(&thread_id());
+    role.tell(&());
     let () = role.hear();
     sender.send(b"last").unwrap();
     role.tell(&());
@@ -70,7 +69,7 @@ fn a_sender_that_ends_leaves_its_last_value_and_says_why() {
     let address = scene.address("pose");
     for end in End::REASONS {
         let child = scene.spawn("sender", &address.to_string());
-        let _thread: u32 = child.hear();
+        let () = child.hear();
         let mut receiver = connect(&address);
         assert_eq!(receiver.get().unwrap().unwrap(), b"first");
         child.tell(&());
@@ -102,20 +101,19 @@ fn a_sender_that_is_stopped_is_not_dead() {
     let scene = Scene::new();
     let address = scene.address("pose");
     let child = scene.spawn("sender", &address.to_string());
-    let thread: u32 = child.hear();
+    let () = child.hear();
     let mut receiver = connect(&address);
     assert_eq!(receiver.get().unwrap().unwrap(), b"first");
     child.tell(&());
     let () = child.hear();
     receiver.changed().unwrap();
     assert_eq!(receiver.get().unwrap().unwrap(), b"last");
-    child.signal(Signal::STOP);
-    wait_stopped(child.id(), thread);
+    child.stop();
     let error = receiver.changed_timeout(Duration::from_millis(5));
     assert!(matches!(error, Err(WatchError::TimedOut)), "{error:?}");
     assert_eq!(receiver.get().unwrap().unwrap(), b"last");
     child.tell(&None::<End>);
-    child.signal(Signal::CONT);
+    child.go_on();
     receiver.changed().unwrap();
     assert_eq!(receiver.get().unwrap().unwrap(), b"another");
     child.tell(&());
