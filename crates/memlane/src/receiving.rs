@@ -5,7 +5,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use crate::{Async, Message, Readiness, RecvError, Trust, subscriber::NoMessage, watched::End};
+use crate::{
+    Async, Message, Readiness, RecvError, Trust,
+    subscriber::{NoMessage, Why},
+    watched::End,
+};
 
 /// An end that looks for messages.
 pub trait Finding: End {
@@ -61,7 +65,7 @@ impl<E: Finding, R: Readiness> Async<E, R> {
                 return Poll::Ready(found);
             }
             if let Err(error) = ready!(self.readiness.poll_readable(cx)) {
-                return Poll::Ready(Err(NoMessage::Wait(error)));
+                return Poll::Ready(Err(Why::Wait(error).into()));
             }
         }
     }

@@ -193,6 +193,15 @@ impl Calls {
             .is_some_and(|found| found.state != State::GivenUp)
     }
 
+    /// Whether its replies are awaited, for as long as it takes, and none of any request is stored.
+    #[inline(always)]
+    pub(super) fn is_awaited_only(&mut self, id: CallId) -> bool {
+        self.stored == 0
+            && self
+                .get(id)
+                .is_some_and(|found| found.state == State::Open && found.deadline.is_none())
+    }
+
     pub(super) fn deadline(&mut self, id: CallId) -> Option<Instant> {
         self.get(id)?.deadline
     }
@@ -248,14 +257,22 @@ impl Calls {
             return;
         };
         let had = usize::from(found.deadline.take().is_some());
-        let stored = std::mem::take(&mut found.stored);
         let open = usize::from(found.state == State::Open);
         found.state = State::Free;
         self.open -= open;
         self.deadlines -= had;
+        self.free.push(place(id.0) as u16);
+        if self.stored > 0 {
+            self.forget(id);
+        }
+    }
+
+    /// Drops what is stored of it.
+    #[cold]
+    fn forget(&mut self, id: CallId) {
+        let stored = std::mem::take(&mut self.places[place(id.0)].stored);
         self.stored -= stored.len();
         self.bytes -= stored.iter().map(Stored::weight).sum::<usize>();
-        self.free.push(place(id.0) as u16);
     }
 
     /// Nobody waits for it any more. Whether its server is to be told.
@@ -274,11 +291,9 @@ impl Calls {
         };
         found.state = State::GivenUp;
         let had = usize::from(found.deadline.take().is_some());
-        let stored = std::mem::take(&mut found.stored);
         self.open -= 1;
         self.deadlines -= had;
-        self.stored -= stored.len();
-        self.bytes -= stored.iter().map(Stored::weight).sum::<usize>();
+        self.forget(id);
         true
     }
 

@@ -2,7 +2,11 @@ use std::io;
 
 use memlane_region::ring::Corrupt;
 
-use crate::{ChunkError, Reason, TrySendError, envelope::REQUEST_HEADER, subscriber::NoMessage};
+use crate::{
+    ChunkError, Reason, TrySendError,
+    envelope::REQUEST_HEADER,
+    subscriber::{NoMessage, Why},
+};
 
 /// No reply, or no request.
 #[derive(Debug, thiserror::Error)]
@@ -104,16 +108,19 @@ impl CallError {
     }
 
     pub(super) fn unheard(error: NoMessage) -> CallError {
-        match error {
-            NoMessage::Disconnected(reason) => CallError::Disconnected { reason },
-            NoMessage::Corrupt(corrupt) => CallError::Corrupt(corrupt),
-            NoMessage::Chunk(error) => CallError::Chunk(error),
+        let Some(why) = error.why() else {
+            return CallError::TimedOut;
+        };
+        match why {
+            Why::Disconnected(reason) => CallError::Disconnected { reason },
+            Why::Corrupt(corrupt) => CallError::Corrupt(corrupt),
+            Why::Chunk(error) => CallError::Chunk(error),
             // Of lanes that are overwritten, which this is none of.
-            NoMessage::Anchor(error) => CallError::Chunk(ChunkError {
+            Why::Anchor(error) => CallError::Chunk(ChunkError {
                 why: error.to_string(),
             }),
-            NoMessage::TimedOut | NoMessage::Silent(_) => CallError::TimedOut,
-            NoMessage::Wait(error) => CallError::Wait(error),
+            Why::Silent(_) => CallError::TimedOut,
+            Why::Wait(error) => CallError::Wait(error),
         }
     }
 }

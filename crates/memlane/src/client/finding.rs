@@ -10,7 +10,7 @@ use crate::{
     Reason, Trust,
     envelope::{CANCELLED, END, EXPIRED, ITEM, LAST, REPLY_HEADER, UNANSWERED, words},
     protocol::Farewell,
-    subscriber::{Next as Record, NoMessage},
+    subscriber::{Next as Record, NoMessage, Why},
 };
 
 /// How long to wait.
@@ -49,8 +49,34 @@ const MAX_WORDS: usize = 4096;
 impl<T: Trust> Client<T> {
     #[inline]
     pub(super) fn only(&mut self, id: CallId) -> Result<Reply<'_, T>, CallError> {
+        match self.reply_in_ring(id) {
+            Some(len) => Ok(Reply::in_place(self.subscriber.in_ring(len), id, true)),
+            None => self.only_of_any(id),
+        }
+    }
+
+    #[inline(never)]
+    fn only_of_any(&mut self, id: CallId) -> Result<Reply<'_, T>, CallError> {
         let found = self.find(Some(id), Patience::Until(None));
         self.only_of(id, found)
+    }
+
+    /// The length of the next message, if that is the whole reply to this request, which is over then. All that most calls need:
+    /// whatever else there is or comes is left to [`find`](Client::find).
+    #[inline(always)]
+    fn reply_in_ring(&mut self, id: CallId) -> Option<usize> {
+        self.settle();
+        if self.ended.is_some() || !self.calls.is_awaited_only(id) {
+            return None;
+        }
+        let len = self.subscriber.next_payload()?;
+        let header: [u64; 2] = self.subscriber.header(len)?;
+        if header != [id.0, LAST] {
+            return None;
+        }
+        self.calls.close(id);
+        self.stats.replies += 1;
+        Some(len)
     }
 
     #[inline]
@@ -223,10 +249,7 @@ impl<T: Trust> Client<T> {
             Patience::Until(deadline) => {
                 let limit = limit.map(|(limit, _)| limit);
                 let until = deadline.into_iter().chain(limit).min();
-                match self.subscriber.try_poll() {
-                    Ok(None) => self.subscriber.wait(until).map(Some),
-                    found => found,
-                }
+                self.subscriber.next(|| until).map(Some)
             }
         };
         match found {
@@ -330,9 +353,9 @@ impl<T: Trust> Client<T> {
 
     #[cold]
     pub(super) fn unheard(&mut self, error: NoMessage) -> CallError {
-        match &error {
-            NoMessage::Disconnected(reason) => self.ended = Some(reason.clone()),
-            NoMessage::Corrupt(corrupt) => {
+        match error.cause() {
+            Some(Why::Disconnected(reason)) => self.ended = Some(reason.clone()),
+            Some(Why::Corrupt(corrupt)) => {
                 // It stays corrupt, whatever else is asked.
                 let why = corrupt.to_string();
                 self.ended = Some(Reason::Broken { why });

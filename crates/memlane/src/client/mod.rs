@@ -128,7 +128,10 @@ impl<T: Trust> Client<T> {
     /// [`CallError`]. The request is cancelled, if it has been sent.
     #[inline]
     pub fn call(&mut self, request: &[u8]) -> Result<Reply<'_, T>, CallError> {
-        let id = self.put(request, None, Patience::Until(None))?;
+        let id = match self.put_at_once(request) {
+            Some(id) => id,
+            None => self.put(request, None, Patience::Until(None))?,
+        };
         self.only(id)
     }
 
@@ -177,7 +180,10 @@ impl<T: Trust> Client<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn send(&mut self, request: &[u8]) -> Result<Call, CallError> {
-        let id = self.put(request, None, Patience::Until(None))?;
+        let id = match self.put_at_once(request) {
+            Some(id) => id,
+            None => self.put(request, None, Patience::Until(None))?,
+        };
         Ok(Call::new(id, &self.dropped))
     }
 

@@ -16,8 +16,25 @@ use crate::{
 };
 
 impl<T: Trust> Client<T> {
+    /// Sends a request without a deadline, if there is room for it in the ring, and nothing else is to be seen to: all that most
+    /// requests need. [`put`](Client::put) does the rest.
+    #[inline(always)]
+    pub(super) fn put_at_once(&mut self, request: &[u8]) -> Option<CallId> {
+        self.settle();
+        if self.ended.is_some() {
+            return None;
+        }
+        let id = self.calls.open(None)?;
+        if !self.publisher.send_at_once([id.0, REQUEST, 0], request) {
+            self.calls.close(id);
+            return None;
+        }
+        self.stats.requests += 1;
+        Some(id)
+    }
+
     /// Sends a request. It is awaited from then on.
-    #[inline]
+    #[inline(never)]
     pub(super) fn put(
         &mut self,
         request: &[u8],

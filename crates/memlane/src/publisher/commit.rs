@@ -150,6 +150,26 @@ impl Publisher {
         self.committed();
     }
 
+    /// Sends a message that is these words and then this payload, if there is room for it in the ring, and nothing else is to be
+    /// seen to: all that most messages of lanes with headers need.
+    #[inline(always)]
+    pub(crate) fn send_at_once<const N: usize>(
+        &mut self,
+        header: [u64; N],
+        payload: &[u8],
+    ) -> bool {
+        let len = payload.len().saturating_add(8 * N);
+        if len >= self.inline_end || self.ended || self.writer.reserve(len).is_err() {
+            return false;
+        }
+        for (at, word) in header.iter().enumerate() {
+            self.writer.write(8 * at, &word.to_ne_bytes());
+        }
+        self.writer.write(8 * N, payload);
+        self.commit(len);
+        true
+    }
+
     /// [`commit`](Publisher::commit), with what has been attached under this tag.
     #[cold]
     pub(super) fn commit_attached(&mut self, len: usize, tag: u16) {

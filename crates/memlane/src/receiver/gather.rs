@@ -40,6 +40,8 @@ pub(crate) struct Gather<T: Trust> {
     others: VecDeque<u64>,
     /// Messages since the kernel was last asked.
     unasked: u32,
+    /// The wait that has begun has spun, in vain.
+    spun: bool,
     pub(crate) stats: GatherStats,
 }
 
@@ -104,6 +106,7 @@ impl<T: Trust> Gather<T> {
             more: None,
             others: VecDeque::new(),
             unasked: 0,
+            spun: false,
             stats: GatherStats::default(),
         })
     }
@@ -175,6 +178,14 @@ impl<T: Trust> Gather<T> {
         lane.subscriber.deliver(Ok(record))
     }
 
+    /// The message that was found: a payload in the ring.
+    #[inline(always)]
+    pub(crate) fn in_ring(&mut self, key: Key, len: usize) -> Message<'_, T> {
+        self.stats.messages += 1;
+        let lane = self.lanes.get(key).expect("found a moment ago");
+        lane.subscriber.in_ring(len)
+    }
+
     /// The lane of a message that was found.
     #[inline]
     pub(crate) fn lane(&mut self, key: Key) -> Option<&mut Subscriber<T>> {
@@ -215,6 +226,32 @@ impl<T: Trust> Gather<T> {
             EventData::new_u64(token),
             flags,
         )?)
+    }
+
+    /// The next message, if that is nothing but a payload in the ring of the lane whose turn it is, and is there or comes before a
+    /// wait would sleep: the lane, and the length. All that a reader of one busy lane needs; whatever else there is or comes is
+    /// left to [`wait`](Gather::wait).
+    #[inline(always)]
+    pub(crate) fn next_payload(&mut self) -> Option<(Key, usize)> {
+        if !self.others.is_empty() || self.more.is_some() || self.unasked >= UNASKED {
+            return None;
+        }
+        self.unasked += 1;
+        let found = self.lanes.payload();
+        found.or_else(|| self.spin().then(|| self.lanes.payload()).flatten())
+    }
+
+    /// Spins until there is something, as the policy says. If it is in vain, the wait goes on from there.
+    #[inline(never)]
+    fn spin(&mut self) -> bool {
+        // Before it waits for more: publishers may be waiting for just that.
+        if self.spun || self.lanes.release_all() {
+            return false;
+        }
+        let Gather { pacer, lanes, .. } = self;
+        let found = pacer.spin(|| lanes.glimpse()).is_some();
+        self.spun = !found;
+        found
     }
 
     /// What there is now. `None`: nothing, and, for a reader that is watched, its descriptor is readable when there is.
@@ -273,11 +310,16 @@ impl<T: Trust> Gather<T> {
         loop {
             // Whatever the policy: one that sleeps at once looks first.
             if let Some(found) = self.look()? {
+                self.spun = false;
                 return Ok(Some(found));
             }
-            let Gather { pacer, lanes, .. } = &mut *self;
-            if let Some(found) = pacer.spin(|| lanes.find()) {
-                return Ok(Some(found));
+            let Gather {
+                pacer, lanes, spun, ..
+            } = &mut *self;
+            if !std::mem::take(spun) && pacer.spin(|| lanes.glimpse()).is_some() {
+                if let Some(found) = self.lanes.find() {
+                    return Ok(Some(found));
+                }
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(None);
@@ -486,6 +528,41 @@ impl<T: Trust> Lanes<T> {
             }
         }
         None
+    }
+
+    /// The next payload in the ring of the lane whose turn it is, if there is one.
+    #[inline(always)]
+    fn payload(&mut self) -> Option<(Key, usize)> {
+        self.glance();
+        if self.served >= TURN {
+            self.turn();
+        }
+        let key = *self.hot.front()?;
+        let len = self.get(key)?.subscriber.payload()?;
+        self.served += 1;
+        Some((key, len))
+    }
+
+    /// Says what has been released of hot lanes; whether one of them is to be looked at more closely.
+    fn release_all(&mut self) -> bool {
+        let Lanes { slots, hot, .. } = self;
+        hot.iter().any(|key| {
+            let lane = slots.get_mut(key.index()).and_then(Option::as_mut);
+            lane.is_none_or(|lane| !lane.subscriber.release_all())
+        })
+    }
+
+    /// Whether a hot lane has something, or one that is armed: a load for each. What that is, [`find`](Lanes::find) says, which is
+    /// not to be moved through memory for each look of a spin.
+    #[inline]
+    fn glimpse(&mut self) -> Option<()> {
+        self.glance();
+        let Lanes { slots, hot, .. } = self;
+        let has_some = |key: &Key| {
+            let lane = slots.get(key.index()).and_then(Option::as_ref);
+            lane.is_some_and(|lane| !lane.subscriber.is_empty())
+        };
+        hot.iter().any(has_some).then_some(())
     }
 
     #[inline]

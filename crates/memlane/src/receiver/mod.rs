@@ -15,7 +15,7 @@ use crate::{
     Error, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
     TryRecvError, Untrusted, accepting, address_of, after,
     receiving::{Finding, Receiving},
-    subscriber::{Awaits, Next, NoMessage},
+    subscriber::{Awaits, Next, NoMessage, Why},
     watched::{Watch, polls},
 };
 
@@ -196,7 +196,7 @@ impl<T: Trust> Receiver<T> {
         look: impl Fn(&mut Gather<T>) -> io::Result<Option<Found>>,
     ) -> Result<(Key, Next), NoMessage> {
         loop {
-            match look(&mut self.gather).map_err(NoMessage::Wait)? {
+            match look(&mut self.gather).map_err(Why::Wait)? {
                 None => return Err(NoMessage::TimedOut),
                 Some(Found::Record(key, record)) => return Ok((key, record)),
                 Some(Found::Ended(key, error)) => self.bury(key, &error),
@@ -226,8 +226,8 @@ impl<T: Trust> Receiver<T> {
     #[cold]
     fn bury(&mut self, key: Key, error: &NoMessage) {
         drop(self.gather.remove(key));
-        match error {
-            NoMessage::Disconnected { .. } => self.stats.left += 1,
+        match error.cause() {
+            Some(Why::Disconnected(_)) => self.stats.left += 1,
             _ => self.stats.evicted += 1,
         }
         // Its descriptors may be what a waiting client lacked.

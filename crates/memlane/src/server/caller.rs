@@ -106,24 +106,36 @@ impl Caller {
     /// A request with this number has come. Its place must be free, and one that there is.
     #[inline]
     pub(super) fn open(&mut self, number: u64) -> Result<(), Nonsense> {
+        match self.try_open(number) {
+            true => Ok(()),
+            false => Err(self.nonsense(number)),
+        }
+    }
+
+    #[cold]
+    fn nonsense(&self, number: u64) -> Nonsense {
         let at = place(number);
         let places = self.shared.cancelled.len();
-        if at >= places {
-            return Err(Nonsense(format!(
-                "expected a request at one of {places} places, got one at place {at}"
-            )));
-        }
-        if number == 0 || self.open.get(at).is_some_and(|open| *open != 0) {
-            return Err(Nonsense(format!(
-                "expected a request at a free place, got number {number:#x}"
-            )));
+        Nonsense(match at >= places {
+            true => format!("expected a request at one of {places} places, got one at place {at}"),
+            false => format!("expected a request at a free place, got number {number:#x}"),
+        })
+    }
+
+    /// The same, in fewer words.
+    #[inline]
+    pub(super) fn try_open(&mut self, number: u64) -> bool {
+        let at = place(number);
+        let taken = self.open.get(at).is_some_and(|open| *open != 0);
+        if number == 0 || taken || at >= self.shared.cancelled.len() {
+            return false;
         }
         if at >= self.open.len() {
             self.open.resize(at + 1, 0);
         }
         self.open[at] = number;
         self.outstanding += 1;
-        Ok(())
+        true
     }
 
     /// The client has given up a request. One that has its last reply by now is not known any more.
@@ -138,9 +150,23 @@ impl Caller {
         number != 0 && self.open.get(place(number)) == Some(&number)
     }
 
+    /// Sends something that is said of a request, if there is room for it in the ring, and nothing else is to be seen to.
+    /// [`put`](Caller::put) does the rest.
+    #[inline(always)]
+    pub(super) fn put_at_once(&mut self, number: u64, kind: u64, payload: &[u8]) -> bool {
+        let sent = !self.shared.is_gone()
+            && self.is_open(number)
+            && self.publisher.send_at_once([number, kind], payload);
+        if sent && kind != ITEM {
+            self.open[place(number)] = 0;
+            self.outstanding -= 1;
+        }
+        sent
+    }
+
     /// Sends something that is said of a request; waits for room no longer than `timeout`. A client that leaves none for as
     /// long is dropped.
-    #[inline]
+    #[inline(never)]
     pub(super) fn put(
         &mut self,
         number: u64,

@@ -6,7 +6,11 @@ use std::{
 };
 
 use super::{Next, Patience, Request, Server};
-use crate::{Async, Readiness, RecvError, Trust, receiver::gather::Gather, subscriber::NoMessage};
+use crate::{
+    Async, Readiness, RecvError, Trust,
+    receiver::gather::Gather,
+    subscriber::{NoMessage, Why},
+};
 
 impl<T: Trust, R: Readiness> Async<Server<T>, R> {
     /// Receives the next request; waits for it, and for clients, which are let in by calls of this.
@@ -32,7 +36,7 @@ impl<T: Trust, R: Readiness> Async<Server<T>, R> {
                 found => return Poll::Ready(found),
             }
             if let Err(error) = ready!(self.readiness.poll_readable(cx)) {
-                return Poll::Ready(Err(NoMessage::Wait(error)));
+                return Poll::Ready(Err(Why::Wait(error).into()));
             }
         }
     }

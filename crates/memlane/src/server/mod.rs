@@ -36,7 +36,7 @@ use crate::{
         gather::{Found, Gather, Key},
         joining::Joining,
     },
-    subscriber::{Awaits, Next as Record, NoMessage},
+    subscriber::{Awaits, Next as Record, NoMessage, Why},
     watched::{Watch, polls},
 };
 
@@ -213,6 +213,20 @@ impl<T: Trust> Server<T> {
     /// [`RecvError::Wait`]. Clients that leave, die or break the rules are no errors: see [`stats`](Server::stats).
     #[inline]
     pub fn recv(&mut self) -> Result<Request<'_, T>, RecvError> {
+        match self.request_in_ring() {
+            Some((key, len, number)) => {
+                let caller = self.callers[key.index()].as_deref_mut();
+                let caller = caller.expect("looked at a moment ago");
+                let message = self.gather.in_ring(key, len);
+                let answering = Answering::new(caller, &self.posted, number, 0, self.reply_timeout);
+                Ok(Request::new(message, answering))
+            }
+            None => self.recv_any(),
+        }
+    }
+
+    #[inline(never)]
+    fn recv_any(&mut self) -> Result<Request<'_, T>, RecvError> {
         let next = self.next_forever();
         next.and_then(|next| self.deliver(next))
             .map_err(NoMessage::forever)
@@ -284,7 +298,7 @@ impl<T: Trust> Server<T> {
             if let Some(posts) = self.posted.take() {
                 self.send_posts(posts);
             }
-            match look(&mut self.gather).map_err(NoMessage::Wait)? {
+            match look(&mut self.gather).map_err(Why::Wait)? {
                 None => return Err(NoMessage::TimedOut),
                 Some(Found::Record(key, record)) => {
                     if let Some(next) = self.examine(key, record) {
@@ -355,6 +369,26 @@ impl<T: Trust> Server<T> {
         Ok(Request::new(message, answering))
     }
 
+    /// The next message, if that is a request without a deadline, to be answered: its client, its length, and its number. All that
+    /// most requests need: whatever else there is or comes is left to [`next`](Server::next).
+    #[inline(always)]
+    fn request_in_ring(&mut self) -> Option<(Key, usize, u64)> {
+        if self.posted.has_some() {
+            return None;
+        }
+        let (key, len) = self.gather.next_payload()?;
+        let lane = self.gather.lane(key)?;
+        let [number, kind, deadline] = lane.header(len)?;
+        let caller = self.callers[key.index()].as_deref_mut()?;
+        let plain = kind == REQUEST && deadline == 0;
+        let gone = lane.is_gone() || caller.shared.is_gone() || caller.shared.is_given_up(number);
+        if !plain || gone || !caller.try_open(number) {
+            return None;
+        }
+        self.stats.requests += 1;
+        Some((key, len, number))
+    }
+
     /// Whether a record is a request that is to be answered. What is not is seen to, and released.
     #[inline]
     fn examine(&mut self, key: Key, record: Record) -> Option<Next> {
@@ -376,7 +410,7 @@ impl<T: Trust> Server<T> {
             self.stats.orphaned += u64::from(kind == REQUEST);
             self.release(key);
             if over {
-                self.bury(key, &NoMessage::Disconnected(Reason::Died));
+                self.bury(key, &Why::Disconnected(Reason::Died).into());
             }
             return None;
         }
@@ -502,11 +536,11 @@ impl<T: Trust> Server<T> {
     fn bury(&mut self, key: Key, error: &NoMessage) {
         let caller = self.callers.get_mut(key.index()).and_then(Option::take);
         let evicted = caller.as_ref().is_some_and(|caller| caller.evicted)
-            || !matches!(error, NoMessage::Disconnected { .. });
+            || !matches!(error.cause(), Some(Why::Disconnected(_)));
         self.stats.evicted += u64::from(evicted);
         self.stats.left += u64::from(!evicted);
         if let Some(mut caller) = caller {
-            if let NoMessage::Corrupt(_) | NoMessage::Chunk(_) = error {
+            if let Some(Why::Corrupt(_) | Why::Chunk(_)) = error.cause() {
                 caller.evict(reason(error));
             }
             caller.bury();
@@ -518,9 +552,9 @@ impl<T: Trust> Server<T> {
 }
 
 fn reason(error: &NoMessage) -> String {
-    match error {
-        NoMessage::Corrupt(corrupt) => corrupt.to_string(),
-        NoMessage::Chunk(error) => error.to_string(),
+    match error.cause() {
+        Some(Why::Corrupt(corrupt)) => corrupt.to_string(),
+        Some(Why::Chunk(error)) => error.to_string(),
         _ => String::new(),
     }
 }

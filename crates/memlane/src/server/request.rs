@@ -271,6 +271,10 @@ impl<'a> Answering<'a> {
         payload: &[u8],
         at_once: bool,
     ) -> Result<(), ReplyError> {
+        if self.caller.put_at_once(self.number, kind, payload) {
+            self.over |= kind != ITEM;
+            return Ok(());
+        }
         let timeout = (!at_once).then_some(self.timeout);
         let put = self.caller.put(self.number, kind, payload, timeout);
         self.over |= match &put {

@@ -203,6 +203,12 @@ impl Posted {
         })
     }
 
+    /// Whether there are some.
+    #[inline(always)]
+    pub(super) fn has_some(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     #[cold]
     fn push(&self, post: Post) {
         let mut posts = self.posts.lock().unwrap_or_else(PoisonError::into_inner);

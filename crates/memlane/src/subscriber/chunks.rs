@@ -3,10 +3,11 @@ use std::{error::Error as _, sync::Arc};
 use memlane_region::{
     Remote,
     pool::{Chunk, ChunkRef, Geometry, HeldChunk, Holds, MAX_SEGMENTS, PoolReader, Unresolved},
+    ring::Record,
 };
 use memlane_transport::{Error as LinkError, Fd, Fds, Link, dispose};
 
-use super::{attachments::Attachments, page::Slots, rings::Rings};
+use super::{Next, attachments::Attachments, page::Slots, rings::Rings};
 use crate::{
     AttachmentError, ChunkError, Reason,
     protocol::{MAX_ATTACHED, MAX_RINGS, Notice},
@@ -24,6 +25,8 @@ pub(super) struct Chunks {
     reader: PoolReader,
     pub(super) rings: Rings,
     pub(super) attachments: Attachments,
+    /// Of the message that was found last, if it is more than a payload in the ring.
+    noted: Option<Record>,
     /// Why a segment is not here, though it was announced, and which one; none if nothing more is heard of any.
     refused: Option<(Option<u32>, String)>,
     /// What the publisher said last, or why nothing more is heard of it.
@@ -66,6 +69,7 @@ impl Chunks {
             reader: PoolReader::new(quota),
             rings: Rings::new(rings),
             attachments: Attachments::default(),
+            noted: None,
             refused: None,
             farewell: None,
             moving: Moving::default(),
@@ -104,6 +108,22 @@ impl Chunks {
             true => self.farewell.as_ref(),
             false => self.evicted(),
         }
+    }
+
+    /// Notes what was found, for whoever delivers it: by itself it would be moved through memory on its way.
+    pub(super) fn note(&mut self, found: Record) -> Next {
+        match found {
+            Record::Inline(len) => Next::InRing(len),
+            found => {
+                self.noted = Some(found);
+                Next::Noted
+            }
+        }
+    }
+
+    /// What was noted last.
+    pub(super) fn noted(&self) -> Record {
+        self.noted.expect("found a moment ago")
     }
 
     /// The ring in which the stream goes on. Its notice was sent before: if it has not been taken from the link yet, it is there.

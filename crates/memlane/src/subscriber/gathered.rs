@@ -1,9 +1,9 @@
 //! A lane among others, whose reader looks at all of them before it sleeps.
 
-use memlane_region::ring::Carried;
+use memlane_region::ring::{Carried, Record};
 use memlane_signaling::{Waiter, Woken};
 
-use super::{Next, NoMessage, Subscriber, Trust};
+use super::{Next, NoMessage, Subscriber, Trust, Why};
 
 /// What came of seeing to it that the next message rings.
 #[derive(Debug)]
@@ -30,6 +30,14 @@ impl<T: Trust> Subscriber<T> {
         }
     }
 
+    /// Says what has been released. Whether it is to be received from as ever: it is waited for, and its publisher lives, as far as
+    /// is known.
+    #[inline]
+    pub(crate) fn release_all(&mut self) -> bool {
+        self.ring.release_all();
+        self.lossy.is_none() && !self.life.gone
+    }
+
     /// The next record, if there is one. Asks the kernel nothing, but, now and then, where it is never woken.
     #[inline]
     pub(crate) fn look(&mut self) -> Result<Option<Next>, NoMessage> {
@@ -45,14 +53,22 @@ impl<T: Trust> Subscriber<T> {
     /// delivered.
     #[inline]
     fn checked(&mut self, next: Next) -> Result<Next, NoMessage> {
-        let (Next::InChunk(chunk) | Next::Attached(_, Carried::Chunk(chunk))) = next else {
+        let Next::Noted = next else {
+            return Ok(next);
+        };
+        let (Record::Chunk(chunk)
+        | Record::Attached {
+            message: Carried::Chunk(chunk),
+            ..
+        }) = self.chunks.noted()
+        else {
             return Ok(next);
         };
         let position = self.ring.position();
         let _ = self.chunks.has(chunk.segment, position, &self.link);
         match self.chunks.resolve(chunk) {
             Ok(_) => Ok(next),
-            Err(error) => Err(NoMessage::Chunk(error)),
+            Err(error) => Err(Why::Chunk(error).into()),
         }
     }
 

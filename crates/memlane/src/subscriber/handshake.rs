@@ -286,6 +286,7 @@ impl<T: Trust> Handshake<T> {
             stats: SubscriberStats::default(),
             missed_last: 0,
             caught_up: 0,
+            spun: false,
             address: None,
             watched: None,
             travel: Travel::default(),

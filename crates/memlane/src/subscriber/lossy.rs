@@ -11,7 +11,7 @@ use memlane_transport::{Fds, Link};
 use zerocopy::IntoBytes;
 
 use super::{
-    Next, NoMessage,
+    Next, NoMessage, Why,
     attachments::Attached,
     chunks::Chunks,
     elsewhere::{Elsewhere, Place},
@@ -80,7 +80,7 @@ impl Lossy {
             return Ok(Some(Next::Taken));
         }
         if let Some(broken) = &self.broken {
-            return Err(NoMessage::Chunk(broken.clone()));
+            return Err(Why::Chunk(broken.clone()).into());
         }
         self.stranded = None;
         for _ in 0..ATTEMPTS {
@@ -114,7 +114,7 @@ impl Lossy {
                         Err(error) => {
                             self.reader.forgo(taken);
                             self.broken = Some(error.clone());
-                            return Err(NoMessage::Chunk(error));
+                            return Err(Why::Chunk(error).into());
                         }
                     }
                 }
@@ -144,7 +144,7 @@ impl Lossy {
         };
         if let Some(reason) = chunks.evicted() {
             // It was not told of rings any more.
-            return Err(NoMessage::Disconnected(reason.clone()));
+            return Err(Why::Disconnected(reason.clone()).into());
         }
         let here = Some((ring, self.reader.position()));
         if self.lost != here {
@@ -153,7 +153,7 @@ impl Lossy {
         }
         if chunks.rings.is_short() {
             self.broken = Some(error.clone());
-            return Err(NoMessage::Chunk(error));
+            return Err(Why::Chunk(error).into());
         }
         self.stranded = Some(error);
         Ok(false)

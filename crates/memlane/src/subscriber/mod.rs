@@ -95,6 +95,8 @@ pub struct Subscriber<T: Trust = Untrusted> {
     missed_last: u64,
     /// Messages received when the ring was last found empty by one who waits.
     caught_up: u64,
+    /// The wait that has begun has spun, in vain.
+    spun: bool,
     /// Where the publisher was, to clear the name if it died there.
     address: Option<Address>,
     watched: Option<Watching>,
@@ -165,32 +167,27 @@ const DYING: Timespec = Timespec {
 pub enum Next {
     /// In the ring: its length.
     InRing(usize),
-    /// In this chunk, if the publisher is honest.
-    InChunk(ChunkRef),
-    /// One of those, with attachments that are known by this tag.
-    Attached(u16, Carried),
+    /// More than that: it is [noted](Chunks::noted).
+    Noted,
     /// Taken from a ring that does not wait.
     Taken,
 }
 
-/// What came of spinning for a record in a ring.
-#[derive(Clone, Copy, Debug)]
-enum Spun {
-    /// The length of a payload.
-    Payload(usize),
-    /// Nothing.
-    InVain,
-    /// It has not spun, or not in vain: there may be something else.
-    Not,
-}
-
+/// No message. As small as can be: what is found goes through registers, and this is what may be in its place.
 #[derive(Debug)]
 pub enum NoMessage {
+    /// In time.
+    TimedOut,
+    Because(Box<Why>),
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub enum Why {
     Disconnected(Reason),
     Corrupt(Corrupt),
     Anchor(LossyError),
     Chunk(ChunkError),
-    TimedOut,
     Silent(Duration),
     Wait(io::Error),
 }
@@ -222,21 +219,21 @@ impl<T: Trust> Subscriber<T> {
         match self.payload() {
             Some(len) => Ok(self.in_ring(len)),
             None => match self.spin() {
-                Spun::Payload(len) => Ok(self.in_ring(len)),
-                spun => self.recv_other(spun),
+                Some(len) => Ok(self.in_ring(len)),
+                None => self.recv_other(),
             },
         }
     }
 
     #[inline(never)]
-    fn recv_other(&mut self, spun: Spun) -> Result<Message<'_, T>, RecvError> {
-        let found = self.find_or_wait(spun, None);
+    fn recv_other(&mut self) -> Result<Message<'_, T>, RecvError> {
+        let found = self.find_or_wait(None);
         self.deliver(found).map_err(NoMessage::forever)
     }
 
     /// The length of the next message, if that is there and nothing but a payload in the ring.
     #[inline(always)]
-    fn payload(&mut self) -> Option<usize> {
+    pub(crate) fn payload(&mut self) -> Option<usize> {
         match self.lossy.is_none().then(|| self.ring.look()) {
             Some(Look::Payload(len)) => Some(len),
             _ => None,
@@ -244,7 +241,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     #[inline(always)]
-    fn in_ring(&mut self, len: usize) -> Message<'_, T> {
+    pub(crate) fn in_ring(&mut self, len: usize) -> Message<'_, T> {
         let sequence = self.first.wrapping_add(self.stats.messages);
         self.stats.messages += 1;
         Message::in_ring(&mut self.ring, len, sequence)
@@ -282,13 +279,7 @@ impl<T: Trust> Subscriber<T> {
     ///
     /// [`RecvTimeoutError`].
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Message<'_, T>, RecvTimeoutError> {
-        let found = match self.payload() {
-            Some(len) => Ok(Next::InRing(len)),
-            None => match self.spin() {
-                Spun::Payload(len) => Ok(Next::InRing(len)),
-                spun => self.find_or_wait(spun, after(timeout)),
-            },
-        };
+        let found = self.next(|| after(timeout));
         self.deliver(found).map_err(NoMessage::in_time)
     }
 
@@ -358,9 +349,17 @@ impl<T: Trust> Subscriber<T> {
     ) -> Result<Message<'_, T>, NoMessage> {
         match found? {
             Next::InRing(len) => Ok(self.in_ring(len)),
-            Next::InChunk(chunk) => self.deliver_chunk(chunk),
-            Next::Attached(tag, message) => self.deliver_attached(tag, message),
+            Next::Noted => self.deliver_noted(),
             Next::Taken => self.deliver_taken(),
+        }
+    }
+
+    #[inline(never)]
+    fn deliver_noted(&mut self) -> Result<Message<'_, T>, NoMessage> {
+        match self.chunks.noted() {
+            Record::Inline(len) => Ok(self.in_ring(len)),
+            Record::Chunk(chunk) => self.deliver_chunk(chunk),
+            Record::Attached { tag, message } => self.deliver_attached(tag, message),
         }
     }
 
@@ -376,7 +375,7 @@ impl<T: Trust> Subscriber<T> {
             // It was not told of them any more.
             let reason = reason.clone();
             self.leave_dropped();
-            return Err(NoMessage::Disconnected(reason));
+            return Err(Why::Disconnected(reason).into());
         }
         self.tell_taken();
         if self.chunks.is_broken() {
@@ -384,7 +383,7 @@ impl<T: Trust> Subscriber<T> {
             self.ring.stop();
             if let (true, Err(error)) = (T::TRUSTED, &fds) {
                 let why = error.to_string();
-                return Err(NoMessage::Chunk(ChunkError { why }));
+                return Err(Why::Chunk(ChunkError { why }).into());
             }
         }
         let (len, place) = match message {
@@ -434,11 +433,11 @@ impl<T: Trust> Subscriber<T> {
             if let Some(reason) = self.chunks.evicted().cloned() {
                 // It was not told of it any more.
                 self.leave_dropped();
-                return Err(NoMessage::Disconnected(reason));
+                return Err(Why::Disconnected(reason).into());
             }
         }
         let chunk = self.chunks.resolve(found);
-        let chunk = chunk.map_err(NoMessage::Chunk)?;
+        let chunk = chunk.map_err(Why::Chunk)?;
         Ok((chunk.len(), Place::Chunk(chunk.keep())))
     }
 
@@ -517,8 +516,7 @@ impl<T: Trust> Subscriber<T> {
     #[cold]
     fn look_for_death(&mut self) -> Result<(), NoMessage> {
         if !self.life.gone
-            && gone(self.link.as_fd(), self.process.as_ref().map(AsFd::as_fd))
-                .map_err(NoMessage::Wait)?
+            && gone(self.link.as_fd(), self.process.as_ref().map(AsFd::as_fd)).map_err(Why::Wait)?
         {
             self.bury();
         }
@@ -531,16 +529,17 @@ impl<T: Trust> Subscriber<T> {
         match self.poll() {
             Ok(None) if self.may_sleep() => {
                 let stranded = self.lossy.as_ref().and_then(|lossy| lossy.stranded());
-                Err(match stranded {
-                    Some(error) => NoMessage::Chunk(error.clone()),
+                let why = match stranded {
+                    Some(error) => Why::Chunk(error.clone()),
                     None => {
                         let reason = self.chunks.farewell(&self.link);
                         if matches!(reason, Reason::Evicted { .. }) {
                             self.leave_dropped();
                         }
-                        NoMessage::Disconnected(reason)
+                        Why::Disconnected(reason)
                     }
-                })
+                };
+                Err(why.into())
             }
             found => found,
         }
@@ -638,12 +637,12 @@ impl<T: Trust> Subscriber<T> {
         }
     }
 
-    /// Spins, as the policy says, for a record in a ring that is empty. The first part of a wait, kept apart from the rest of it
-    /// so that what is found comes in registers.
+    /// Spins, as the policy says, for a payload in a ring that is empty. The first part of a wait, kept apart from the rest of it
+    /// so that what is found comes in registers. If it is in vain, the wait goes on from there.
     #[inline(never)]
-    fn spin(&mut self) -> Spun {
-        if self.lossy.is_some() || self.life.gone {
-            return Spun::Not;
+    fn spin(&mut self) -> Option<usize> {
+        if self.spun || self.lossy.is_some() || self.life.gone {
+            return None;
         }
         // Before it waits for more: the publisher may be waiting for just that.
         self.ring.release_all();
@@ -660,40 +659,67 @@ impl<T: Trust> Subscriber<T> {
             found => Some(found),
         });
         match found {
-            None | Some(Look::Nothing) => Spun::InVain,
             Some(Look::Payload(len)) => {
                 self.stats.spins += 1;
-                Spun::Payload(len)
+                Some(len)
             }
-            Some(Look::Other) => Spun::Not,
+            Some(_) => None,
+            None => {
+                self.spun = true;
+                None
+            }
         }
     }
 
-    #[cold]
-    fn find_or_wait(&mut self, spun: Spun, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+    /// The length of the next message, if that is nothing but a payload in the ring, and is there or comes before a wait would
+    /// sleep.
+    #[inline(always)]
+    pub(crate) fn next_payload(&mut self) -> Option<usize> {
+        self.payload().or_else(|| self.spin())
+    }
+
+    /// The next message, which is found; waits for it until a deadline, which is computed if there is none at once.
+    #[inline(always)]
+    pub(crate) fn next(
+        &mut self,
+        deadline: impl FnOnce() -> Option<Instant>,
+    ) -> Result<Next, NoMessage> {
+        match self.payload() {
+            Some(len) => Ok(Next::InRing(len)),
+            None => {
+                let deadline = deadline();
+                match self.spin() {
+                    Some(len) => Ok(Next::InRing(len)),
+                    None => self.find_or_wait(deadline),
+                }
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn find_or_wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         match self.poll() {
-            Ok(Some(found)) => Ok(found),
-            _ => self.wait_having(spun, deadline),
+            Ok(Some(found)) => {
+                self.spun = false;
+                Ok(found)
+            }
+            _ => self.wait(deadline),
         }
     }
 
-    /// Waits for a message: spins, then sleeps, as the policy says.
+    /// Waits for a message: spins, unless it has, then sleeps, as the policy says.
     #[cold]
-    pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
-        self.wait_having(Spun::Not, deadline)
-    }
-
-    fn wait_having(&mut self, spun: Spun, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         if let (Some(sleep), Some(watching)) = (&self.sleep, &mut self.watched) {
             // Made readable for a loop, the waiter would never sleep.
             watching.not_ready(sleep, &self.link);
         }
-        let found = self.wait_until(deadline, matches!(spun, Spun::InVain));
+        let found = self.wait_until(deadline);
         self.stay_ready();
         found
     }
 
-    fn wait_until(&mut self, deadline: Option<Instant>, mut spun: bool) -> Result<Next, NoMessage> {
+    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         self.caught_up = self.stats.messages;
         loop {
             if self.life.gone {
@@ -707,9 +733,10 @@ impl<T: Trust> Subscriber<T> {
                 lossy,
                 chunks,
                 link,
+                spun,
                 ..
             } = &mut *self;
-            let found = match std::mem::take(&mut spun) {
+            let found = match std::mem::take(spun) {
                 true => None,
                 false => pacer.spin(|| next(ring, lossy, chunks, link).transpose()),
             };
@@ -727,7 +754,7 @@ impl<T: Trust> Subscriber<T> {
                 let alive = self.ring.page().alive();
                 let heard = self.heard();
                 if let Some(silence) = self.signs.too_long(heard, alive) {
-                    return Err(NoMessage::Silent(silence));
+                    return Err(Why::Silent(silence).into());
                 }
                 deadline.into_iter().chain(self.signs.deadline()).min()
             } else {
@@ -753,7 +780,7 @@ impl<T: Trust> Subscriber<T> {
                     let woken = sleep.waiter.wait(&mut sleep.doorbell, deadline);
                     let met = matches!(woken, Ok(Woken::Rung));
                     self.pacer.slept(since.elapsed(), met);
-                    woken.map_err(NoMessage::Wait)
+                    woken.map_err(Why::Wait)
                 }
                 _ => {
                     // It may have been rung for this sleep all the same, and no wait counts that ring.
@@ -882,8 +909,8 @@ fn next_of_others(
     match ring.poll_record() {
         Ok(None) if ring.ends() => go_on(ring, chunks, link),
         Ok(None) => Ok(None),
-        Ok(Some(record)) => Ok(Some(record.into())),
-        Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
+        Ok(Some(record)) => Ok(Some(chunks.note(record))),
+        Err(corrupt) => Err(Why::Corrupt(corrupt).into()),
     }
 }
 
@@ -898,9 +925,7 @@ fn go_on(
         return Ok(None);
     };
     // After that has said where this reader is: a publisher that goes on without it, and did not know by then, has said so.
-    chunks
-        .take_all(link, ring.position())
-        .map_err(NoMessage::Chunk)?;
+    chunks.take_all(link, ring.position()).map_err(Why::Chunk)?;
     if let Some(done) = chunks.attachments.untold(ring.position()) {
         ring.page().took(done);
     }
@@ -910,69 +935,80 @@ fn go_on(
             // What was left to this reader is the publisher's again.
             let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
         }
-        return Err(NoMessage::Disconnected(reason.clone()));
+        return Err(Why::Disconnected(reason.clone()).into());
     }
-    ring.follow(chunks.ring(following).map_err(NoMessage::Chunk)?);
+    ring.follow(chunks.ring(following).map_err(Why::Chunk)?);
     match ring.poll_record() {
         Ok(None) => Ok(None),
-        Ok(Some(record)) => Ok(Some(record.into())),
-        Err(corrupt) => Err(NoMessage::Corrupt(corrupt)),
+        Ok(Some(record)) => Ok(Some(chunks.note(record))),
+        Err(corrupt) => Err(Why::Corrupt(corrupt).into()),
     }
 }
 
-impl From<Record> for Next {
-    #[inline(always)]
-    fn from(record: Record) -> Next {
-        match record {
-            Record::Inline(len) => Next::InRing(len),
-            Record::Chunk(chunk) => Next::InChunk(chunk),
-            Record::Attached { tag, message } => Next::Attached(tag, message),
-        }
+impl From<Why> for NoMessage {
+    #[cold]
+    fn from(why: Why) -> NoMessage {
+        NoMessage::Because(Box::new(why))
     }
 }
 
 impl From<LossyError> for NoMessage {
     fn from(error: LossyError) -> NoMessage {
-        match error {
-            LossyError::Header(corrupt) => NoMessage::Corrupt(corrupt),
-            anchor => NoMessage::Anchor(anchor),
-        }
+        NoMessage::from(match error {
+            LossyError::Header(corrupt) => Why::Corrupt(corrupt),
+            anchor => Why::Anchor(anchor),
+        })
     }
 }
 
 impl NoMessage {
-    pub(crate) fn forever(self) -> RecvError {
+    /// Why there is none, if it is not that none came in time.
+    pub(crate) fn cause(&self) -> Option<&Why> {
         match self {
-            NoMessage::Disconnected(reason) => RecvError::Disconnected { reason },
-            NoMessage::Corrupt(corrupt) => RecvError::Corrupt(corrupt),
-            NoMessage::Anchor(error) => RecvError::Anchor(error),
-            NoMessage::Chunk(error) => RecvError::Chunk(error),
-            NoMessage::Silent(silence) => RecvError::Silent { silence },
-            NoMessage::Wait(error) => RecvError::Wait(error),
-            NoMessage::TimedOut => unreachable!("there was no deadline"),
+            NoMessage::TimedOut => None,
+            NoMessage::Because(why) => Some(why),
+        }
+    }
+
+    pub(crate) fn why(self) -> Option<Why> {
+        match self {
+            NoMessage::TimedOut => None,
+            NoMessage::Because(why) => Some(*why),
+        }
+    }
+
+    #[cold]
+    pub(crate) fn forever(self) -> RecvError {
+        match self.why().expect("there was no deadline") {
+            Why::Disconnected(reason) => RecvError::Disconnected { reason },
+            Why::Corrupt(corrupt) => RecvError::Corrupt(corrupt),
+            Why::Anchor(error) => RecvError::Anchor(error),
+            Why::Chunk(error) => RecvError::Chunk(error),
+            Why::Silent(silence) => RecvError::Silent { silence },
+            Why::Wait(error) => RecvError::Wait(error),
         }
     }
 
     pub(crate) fn at_once(self) -> TryRecvError {
-        match self {
-            NoMessage::Disconnected(reason) => TryRecvError::Disconnected { reason },
-            NoMessage::Corrupt(corrupt) => TryRecvError::Corrupt(corrupt),
-            NoMessage::Anchor(error) => TryRecvError::Anchor(error),
-            NoMessage::Chunk(error) => TryRecvError::Chunk(error),
+        match self.why() {
+            Some(Why::Disconnected(reason)) => TryRecvError::Disconnected { reason },
+            Some(Why::Corrupt(corrupt)) => TryRecvError::Corrupt(corrupt),
+            Some(Why::Anchor(error)) => TryRecvError::Anchor(error),
+            Some(Why::Chunk(error)) => TryRecvError::Chunk(error),
             // Nothing waits here: the kernel could not say whether the publisher lives, and is asked again.
-            NoMessage::Wait(_) | NoMessage::TimedOut | NoMessage::Silent(_) => TryRecvError::Empty,
+            Some(Why::Wait(_) | Why::Silent(_)) | None => TryRecvError::Empty,
         }
     }
 
     pub(crate) fn in_time(self) -> RecvTimeoutError {
-        match self {
-            NoMessage::Disconnected(reason) => RecvTimeoutError::Disconnected { reason },
-            NoMessage::Corrupt(corrupt) => RecvTimeoutError::Corrupt(corrupt),
-            NoMessage::Anchor(error) => RecvTimeoutError::Anchor(error),
-            NoMessage::Chunk(error) => RecvTimeoutError::Chunk(error),
-            NoMessage::Silent(silence) => RecvTimeoutError::Silent { silence },
-            NoMessage::Wait(error) => RecvTimeoutError::Wait(error),
-            NoMessage::TimedOut => RecvTimeoutError::TimedOut,
+        match self.why() {
+            None => RecvTimeoutError::TimedOut,
+            Some(Why::Disconnected(reason)) => RecvTimeoutError::Disconnected { reason },
+            Some(Why::Corrupt(corrupt)) => RecvTimeoutError::Corrupt(corrupt),
+            Some(Why::Anchor(error)) => RecvTimeoutError::Anchor(error),
+            Some(Why::Chunk(error)) => RecvTimeoutError::Chunk(error),
+            Some(Why::Silent(silence)) => RecvTimeoutError::Silent { silence },
+            Some(Why::Wait(error)) => RecvTimeoutError::Wait(error),
         }
     }
 }

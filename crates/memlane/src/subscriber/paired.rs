@@ -2,11 +2,15 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use memlane_region::{Remote, ring::Carried};
+use memlane_region::{
+    Remote,
+    pool::ChunkRef,
+    ring::{Carried, Record},
+};
 use memlane_signaling::{WaitPolicy, Woken};
 use memlane_transport::Link;
 
-use super::{Next, NoMessage, Subscriber, SubscriberBuilder, Trust};
+use super::{Next, NoMessage, Subscriber, SubscriberBuilder, Trust, Why};
 use crate::Overflow;
 
 impl<T: Trust> SubscriberBuilder<T> {
@@ -50,12 +54,6 @@ impl<T: Trust> Subscriber<T> {
         self.pacer.policy() == WaitPolicy::Poll
     }
 
-    /// The next record if there is one, and no question asked.
-    #[inline(always)]
-    pub(crate) fn try_poll(&mut self) -> Result<Option<Next>, NoMessage> {
-        self.poll()
-    }
-
     /// Asks the kernel now whether the publisher lives. If it cannot say, it is asked again.
     #[cold]
     pub(crate) fn ask(&mut self) {
@@ -85,24 +83,56 @@ impl<T: Trust> Subscriber<T> {
         offset: usize,
         dst: &mut [u8],
     ) -> Result<usize, NoMessage> {
-        match found {
-            // What it has attached, which nobody who plays by the rules does here, stays on the link.
-            Next::InRing(len) | Next::Attached(_, Carried::Inline(len)) => {
-                let copied = len.saturating_sub(offset).min(dst.len());
-                self.ring.read(offset, &mut dst[..copied]);
-                Ok(len)
-            }
-            Next::InChunk(chunk) | Next::Attached(_, Carried::Chunk(chunk)) => {
-                let position = self.ring.position();
-                let _ = self.chunks.has(chunk.segment, position, &self.link);
-                let chunk = self.chunks.resolve(chunk);
-                let chunk = chunk.map_err(NoMessage::Chunk)?;
-                let copied = chunk.len().saturating_sub(offset).min(dst.len());
-                chunk.read(offset, &mut dst[..copied]);
-                Ok(chunk.len())
-            }
+        let len = match found {
+            Next::InRing(len) => len,
+            Next::Noted => match self.chunks.noted() {
+                // What it has attached, which nobody who plays by the rules does here, stays on the link.
+                Record::Inline(len)
+                | Record::Attached {
+                    message: Carried::Inline(len),
+                    ..
+                } => len,
+                Record::Chunk(chunk)
+                | Record::Attached {
+                    message: Carried::Chunk(chunk),
+                    ..
+                } => return self.peek_chunk(chunk, offset, dst),
+            },
             Next::Taken => unreachable!("this lane is not overwritten"),
-        }
+        };
+        let copied = len.saturating_sub(offset).min(dst.len());
+        self.ring.read(offset, &mut dst[..copied]);
+        Ok(len)
+    }
+
+    #[inline(never)]
+    fn peek_chunk(
+        &mut self,
+        chunk: ChunkRef,
+        offset: usize,
+        dst: &mut [u8],
+    ) -> Result<usize, NoMessage> {
+        let position = self.ring.position();
+        let _ = self.chunks.has(chunk.segment, position, &self.link);
+        let chunk = self.chunks.resolve(chunk);
+        let chunk = chunk.map_err(Why::Chunk)?;
+        let copied = chunk.len().saturating_sub(offset).min(dst.len());
+        chunk.read(offset, &mut dst[..copied]);
+        Ok(chunk.len())
+    }
+
+    /// The words at the beginning of a payload in the ring that was found, if it is long enough.
+    #[inline(always)]
+    pub(crate) fn header<const N: usize>(&self, len: usize) -> Option<[u64; N]> {
+        let mut words = [0; N];
+        (len >= 8 * N).then(|| {
+            for (at, word) in words.iter_mut().enumerate() {
+                let mut bytes = [0; 8];
+                self.ring.read(8 * at, &mut bytes);
+                *word = u64::from_ne_bytes(bytes);
+            }
+            words
+        })
     }
 
     /// Releases the message that was found.

@@ -15,7 +15,7 @@ use crate::{
     TryRecvError, Untrusted, address_of, after,
     receiver::gather::{self, Gather, Key},
     receiving::Finding,
-    subscriber::{Next, NoMessage},
+    subscriber::{Next, NoMessage, Why},
     watched::{Watch, polls},
 };
 
@@ -265,13 +265,15 @@ impl<T: Trust> Subscriptions<T> {
         look: impl FnOnce(&mut Gather<T>) -> io::Result<Option<gather::Found>>,
     ) -> Result<Found, NoMessage> {
         if self.is_empty() {
-            return Err(NoMessage::Disconnected(Reason::NoPublisher));
+            return Err(Why::Disconnected(Reason::NoPublisher).into());
         }
-        match look(&mut self.gather).map_err(NoMessage::Wait)? {
+        match look(&mut self.gather).map_err(Why::Wait)? {
             None => Err(NoMessage::TimedOut),
             Some(gather::Found::Record(key, next)) => Ok(Found::Message(key, next)),
             // The kernel could not say whether it lives, and is asked again.
-            Some(gather::Found::Ended(_, NoMessage::Wait(error))) => Err(NoMessage::Wait(error)),
+            Some(gather::Found::Ended(_, error)) if matches!(error.cause(), Some(Why::Wait(_))) => {
+                Err(error)
+            }
             Some(gather::Found::Ended(key, why)) => Ok(Found::Ended(key, why)),
             Some(gather::Found::Other(_)) => unreachable!("nothing else is watched"),
         }
