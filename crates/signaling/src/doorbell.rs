@@ -113,6 +113,12 @@ impl Doorbell {
         }
     }
 
+    /// To be called for a ring that may have come and is to be waited for later: counts it, as [`woken`](Doorbell::woken) does, and
+    /// takes none. Whoever waits is woken by it, and by those that are left with it.
+    pub fn left(&mut self) {
+        self.undrained = self.undrained.saturating_add(1);
+    }
+
     /// Takes all rings, so that the descriptor is not readable until the next one. For level-triggered waits.
     pub fn drain(&self) {
         let mut sink = [0; 4096];

@@ -12,13 +12,13 @@ use std::{
 use memlane_signaling::{Pacer, WaitPolicy, remaining};
 use rustix::{
     event::{
-        EventfdFlags, Timespec,
+        Timespec,
         epoll::{self, CreateFlags, EventData, EventFlags},
-        eventfd,
     },
     io::Errno,
 };
 
+use super::more::More;
 use crate::{
     Message, NOW, Subscriber, Trust,
     subscriber::{Arming, Next, NoMessage},
@@ -30,6 +30,18 @@ use crate::{
 /// to sleep: from then on its publisher rings for the next message. An armed lane stays armed while others are received from; one
 /// of them is glanced at for each message, so that none waits for longer than it takes to receive as many messages as there
 /// are lanes. While messages come there is one system call for [`UNASKED`] of them, for sources that are no lanes.
+///
+/// The descriptor of a reader that is watched is readable *unless* every lane is armed, and was seen empty after that: then it has
+/// answered that there is nothing, and the next message rings. A lane ceases to be armed in one of two ways, and neither may make
+/// the descriptor unreadable:
+///
+/// - A ring of it is taken. From then on nothing of the kernel's tells of its messages, so [`More`] does, until all lanes are
+///   armed again.
+/// - Its message is seen first ([`Lanes::glance`]). The ring for that is on its way, or has come and lies in the doorbell, where
+///   it keeps the descriptor readable: so flag and doorbell are left as they are ([`Heed::Rings`]). Disarmed, the lane might not be
+///   rung for at all; and emptied, the doorbell has nothing to tell. To show [`More`] instead would be two system calls a wake-up.
+///
+/// A call that waits ends with a descriptor that is readable in any case, and need not mind.
 #[derive(Debug)]
 pub(crate) struct Gather<T: Trust> {
     lanes: Lanes<T>,
@@ -62,6 +74,15 @@ pub(crate) enum Found {
     Ended(Key, NoMessage),
     /// A source of the owner's.
     Other(u64),
+}
+
+/// What tells of the messages of a lane that is hot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heed {
+    /// It is looked at.
+    Looks,
+    /// A loop of the user's is told of it by its ring, which nobody has taken.
+    Rings,
 }
 
 /// What came of arming all lanes.
@@ -153,9 +174,8 @@ impl<T: Trust> Gather<T> {
         }
         let mut lane = self.lanes.slots[key.index()].take()?;
         self.lanes.free.push(key.index() as u32);
-        if lane.armed {
-            lane.subscriber.disarm();
-        }
+        // Also one that is not armed: its flag may have been left as it was.
+        lane.subscriber.disarm();
         Some(lane.subscriber)
     }
 
@@ -257,7 +277,11 @@ impl<T: Trust> Gather<T> {
     /// What there is now. `None`: nothing, and, for a reader that is watched, its descriptor is readable when there is.
     #[inline]
     pub(crate) fn find(&mut self) -> io::Result<Option<Found>> {
-        match self.look()? {
+        let heed = match self.more {
+            None => Heed::Looks,
+            Some(_) => Heed::Rings,
+        };
+        match self.look(heed)? {
             None => self.find_slowly(),
             found => Ok(found),
         }
@@ -265,15 +289,27 @@ impl<T: Trust> Gather<T> {
 
     /// What the lanes have, and, when it is time to ask the kernel, whatever else there is.
     #[inline]
-    fn look(&mut self) -> io::Result<Option<Found>> {
+    fn look(&mut self, heed: Heed) -> io::Result<Option<Found>> {
         if self.unasked < UNASKED {
             self.unasked += 1;
-            let found = self.lanes.find();
+            let found = self.lanes.find(heed);
             if found.is_some() || self.others.is_empty() {
                 return Ok(found);
             }
         }
-        self.take(Some(&NOW))
+        self.ask()
+    }
+
+    /// What the kernel knows of, while lanes may have more.
+    #[cold]
+    fn ask(&mut self) -> io::Result<Option<Found>> {
+        let found = self.take(Some(&NOW))?;
+        if found.is_some() {
+            // That took the rings which may have been all that kept the descriptor readable. Where nothing was found, the lanes
+            // are looked at once more, and armed.
+            self.stay_ready();
+        }
+        Ok(found)
     }
 
     /// No lane has a message that nobody rings for.
@@ -309,7 +345,7 @@ impl<T: Trust> Gather<T> {
     fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Found>> {
         loop {
             // Whatever the policy: one that sleeps at once looks first.
-            if let Some(found) = self.look()? {
+            if let Some(found) = self.look(Heed::Looks)? {
                 self.spun = false;
                 return Ok(Some(found));
             }
@@ -317,7 +353,7 @@ impl<T: Trust> Gather<T> {
                 pacer, lanes, spun, ..
             } = &mut *self;
             if !std::mem::take(spun) && pacer.spin(|| lanes.glimpse()).is_some() {
-                if let Some(found) = self.lanes.find() {
+                if let Some(found) = self.lanes.find(Heed::Looks) {
                     return Ok(Some(found));
                 }
             }
@@ -329,6 +365,10 @@ impl<T: Trust> Gather<T> {
                     return Ok(Some(found));
                 }
                 continue;
+            }
+            if let Some(more) = &mut self.more {
+                // Made readable for a loop, it would never sleep.
+                more.set(false);
             }
             match self.lanes.arm() {
                 Armed::All => {}
@@ -377,7 +417,7 @@ impl<T: Trust> Gather<T> {
         }
         Ok(match self.others.pop_front() {
             Some(token) => Some(Found::Other(token)),
-            None => self.lanes.find(),
+            None => self.lanes.find(Heed::Looks),
         })
     }
 
@@ -425,31 +465,6 @@ impl<T: Trust> Gather<T> {
 
     pub(crate) fn policy(&self) -> WaitPolicy {
         self.pacer.policy()
-    }
-}
-
-/// An eventfd that no other process has, readable or not.
-#[derive(Debug)]
-struct More {
-    fd: OwnedFd,
-    set: bool,
-}
-
-impl More {
-    fn new() -> io::Result<More> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(More { fd, set: false })
-    }
-
-    fn set(&mut self, set: bool) {
-        if self.set != set {
-            // Neither can fail: its value is 0 or 1.
-            let _ = match set {
-                true => rustix::io::write(&self.fd, &1_u64.to_ne_bytes()),
-                false => rustix::io::read(&self.fd, &mut [0; 8]),
-            };
-            self.set = set;
-        }
     }
 }
 
@@ -506,8 +521,8 @@ impl<T: Trust> Lanes<T> {
 
     /// Looks at every hot lane once, and at one that is armed.
     #[inline]
-    fn find(&mut self) -> Option<Found> {
-        self.glance();
+    fn find(&mut self, heed: Heed) -> Option<Found> {
+        self.glance(heed);
         for _ in 0..self.hot.len() {
             if self.served >= TURN {
                 self.turn();
@@ -533,7 +548,7 @@ impl<T: Trust> Lanes<T> {
     /// The next payload in the ring of the lane whose turn it is, if there is one.
     #[inline(always)]
     fn payload(&mut self) -> Option<(Key, usize)> {
-        self.glance();
+        self.glance(Heed::Looks);
         if self.served >= TURN {
             self.turn();
         }
@@ -556,7 +571,7 @@ impl<T: Trust> Lanes<T> {
     /// not to be moved through memory for each look of a spin.
     #[inline]
     fn glimpse(&mut self) -> Option<()> {
-        self.glance();
+        self.glance(Heed::Looks);
         let Lanes { slots, hot, .. } = self;
         let has_some = |key: &Key| {
             let lane = slots.get(key.index()).and_then(Option::as_ref);
@@ -575,7 +590,7 @@ impl<T: Trust> Lanes<T> {
 
     /// Looks at one armed lane: it may have a message that its ring has not told of yet.
     #[inline]
-    fn glance(&mut self) {
+    fn glance(&mut self, heed: Heed) {
         let Some(key) = self.armed.pop_front() else {
             return;
         };
@@ -588,16 +603,19 @@ impl<T: Trust> Lanes<T> {
             self.armed.push_back(key);
         } else {
             lane.queued = false;
-            self.heat(key);
+            self.heat(key, heed);
         }
     }
 
     /// An armed lane is hot from now on.
     #[cold]
-    fn heat(&mut self, key: Key) {
+    fn heat(&mut self, key: Key, heed: Heed) {
         if let Some(lane) = self.get(key) {
             lane.armed = false;
-            lane.subscriber.disarm();
+            match heed {
+                Heed::Looks => lane.subscriber.disarm(),
+                Heed::Rings => lane.subscriber.leave_armed(),
+            }
             self.hot.push_back(key);
         }
     }
@@ -609,7 +627,7 @@ impl<T: Trust> Lanes<T> {
         // A late ring of a lane that is hot by now is taken, too, or it would be told of for ever.
         lane.subscriber.take_ring();
         if lane.armed {
-            self.heat(key);
+            self.heat(key, Heed::Looks);
         }
     }
 

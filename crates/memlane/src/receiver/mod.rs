@@ -2,6 +2,7 @@
 
 pub(crate) mod gather;
 pub(crate) mod joining;
+mod more;
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 

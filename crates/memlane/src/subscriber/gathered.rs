@@ -107,6 +107,14 @@ impl<T: Trust> Subscriber<T> {
         }
     }
 
+    /// It is looked at before it was rung, and stays armed: the ring that comes for that is left to be taken, but counted by now. It
+    /// may be armed again before.
+    pub(crate) fn leave_armed(&mut self) {
+        if let Some(sleep) = &mut self.sleep {
+            sleep.doorbell.left();
+        }
+    }
+
     /// Takes what made its waiter readable.
     pub(crate) fn take_ring(&mut self) {
         let Some(sleep) = &mut self.sleep else {
