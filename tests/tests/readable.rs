@@ -4,8 +4,8 @@
 use std::{thread, time::Duration};
 
 use memlane::{
-    Answer, Client, Link, Publisher, Received, Receiver, RecvTimeoutError, Sender, Server,
-    Subscriber, Subscriptions, TryRecvError, Watched,
+    Answer, CallError, Client, Link, Publisher, Received, Receiver, RecvTimeoutError, Sender,
+    Server, Subscriber, Subscriptions, TryRecvError, Watched,
 };
 use memlane_tests::{PATIENCE, Scene, unbound, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -195,12 +195,19 @@ impl Pair for Many {
     }
 }
 
-/// A client, and its server.
-fn both() -> (Client, Server) {
+/// A client, and its server, which takes four requests at a time of one that has a small ring.
+fn both(small: bool) -> (Client, Server) {
     let (here, there) = Link::pair().unwrap();
-    let mut server = Server::builder().unbound().unwrap();
+    let (server, requests) = match small {
+        true => (Server::builder().max_requests(4), 4096),
+        false => (Server::builder(), 1 << 16),
+    };
+    let mut server = server.unbound().unwrap();
     server.attach(here).unwrap();
-    let client = thread::spawn(|| Client::builder().over(there).unwrap());
+    let client = thread::spawn(move || {
+        let requests = Publisher::builder().ring_bytes(requests);
+        Client::builder().requests(requests).over(there).unwrap()
+    });
     wait_until("the client is there", || {
         assert!(!taken(server.try_recv()));
         server.clients() == 1
@@ -222,7 +229,7 @@ fn answer(server: &mut Server) -> bool {
 
 impl Pair for Service {
     fn new() -> Service {
-        let (client, server) = both();
+        let (client, server) = both(false);
         Service(client, Watched::new(server).unwrap())
     }
 
@@ -372,4 +379,114 @@ fn calls_that_wait_sleep() {
     sleeps::<Queue>();
     sleeps::<Many>();
     sleeps::<Service>();
+}
+
+/// A client that is watched, and its server.
+fn client() -> (Watched<Client>, Server) {
+    let (client, server) = both(true);
+    (Watched::new(client).unwrap(), server)
+}
+
+fn is_empty<V>(result: Result<V, CallError>) -> bool {
+    match result {
+        Ok(_) => false,
+        Err(CallError::Empty) => true,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn replies_that_others_came_across_are_told_of() {
+    let _scene = Scene::new();
+    let (mut client, mut server) = client();
+    let [mut first, mut second] = [(); 2].map(|()| client.try_send(b"a request").unwrap());
+    assert!(is_empty(client.try_next(&mut first)));
+    // The answer to the first, which this call does not ask for.
+    assert!(answer(&mut server));
+    assert!(is_empty(client.try_next(&mut second)));
+    assert!(readable(&client));
+    assert!(!is_empty(client.try_next(&mut first)));
+    assert!(is_empty(client.try_next(&mut second)));
+    assert!(!readable(&client));
+    assert!(answer(&mut server));
+    assert!(readable(&client));
+    // Whoever does not ask for it is told once.
+    let mut third = client.try_send(b"a request").unwrap();
+    assert!(is_empty(client.try_next(&mut third)));
+    assert!(readable(&client));
+    assert!(is_empty(client.try_next(&mut third)));
+    assert!(!readable(&client));
+    assert!(!is_empty(client.try_next(&mut second)));
+}
+
+#[test]
+fn replies_that_were_taken_in_for_want_of_a_place_are_told_of() {
+    let _scene = Scene::new();
+    let (mut client, mut server) = client();
+    for _ in 0..4 {
+        let _ = client.try_send(b"a request").unwrap().detach();
+    }
+    assert!(is_empty(client.try_recv()));
+    assert!(!readable(&client));
+    while answer(&mut server) {}
+    // Their places are free once they are received.
+    let fifth = client.try_send(b"a request");
+    assert!(matches!(fifth, Err(CallError::TooMany { requests: 4 })));
+    for _ in 0..4 {
+        assert!(readable(&client));
+        assert!(!is_empty(client.try_recv()));
+    }
+    assert!(matches!(client.try_recv(), Err(CallError::Unknown)));
+    assert!(!readable(&client));
+}
+
+#[test]
+fn replies_that_were_taken_in_for_want_of_room_are_told_of() {
+    let _scene = Scene::new();
+    let (mut client, mut server) = client();
+    let request = [0; 1500];
+    let sent = loop {
+        match client.try_send(&request) {
+            Ok(call) => drop(call.detach()),
+            Err(CallError::Full) => break client.stats().requests,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(sent < 4, "{sent}");
+    assert!(is_empty(client.try_recv()));
+    assert!(!readable(&client));
+    // Of the answer the client hears while the request still lies in the ring.
+    let mut answering = server.try_recv().unwrap();
+    answering.try_reply(b"an answer").unwrap();
+    assert!(readable(&client));
+    assert!(matches!(client.try_send(&request), Err(CallError::Full)));
+    assert!(readable(&client));
+    assert!(!is_empty(client.try_recv()));
+    assert!(is_empty(client.try_recv()));
+    assert!(!readable(&client));
+    // And of room there is word, too.
+    drop(answering);
+    while answer(&mut server) {}
+    assert!(readable(&client));
+}
+
+#[test]
+fn a_wait_for_room_does_not_end_unheard() {
+    let _scene = Scene::new();
+    let (mut client, mut server) = client();
+    let call = client.try_send(&[0; 1500]).unwrap();
+    while let Ok(call) = client.try_send(&[0; 1500]) {
+        let _ = call.detach();
+    }
+    assert!(is_empty(client.try_recv()));
+    assert!(!readable(&client));
+    // That it was given up is said in what room there is.
+    drop(call);
+    assert!(is_empty(client.try_recv()));
+    assert!(readable(&client));
+    assert!(matches!(client.try_send(&[0; 1500]), Err(CallError::Full)));
+    assert!(is_empty(client.try_recv()));
+    assert!(!readable(&client));
+    while answer(&mut server) {}
+    assert!(readable(&client));
 }

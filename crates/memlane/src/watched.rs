@@ -23,7 +23,9 @@ use crate::{
 ///   no room. That is what the last call that answered `Full` wants; a message sent, or a loan had, since then ends that
 ///   wait: ask again for whatever is still to be sent before you wait.
 /// - *Client*: readable when there may be a reply after a call has answered [`Empty`](crate::CallError::Empty), or the time of a
-///   request is over, and when there may be room after one has answered [`Full`](crate::CallError::Full).
+///   request is over, and when there may be room after one has answered [`Full`](crate::CallError::Full), as a publisher. A reply
+///   that a call has come across on the way to another one, or to room, makes it readable once: in each turn, ask for all that
+///   you wait for.
 /// - *Server*, *Receiver*, *Subscriptions*: as a subscriber, and when there is somebody to be let in.
 /// - *WatchReceiver*: readable when there may be a newer value, or the sender is gone, after
 ///   [`try_changed`](WatchReceiver::try_changed) has answered `false`.

@@ -17,6 +17,8 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Patience {
     Now,
+    /// The same, of a task: that looks at what was kept before it waits, and need not be told of it.
+    Task,
     Until(Option<Instant>),
 }
 
@@ -184,9 +186,11 @@ impl<T: Trust> Client<T> {
             None => !self.calls.is_idle(),
         };
         if !open {
-            if self.ended.is_none() && self.calls.len() > 0 {
-                // What is said of those that were given up.
+            if self.ended.is_none() && (self.calls.len() > 0 || self.watched.is_some()) {
+                // What is said of those that were given up. A loop that waits for the descriptor all the same is not woken again
+                // before there is more.
                 self.take_in()?;
+                self.tell_news();
             }
             return Err(match &self.ended {
                 Some(reason) if wanted.is_none() => CallError::Disconnected {
@@ -245,7 +249,7 @@ impl<T: Trust> Client<T> {
             }
         }
         let found = match patience {
-            Patience::Now => self.find_now(),
+            Patience::Now | Patience::Task => self.find_now(),
             Patience::Until(deadline) => {
                 let limit = limit.map(|(limit, _)| limit);
                 let until = deadline.into_iter().chain(limit).min();
@@ -255,6 +259,9 @@ impl<T: Trust> Client<T> {
         match found {
             Ok(Some(record)) => Ok(Ok(record)),
             Ok(None) => {
+                if let Patience::Now = patience {
+                    self.tell_news();
+                }
                 self.set_alarm()?;
                 Err(CallError::Empty)
             }
@@ -276,6 +283,17 @@ impl<T: Trust> Client<T> {
         found
     }
 
+    /// Of a client that is watched, makes the descriptor readable if there is news, until a call that finds nothing has none. In
+    /// the lane there may be nothing any more: what this call has taken out of it, and kept, may be what the one before it was
+    /// to find, which has answered that nothing had come.
+    #[inline]
+    pub(super) fn tell_news(&mut self) {
+        if self.news {
+            self.news = false;
+            self.subscriber.look_again();
+        }
+    }
+
     /// Nothing has come: a loop that waits for the descriptor is to be told of deadlines, too.
     #[inline]
     fn set_alarm(&mut self) -> Result<(), CallError> {
@@ -291,7 +309,7 @@ impl<T: Trust> Client<T> {
     fn bear(&mut self, passed: u32, patience: Patience) -> Result<(), CallError> {
         match patience {
             _ if passed < PASSED => Ok(()),
-            Patience::Now => {
+            Patience::Now | Patience::Task => {
                 self.subscriber.look_again();
                 Err(CallError::Empty)
             }
@@ -346,6 +364,7 @@ impl<T: Trust> Client<T> {
         message.read_at(REPLY_HEADER, &mut payload);
         drop(message);
         self.calls.store(id, Stored { kind, payload });
+        self.news = true;
         self.stats.replies += 1;
         self.stats.stored += 1;
         Ok(())

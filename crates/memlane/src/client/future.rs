@@ -105,7 +105,7 @@ impl<T: Trust, R: Readiness> Async<Client<T>, R> {
         ready!(self.readiness.poll_proceed(cx));
         loop {
             // Empty-handed, it has armed what it receives from: whatever comes now makes the descriptor readable.
-            match self.end.find(wanted, Patience::Now) {
+            match self.end.find(wanted, Patience::Task) {
                 Err(CallError::Empty) => {}
                 found => return Poll::Ready(found),
             }

@@ -65,6 +65,8 @@ pub struct Client<T: Trust = Untrusted> {
     /// Watches both lanes, for a loop of the user's.
     watched: Option<Arc<OwnedFd>>,
     alarm: Alarm,
+    /// A loop of the user's is to look once more, though the lanes have nothing for it.
+    news: bool,
     stats: ClientStats,
 }
 
@@ -117,6 +119,7 @@ impl<T: Trust> Client<T> {
             ended: None,
             watched: None,
             alarm: Alarm::default(),
+            news: false,
             stats: ClientStats::default(),
         }
     }

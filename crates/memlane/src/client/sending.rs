@@ -51,7 +51,11 @@ impl<T: Trust> Client<T> {
             None => self.make_place(deadline)?,
         };
         let written = match self.write(id, request, deadline) {
-            Err(CallError::Full) => self.write_later(id, request, deadline, patience),
+            Err(CallError::Full) => {
+                let written = self.write_later(id, request, deadline, patience);
+                self.tell_news();
+                written
+            }
             written => written,
         };
         match written {
@@ -71,6 +75,7 @@ impl<T: Trust> Client<T> {
     #[cold]
     fn make_place(&mut self, deadline: Option<Instant>) -> Result<CallId, CallError> {
         self.take_in()?;
+        self.tell_news();
         let requests = self.calls.limit;
         self.calls
             .open(deadline)
@@ -209,10 +214,16 @@ impl<T: Trust> Client<T> {
     /// wakes it.
     fn tell(&mut self, id: CallId) {
         self.publisher.show(given_up(id.0), id.0);
+        let wanting = self.publisher.is_wanting();
         match self.publisher.try_reserve(REQUEST_HEADER) {
             Ok(mut place) => {
                 put([id.0, CANCEL, 0], &mut place);
                 place.commit();
+                if wanting && !self.publisher.is_wanting() {
+                    // Nobody waits any more for the room that the user has not found: he is to look for it again.
+                    self.news = true;
+                    self.subscriber.look_again();
+                }
             }
             Err(TrySendError::Full) => self.untold.push(id),
             // Nobody is there any more.
