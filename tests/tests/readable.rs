@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 
 use memlane::{
     Answer, CallError, Client, Link, Publisher, Received, Receiver, RecvTimeoutError, Sender,
-    Server, Subscriber, Subscriptions, TryRecvError, Watched,
+    Server, Subscriber, Subscriptions, TryRecvError, TrySendError, Watched,
 };
 use memlane_tests::{PATIENCE, Scene, unbound, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -489,4 +489,29 @@ fn a_wait_for_room_does_not_end_unheard() {
     assert!(!readable(&client));
     while answer(&mut server) {}
     assert!(readable(&client));
+}
+
+#[test]
+fn room_is_told_of_whatever_else_was_waited_for() {
+    let _scene = Scene::new();
+    let (here, there) = Link::pair().unwrap();
+    let publisher = unbound(4096).driven().unbound().unwrap();
+    publisher.attach(here).unwrap();
+    let subscribing = thread::spawn(|| Subscriber::builder().over(there).unwrap());
+    publisher.wait_for_subscribers(1).unwrap();
+    let mut subscriber = subscribing.join().unwrap();
+    let mut publisher = Watched::new(publisher).unwrap();
+    while publisher.try_send(&[0; 500]).is_ok() {}
+    publisher.drive().unwrap();
+    assert!(matches!(
+        publisher.try_send(&[0; 500]),
+        Err(TrySendError::Full)
+    ));
+    assert!(!readable(&publisher));
+    while taken(subscriber.try_recv()) {}
+    assert!(readable(&publisher));
+    publisher.wait_for_subscribers(1).unwrap();
+    assert!(readable(&publisher));
+    publisher.try_send(&[0; 500]).unwrap();
+    assert!(!readable(&publisher));
 }

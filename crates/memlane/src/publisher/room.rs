@@ -380,8 +380,12 @@ impl Publisher {
             return Ok(self.control.wait_for_subscribers(count, deadline));
         }
         let enough = || (self.subscribers() >= count).then_some(());
-        let enough = self.drive_until(deadline, "wait for subscribers", enough)?;
-        Ok(enough.is_some())
+        let enough = self.drive_until(deadline, "wait for subscribers", enough);
+        if let (true, Some(wakes)) = (self.watched && self.wanting, &self.wakes) {
+            // Whoever has rung for room was heard here, where nobody looks for it.
+            wakes.tell();
+        }
+        Ok(enough?.is_some())
     }
 
     /// Does the control work of a driven publisher until `look` finds something. `None` if the deadline passed first.
