@@ -191,6 +191,11 @@ impl Ringer {
         }
     }
 
+    /// What it is made of.
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
     /// Rings. Never blocks (for an eventfd: as long as its other holders keep their word), never signals.
     ///
     /// There is no error: a doorbell that takes no more rings has rung, and one whose owner is gone wakes
@@ -202,6 +207,13 @@ impl Ringer {
                 rustix::net::send(&self.fd, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
             }
         };
+    }
+}
+
+/// To send it on: another process rings it, too.
+impl AsFd for Ringer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -93,6 +93,12 @@ impl Waiter {
         )?)
     }
 
+    /// Watches a process no longer.
+    pub fn forget_process(&self, pidfd: impl AsFd) {
+        // It may not be watched.
+        let _ = epoll::delete(&*self.epoll, pidfd);
+    }
+
     /// Its descriptor, also for whoever keeps it for longer than the waiter lives.
     pub fn descriptor(&self) -> &Arc<OwnedFd> {
         &self.epoll

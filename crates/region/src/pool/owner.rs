@@ -265,6 +265,23 @@ impl Pool {
         before - self.segments.bytes()
     }
 
+    /// How many messages were sent, and the id of the next segment: where another pool [begins](Pool::begin_at) whose ring goes on where
+    /// this one's stops.
+    pub fn end(&self) -> (u64, u32) {
+        (self.sequence, self.segments.next_id())
+    }
+
+    /// Begins behind another pool, where that one [ends](Pool::end): what its readers hold of the other is not this one's, by number.
+    ///
+    /// # Panics
+    ///
+    /// If it has made a segment.
+    pub fn begin_at(&mut self, sequence: u64, segment: u32) {
+        assert_eq!(self.end(), (0, 0), "a pool that has begun");
+        self.sequence = sequence;
+        self.segments.number_from(segment);
+    }
+
     /// Whether segments were made or given up since [`take_changes`](Pool::take_changes).
     #[inline]
     pub fn has_changes(&self) -> bool {

@@ -114,6 +114,13 @@ impl PoolReader {
         found.is_ok()
     }
 
+    /// Removes the segments with lower ids than this one: those of an owner that another has [succeeded](super::Pool::begin_at).
+    pub fn remove_before(&mut self, id: u32) {
+        let gone = self.segments.partition_point(|segment| segment.id < id);
+        let gone = self.segments.drain(..gone);
+        self.bytes -= gone.map(|segment| segment.len).sum::<usize>();
+    }
+
     /// Whether a segment is mapped.
     #[inline]
     pub fn contains(&self, id: u32) -> bool {

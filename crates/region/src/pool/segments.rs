@@ -135,6 +135,15 @@ impl Table {
         self.bytes
     }
 
+    pub(super) fn next_id(&self) -> u32 {
+        self.next_id
+    }
+
+    /// The ids of all that will be made begin with this one.
+    pub(super) fn number_from(&mut self, id: u32) {
+        self.next_id = id;
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.next_id == u32::MAX || self.iter().count() == MAX_SEGMENTS
     }

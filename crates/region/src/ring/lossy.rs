@@ -232,8 +232,8 @@ impl<M: Words> LossyReader<M> {
                 }
                 Found::Nothing => Ok(Polled::Empty),
                 Found::Longer(len) => Ok(Polled::Longer(len)),
-                // A writer comes to a ring to write in it.
-                Found::Switch(ring) if self.arrived != Some(self.position) => {
+                // A writer comes to a ring to write in it, or hands over at once to one that is made later.
+                Found::Switch(ring) if self.arrived != Some(self.position) || ring > self.ring => {
                     self.next = Some(ring);
                     Ok(Polled::Switch(ring))
                 }
@@ -264,6 +264,19 @@ impl<M: Words> LossyReader<M> {
         self.ring = ring;
         self.other = memory;
         self.arrived = Some(self.position);
+    }
+
+    /// The same, where [`poll`](LossyReader::poll) has named the first ring of another writer, which goes on where the one before has
+    /// stopped: in the header of this memory are the words from here on.
+    pub fn follow_home(&mut self, memory: M) {
+        self.follow(None);
+        self.memory = memory;
+    }
+
+    /// The number of the first ring, which is not 0.
+    pub fn numbered(mut self, ring: u32) -> LossyReader<M> {
+        self.ring = ring;
+        self
     }
 
     /// Begins in this ring, not the first one.

@@ -68,6 +68,13 @@
 //! A reader that is not to be waited for any longer is [dismissed](RingWriter::dismiss): the ring that it reads stays as it is
 //! until it is gone, and it ends there. So it is told the truth by whatever it still reads, in place or copied.
 //!
+//! # Writers that go on where another stops
+//!
+//! The next ring may be another writer's, in another process ([`RingWriter::hand_over`], [`RingWriter::begin_at`]): positions,
+//! sequences and the numbers of rings go on, and so do cursors. What the header of its first ring has, the words of the writer
+//! before do not say any more: whoever comes to that ring looks there from then on. To the successor its readers are those
+//! that [were there](Roster::adopt), wherever in the rings of its predecessor they are: those nobody writes again.
+//!
 //! # History
 //!
 //! A writer may keep its last records for those who join ([`RingWriter::keep`]): their positions, on its heap. Where the oldest
@@ -113,6 +120,7 @@ mod lossy;
 mod reader;
 mod roster;
 mod spill;
+mod successor;
 mod writer;
 
 pub use laps::LAP_WORDS;

@@ -103,8 +103,8 @@ pub struct RingReader<M, P> {
     corrupt: Option<Corrupt>,
     /// The ring in which the stream goes on, at the position.
     next: Option<u32>,
-    /// Where it came to this ring.
-    arrived: Option<u64>,
+    /// Where it came to this ring, and the number of that.
+    arrived: Option<(u64, u32)>,
     /// It reads nothing more.
     stopped: bool,
 }
@@ -252,8 +252,12 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             return Ok(());
         }
         let next = layout::parse_switch(header);
-        // A writer comes to a ring to write in it: two that lead to one another would have no end.
-        let honest = self.kind == layout::KIND_INLINE && self.arrived != Some(self.position);
+        // A writer comes to a ring to write in it: two that lead to one another would have no end. One that hands over at once leads
+        // to a ring that is made later.
+        let arrived = self
+            .arrived
+            .is_none_or(|(position, ring)| position != self.position || next > Some(ring));
+        let honest = self.kind == layout::KIND_INLINE && arrived;
         if let (Some(next), true) = (next, honest) {
             self.next = Some(next);
             self.advance = 0;
@@ -311,10 +315,10 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             self.memory.capacity(),
             "a ring of another size"
         );
-        if self.next.take().is_none() {
+        let Some(next) = self.next.take() else {
             return memory;
-        }
-        self.arrived = Some(self.position);
+        };
+        self.arrived = Some((self.position, next));
         std::mem::replace(&mut self.memory, memory)
     }
 
@@ -411,6 +415,11 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     /// The page this reader exports to.
     pub fn page(&self) -> &P {
         &self.page
+    }
+
+    /// The page, to change whom it tells: the ring that it [follows](RingReader::follow) to may be another writer's.
+    pub fn page_mut(&mut self) -> &mut P {
+        &mut self.page
     }
 
     /// The writer's memory, of the ring that is read now.

@@ -97,6 +97,9 @@ pub enum NoSuccession {
         /// What it said.
         found: u64,
     },
+    /// It has still to read what a writer before this one has written ([`Roster::adopt`]).
+    #[error("the reader has not yet come to what this writer has written")]
+    Elsewhere,
     /// As for [`Roster::join`].
     #[error(transparent)]
     Fence(io::Error),
@@ -134,6 +137,8 @@ struct State<R> {
     lingering: Vec<Lingering<R>>,
     /// Where rings begin that somebody may start in, and their numbers; the last one is that of the writer.
     rings: Vec<(u64, u32)>,
+    /// Where this writer began: who is not there yet reads what another has written.
+    begun: u64,
     /// None if no history is kept.
     history: Option<Kept>,
 }
@@ -159,6 +164,7 @@ impl<R> Roster<R> {
                 joined: Vec::new(),
                 lingering: Vec::new(),
                 rings: vec![(0, 0)],
+                begun: 0,
                 history: None,
             }),
             reach,
@@ -211,6 +217,39 @@ impl<R> Roster<R> {
         };
         state.joined.push(joined.clone());
         Ok(joined)
+    }
+
+    /// Adds a reader of the writer before this one, which began at `start`, before record `sequence`, and goes on reading with the
+    /// cursor it has. Before anything is written.
+    pub fn adopt(&self, reader: Arc<R>, start: u64, sequence: u64) -> Joined<R> {
+        let mut state = lock(&self.state);
+        let id = state.next_id;
+        state.next_id += 1;
+        let joined = Joined {
+            id,
+            start,
+            sequence,
+            ring: state.ring(start),
+            skip: 0,
+            reader,
+            lineage: id,
+            succeeded: false,
+        };
+        state.joined.push(joined.clone());
+        self.epoch.fetch_add(1, Ordering::Release);
+        joined
+    }
+
+    /// The reader with this id, if it is one that is waited for, or lossy.
+    pub fn joined(&self, id: u64) -> Option<Joined<R>> {
+        let state = lock(&self.state);
+        let here = |joined: &&Joined<R>| joined.id == id && !joined.succeeded;
+        state.joined.iter().find(here).cloned()
+    }
+
+    /// Where the writer [began](super::RingWriter::begin_at): a reader that is not there yet reads what another one has written.
+    pub fn begun(&self) -> u64 {
+        lock(&self.state).begun
     }
 
     /// Says that the roster changes, with its lock held.
@@ -270,6 +309,14 @@ impl<R> Roster<R> {
             state.lingering.push(Lingering { joined, stop });
             self.epoch.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// The writer begins, at this position, before record `sequence`, in this ring.
+    pub(crate) fn begin_at(&self, position: u64, sequence: u64, ring: u32) {
+        let mut state = lock(&self.state);
+        state.begun = position;
+        state.rings = vec![(position, ring)];
+        self.set_progress(position, sequence);
     }
 
     /// The rings that somebody may start in, where each begins.
@@ -383,6 +430,9 @@ impl<R: Reader> Roster<R> {
         }
         if sequence < before.sequence || sequence > records + 1 {
             return Err(NoSuccession::Corrupt { found: sequence });
+        }
+        if start < state.begun {
+            return Err(NoSuccession::Elsewhere);
         }
         let id = state.next_id;
         state.next_id += 1;

@@ -22,8 +22,8 @@ pub(super) struct Past<M> {
 }
 
 /// The first ring of all, when it is not the writer's.
-pub(super) fn first_mut<M>(past: &mut [Past<M>]) -> &mut M {
-    let first = past.iter_mut().find(|past| past.ring == 0);
+pub(super) fn first_mut<M>(past: &mut [Past<M>], home: u32) -> &mut M {
+    let first = past.iter_mut().find(|past| past.ring == home);
     &mut first.expect("the first ring stays").memory
 }
 
@@ -75,13 +75,18 @@ pub enum Dismissal {
 impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     #[cold]
     pub(super) fn first(&self) -> &M {
-        let first = self.past.iter().find(|past| past.ring == 0);
+        let first = self.past.iter().find(|past| past.ring == self.home);
         &first.expect("the first ring stays").memory
     }
 
-    /// The number of the ring that it writes in: 0 at first.
+    /// The number of the ring that it writes in: at first, that of its [first](RingWriter::home) one.
     pub fn ring(&self) -> u32 {
         self.ring
+    }
+
+    /// The number of its first ring: 0, unless it [goes on](RingWriter::begin_at) where another writer stopped.
+    pub fn home(&self) -> u32 {
+        self.home
     }
 
     /// How many rings there are, its own included.
@@ -132,7 +137,8 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
 
     /// The same, of those that can be [given up](RingWriter::give_up).
     pub fn spare_beside_first(&mut self) -> Option<u32> {
-        self.free_rings().find(|&ring| ring != 0)
+        let home = self.home;
+        self.free_rings().find(|&ring| ring != home)
     }
 
     fn free_rings(&mut self) -> impl Iterator<Item = u32> {
@@ -229,7 +235,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         let at = self
             .past
             .iter()
-            .position(|past| past.ring == ring && past.ring != 0 && !self.is_needed(past))?;
+            .position(|past| past.ring == ring && ring != self.home && !self.is_needed(past))?;
         let past = self.past.remove(at);
         let bases = self.past.iter().map(|past| (past.base, past.ring));
         let bases = bases.chain([(self.base, self.ring)]).collect();

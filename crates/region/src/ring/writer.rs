@@ -46,13 +46,15 @@ pub struct RingWriter<M, R> {
     /// began.
     pub(super) room: u64,
     pub(super) laps: Laps,
+    /// The number of its first ring, whose header has the control words.
+    pub(super) home: u32,
     /// The number of its ring, and where that began.
     pub(super) ring: u32,
     pub(super) base: u64,
     /// The rings that it has left, the oldest first.
     pub(super) past: Vec<Past<M>>,
     /// The slowest reader's position, when last looked at.
-    slowest: u64,
+    pub(super) slowest: u64,
     /// Absent unless records are kept for those who join.
     pub(super) history: Option<Box<History>>,
     pub(super) roster: Arc<Roster<R>>,
@@ -115,6 +117,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             limit: capacity.min(laps.bound()),
             room: capacity,
             laps,
+            home: 0,
             ring: 0,
             base: 0,
             past: Vec::new(),
@@ -137,9 +140,9 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
 
     /// The memory of the first ring, whose header has the control words, whichever ring it writes in.
     pub fn memory(&self) -> &M {
-        match self.ring {
-            0 => &self.memory,
-            _ => self.first(),
+        match self.ring == self.home {
+            true => &self.memory,
+            false => self.first(),
         }
     }
 
@@ -306,6 +309,13 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.slowest == self.position
     }
 
+    /// Whether any reader has still to read what lies before this position. Looks at their cursors.
+    #[cold]
+    pub fn is_read_before(&mut self, position: u64) -> bool {
+        self.refresh(0);
+        self.slowest < position
+    }
+
     /// The word to show to readers before sleeping until the ring [is drained](RingWriter::is_drained), as
     /// [`want`](RingWriter::want) is for room.
     pub fn want_drained(&self) -> u64 {
@@ -390,14 +400,19 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
 
     /// Tells lossy readers that bytes up to `needed` are about to be written.
     pub(super) fn export(&mut self, needed: u64) {
+        self.export_in(self.ring, needed);
+    }
+
+    /// The same, where the next record is written in this ring.
+    pub(super) fn export_in(&mut self, ring: u32, needed: u64) {
         let here = Anchor {
             position: self.position,
             sequence: self.sequence,
-            ring: self.ring,
+            ring,
         };
-        let first = match self.ring {
-            0 => &mut self.memory,
-            _ => super::spill::first_mut(&mut self.past),
+        let first = match self.ring == self.home {
+            true => &mut self.memory,
+            false => super::spill::first_mut(&mut self.past, self.home),
         };
         self.laps.export(first, here, needed);
     }
