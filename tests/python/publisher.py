@@ -89,7 +89,7 @@ class Publisher:
             return self.refuse(link, 6, "a publisher that waits for every subscriber")
         reader = Reader(link, page, bell, self.head)
         rings = b"\x01" if bell else b"\x00"
-        welcome = b"\x00\x00" + number(self.capacity) + number(self.head) + rings + b"\x01\x01\x00" + number(self.sent) + b"\x00\x00"
+        welcome = b"\x00\x00" + number(self.capacity) + number(self.head) + rings + b"\x01\x01\x00" + number(self.sent) + b"\x00\x00\x00"
         link.send(welcome, [self.ring.descriptor, reader.sent.fileno()])
         reader.sent.close()
         link.socket.settimeout(None)

@@ -37,6 +37,8 @@ class Subscriber:
     def __init__(self, link, expects=None, queue=False):
         self.link, self.segments, self.ended, self.reason = link, {}, False, "died"
         self.rings, self.announced, self.arrived, self.capacity = {}, {}, None, None
+        # First rings of publishers that may take the place of this one, and what those are rung by.
+        self.homes, self.moved = {}, []
         self.page = Region.create("memlane-control", PAGE)
         self.bell, theirs = doorbell()
         greeting = bytes([3, 0, 1, 1, 0, 0])
@@ -85,7 +87,7 @@ class Subscriber:
             expect(power, "a capacity that is a power of two and a page", self.capacity)
             expect(self.start % 8 == 0 and self.start <= LAST_START, "a start in bounds", self.start)
             # Of all rings, the first has the publisher's words.
-            self.first = self.rings[0] = Region.open(ring, PAGE + self.capacity)
+            self.first = Region.open(ring, PAGE + self.capacity)
             for identity, memory in self.announced.items():
                 self.rings[identity] = Region.open(memory, PAGE + self.capacity)
             expect(packet.byte(3, "a doorbell") == 1, "a publisher that rings the socket", "another")
@@ -95,8 +97,11 @@ class Subscriber:
             packet.byte(2, "a bool")
             sequence = packet.number()
             expect(sequence <= self.start // 8, "as many records as fit before the start", sequence)
-            self.ring = self.known(packet.number())
+            at = packet.number()
             expect(packet.number() == 0, "no messages to skip", "some")
+            self.home = packet.number()
+            self.rings[self.home] = self.first
+            self.ring = self.known(at)
             packet.end()
             return True
 
@@ -105,7 +110,7 @@ class Subscriber:
         return self.rings[identity]
 
     def notice(self, packet):
-        kind = packet.byte(6, "a notice")
+        kind = packet.byte(13, "a notice")
         if kind == 0:
             identity, chunks, size, memory = packet.number(), packet.number(), packet.number(), packet.descriptor()
             first = -(-8 * chunks // PAGE) * PAGE
@@ -118,7 +123,7 @@ class Subscriber:
             self.segments.pop(packet.number(), None)
         elif kind == 3:
             identity, memory = packet.number(), packet.descriptor()
-            new = identity not in self.rings and identity not in self.announced and identity != 0
+            new = identity not in self.rings and identity not in self.announced
             if not new or self.capacity is None:
                 self.announced[identity] = memory
             else:
@@ -133,7 +138,17 @@ class Subscriber:
             self.void(lambda attached: attached[0] >= position)
             self.attached.append((position, tag, [packet.descriptor() for _ in range(count)]))
             self.took()
+        elif kind == 11:
+            identity, memory = packet.number(), packet.descriptor()
+            expect(identity not in self.rings, "a new ring", identity)
+            self.rings[identity] = Region.open(memory, PAGE + self.capacity)
+            kind = packet.byte(2, "an option")
+            self.homes[identity] = socket.socket(fileno=packet.descriptor()) if kind else None
+        elif kind == 12:
+            self.moved.append((packet.number(), packet.number(), packet.number()))
+            self.leave_old()
         else:
+            expect(kind == 2, "a notice of a lane", kind)
             why = packet.byte(3, "a farewell")
             self.reason = ("closed", "panicked", "evicted")[why] + (": " + packet.string() if why == 2 else "")
         packet.end()
@@ -209,7 +224,7 @@ class Subscriber:
         if header == 0:
             self.export()
             return None
-        if header >> 32 == SWITCH and self.arrived != self.position:
+        if header >> 32 == SWITCH and (self.arrived is None or self.arrived < (self.position, header & 0xFFFFFFFF)):
             return self.try_receive() if self.follow(header & 0xFFFFFFFF) else None
         advance, kind, slack = header & 0xFFFFFFFF, header >> 32 & 0xFF, header >> 40 & 0xFF
         length = advance - 8 - slack
@@ -231,8 +246,24 @@ class Subscriber:
         if self.reason.startswith("evicted"):
             self.ended = True
             return False
-        self.ring, self.arrived = self.known(identity), self.position
+        self.ring, self.arrived = self.known(identity), (self.position, identity)
+        if identity in self.homes:
+            if self.theirs:
+                self.theirs.close()
+            self.home, self.first, self.theirs = identity, self.ring, self.homes.pop(identity)
+            fence()
+            if self.wanting() and self.theirs:
+                ring(self.theirs)
+            self.leave_old()
         return True
+
+    def leave_old(self):
+        """Of publishers before this one."""
+        for moved in [moved for moved in self.moved if moved[0] == self.home]:
+            self.moved = self.moved[self.moved.index(moved) + 1 :]
+            _, rings, segments = moved
+            self.rings = {i: r for i, r in self.rings.items() if i == self.home or i >= rings}
+            self.segments = {i: s for i, s in self.segments.items() if i >= segments}
 
     def chunk(self, identity, chunk, sequence, length):
         if identity not in self.segments:

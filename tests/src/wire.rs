@@ -118,6 +118,7 @@ pub struct Welcome {
     pub sequence: u64,
     pub at: u32,
     pub skip: u64,
+    pub home: u32,
 }
 
 impl Welcome {
@@ -133,6 +134,7 @@ impl Welcome {
             sequence: 0,
             at: 0,
             skip: 0,
+            home: 0,
         }
     }
 }
@@ -208,6 +210,16 @@ pub enum Notice {
         start: u64,
         sequence: u64,
         at: u32,
+    },
+    Home {
+        id: u32,
+        memory: Fd,
+        doorbell: Option<Fd>,
+    },
+    Moved {
+        home: u32,
+        rings: u32,
+        segments: u32,
     },
 }
 

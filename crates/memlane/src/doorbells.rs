@@ -25,6 +25,11 @@ impl Bell {
         Bell(Some(ringer))
     }
 
+    /// The end, to be sent on.
+    pub(crate) fn ringer(&self) -> Option<&Ringer> {
+        self.0.as_ref()
+    }
+
     pub(crate) fn ring(&self) {
         if let Some(ringer) = &self.0 {
             ringer.ring();

@@ -75,21 +75,27 @@ pub enum Error {
         /// How long was waited for it.
         waited: std::time::Duration,
     },
-    /// The subscriber whose place was to be taken has not departed in time
-    /// ([`SubscriberBuilder::timeout`](crate::SubscriberBuilder::timeout)), and keeps it.
+    /// The end that was to be succeeded has not departed in time
+    /// ([`SubscriberBuilder::timeout`](crate::SubscriberBuilder::timeout),
+    /// [`PublisherBuilder::timeout`](crate::PublisherBuilder::timeout)), and stays.
     #[error(
-        "the subscriber whose place was to be taken has not departed within {waited:?}: it goes on where it is"
+        "whoever was to be succeeded has not departed within {waited:?}: it goes on where it is"
     )]
     NotDeparted {
         /// How long was waited for it.
         waited: std::time::Duration,
     },
-    /// A subscriber does not move to another process: there is nobody to go on in its place.
-    #[error("the subscriber stays where it is: {}", Said(why))]
+    /// An end does not move to another process: there is nobody to go on in its place.
+    #[error("it stays where it is: {}", Said(why))]
     Stays {
         /// Why, in the publisher's words.
         why: String,
     },
+    /// The publisher that was to be succeeded has hung up.
+    #[error(
+        "the publisher that was to be succeeded has hung up: it stays where it is, or it is gone"
+    )]
+    NotHandedOver,
     /// The publisher's welcome makes no sense.
     #[error("the publisher's welcome makes no sense: {why}")]
     Welcome {

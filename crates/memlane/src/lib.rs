@@ -39,7 +39,8 @@
 //!   subscriber's; words in shared memory are checked when they are read, and payload is copied out, unless
 //!   the user vouches for the publisher once ([`SubscriberBuilder::trust_publisher`]).
 //!
-//! - **Ends move.** A subscriber is carried on by another process, which gets exactly the next message ([`Subscriber::ticket`]).
+//! - **Ends move.** A subscriber is carried on by another process, which gets exactly the next message ([`Subscriber::ticket`]);
+//!   a publisher by another one, and its subscribers do not notice ([`Publisher::ticket`]).
 //! - **Bytes, or types.** [`PublisherBuilder::of`] makes messages plain values, slices, or any serde type.
 //!
 //! Each end blocks, or is polled (`try_`); in a loop of one's own it is a descriptor ([`Watched`]), and in a task it is
@@ -116,8 +117,8 @@ pub use protocol::Overflow;
 #[cfg(feature = "stream")]
 pub use publisher::Sending;
 pub use publisher::{
-    Decision, Lagging, Publisher, PublisherBuilder, PublisherStats, Reservation, WatchSender,
-    WatchSenderBuilder, WhenFull,
+    Decision, Lagging, Publisher, PublisherBuilder, PublisherStats, PublisherStays,
+    PublisherTicket, Reservation, WatchSender, WatchSenderBuilder, WhenFull,
 };
 pub use receiver::{Receiver, ReceiverStats, gather::Key};
 pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilder, ServerStats};

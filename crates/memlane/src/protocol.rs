@@ -188,10 +188,12 @@ pub(crate) struct WelcomeRef<'a> {
     pub(crate) registered: bool,
     /// How many messages there were before that position.
     pub(crate) sequence: u64,
-    /// The id of the ring in which the start is: 0, or one that there was a notice of.
+    /// The id of the ring in which the start is: the first one's, or one that there was a notice of.
     pub(crate) at: u32,
     /// How many messages from the start on are older than it has asked for, and not for it.
     pub(crate) skip: u64,
+    /// The id of the first ring.
+    pub(crate) home: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,6 +250,7 @@ pub(crate) struct Welcome {
     pub(crate) sequence: u64,
     pub(crate) at: u32,
     pub(crate) skip: u64,
+    pub(crate) home: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -293,6 +296,20 @@ pub(crate) enum NoticeRef<'a> {
     /// To a successor: the lane is its own, from the record at this position on, before which there were so many, in the
     /// ring with this id.
     Begin { start: u64, sequence: u64, at: u32 },
+    /// The first ring of another publisher, which may go on where this one stops: its id, and what to ring when that one waits
+    /// for room (a socket). With the ring's end that names it, the link is that publisher's.
+    Home {
+        id: u32,
+        memory: &'a Fd,
+        doorbell: Option<&'a Fd>,
+    },
+    /// That publisher has begun: rings with lesser ids than `rings`, but for this one, and segments with lesser ids than `segments`
+    /// are of no use to whoever has come to this one.
+    Moved {
+        home: u32,
+        rings: u32,
+        segments: u32,
+    },
 }
 
 /// [`NoticeRef`], received.
@@ -336,6 +353,16 @@ pub(crate) enum Notice {
         start: u64,
         sequence: u64,
         at: u32,
+    },
+    Home {
+        id: u32,
+        memory: Fd,
+        doorbell: Option<Fd>,
+    },
+    Moved {
+        home: u32,
+        rings: u32,
+        segments: u32,
     },
 }
 
@@ -494,24 +521,26 @@ mod tests {
         let what = "greeting: page, socket, eventfd, trust, plain [u32; 2], 16 att.";
         greeting(what, true, true, true, Some(&point), block(16));
 
-        let welcome = |what, capacity, (start, sequence, at, skip), rings, doorbell, registered| {
-            let welcome = WelcomeRef {
-                ring: one(),
-                capacity,
-                start,
-                rings,
-                doorbell,
-                registered,
-                sequence,
-                at,
-                skip,
+        let welcome =
+            |what, capacity, (start, sequence, at, skip, home), rings, doorbell, registered| {
+                let welcome = WelcomeRef {
+                    ring: one(),
+                    capacity,
+                    start,
+                    rings,
+                    doorbell,
+                    registered,
+                    sequence,
+                    at,
+                    skip,
+                    home,
+                };
+                says(what, &PacketRef::Welcome(welcome));
             };
-            says(what, &PacketRef::Welcome(welcome));
-        };
         welcome(
             "welcome: 1 MiB, start 0, socket rung, no doorbell",
             1 << 20,
-            (0, 0, 0, 0),
+            (0, 0, 0, 0, 0),
             Rings::Socket,
             PublisherDoorbellRef::None,
             false,
@@ -519,15 +548,15 @@ mod tests {
         welcome(
             "welcome: 4 KiB, start 4096 (64), skip 5, nothing rung, socket",
             4096,
-            (4096, 64, 0, 5),
+            (4096, 64, 0, 5, 0),
             Rings::Nothing,
             PublisherDoorbellRef::Socket(one()),
             false,
         );
         welcome(
-            "welcome: start 8 (1) in ring 3, eventfds, registered",
+            "welcome: start 8 (1) in ring 3 behind 2, eventfds, registered",
             1 << 16,
-            (8, 1, 3, 0),
+            (8, 1, 3, 0, 2),
             Rings::EventFd,
             PublisherDoorbellRef::EventFd(one()),
             true,
@@ -615,6 +644,20 @@ mod tests {
             at: 3,
         };
         says("begin: at 4096 (64), in ring 3", &begin);
+        let shared = Fd::from(fd.try_clone().unwrap());
+        let home = |doorbell| NoticeRef::Home {
+            id: 5,
+            memory: &shared,
+            doorbell,
+        };
+        says("home: ring 5, no doorbell", &home(None));
+        says("home: ring 5, socket", &home(Some(&shared)));
+        let moved = NoticeRef::Moved {
+            home: 5,
+            rings: 7,
+            segments: 3,
+        };
+        says("moved: to ring 5, rings from 7, segments from 3", &moved);
 
         let farewell = |what, farewell| says(what, &NoticeRef::Farewell(&farewell));
         farewell("farewell: closed", Farewell::Closed);

@@ -152,6 +152,41 @@ fn it_goes_from_ring_to_ring() {
     python.kill();
 }
 
+/// Its publisher is another process's, over and over: here, other publishers of this one.
+#[test]
+fn it_follows_a_publisher_that_moves() {
+    let scene = Scene::new();
+    if !python() {
+        return;
+    }
+    let address = scene.address("lane");
+    let mut publisher = bind(&scene, Policy::Block);
+    let python = Python::start("subscribe", &address, &[]);
+    publisher.wait_for_subscribers(1).unwrap();
+    python.says("subscribed");
+    let mut next = 0;
+    for round in 0..30 {
+        let ticket = publisher.ticket().unwrap();
+        let other = thread::spawn(|| ticket.arrive().unwrap());
+        publisher.send(&message(next)).unwrap();
+        publisher.depart().unwrap();
+        publisher = other.join().unwrap();
+        python.has(&message(next));
+        next += 1;
+        if round % 3 == 0 {
+            for number in next..next + 100 {
+                publisher.send(&message(number)).unwrap();
+                python.has(&message(number));
+            }
+            next += 100;
+        }
+    }
+    drop(publisher);
+    python.says("ended closed");
+    python.slept();
+    python.finish();
+}
+
 #[test]
 fn it_publishes() {
     let scene = Scene::new();

@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 
 use super::{Payload, PayloadType, Typed};
 use crate::{
-    Address, Error, Link, Publisher, PublisherBuilder, Receiver, Stays, Subscriber,
-    SubscriberBuilder, Ticket, Trust,
+    Address, Error, Link, Publisher, PublisherBuilder, PublisherStays, PublisherTicket, Receiver,
+    Stays, Subscriber, SubscriberBuilder, Ticket, Trust,
 };
 
 impl<P: Payload> Typed<PublisherBuilder, P> {
@@ -83,6 +83,15 @@ impl<P: Payload> Typed<PublisherBuilder, P> {
     /// As there.
     pub fn unbound(self) -> Result<Typed<Publisher, P>, Error> {
         self.try_map(PublisherBuilder::unbound)
+    }
+
+    /// Goes on where another publisher of the same values stops ([`PublisherBuilder::arrive`]).
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Error::Option`] says what each side carries, if that differs.
+    pub fn arrive(self, ticket: PublisherTicket) -> Result<Typed<Publisher, P>, Error> {
+        self.try_map(|builder| builder.arrive(ticket))
     }
 }
 
@@ -250,6 +259,33 @@ impl<P: Payload> Typed<Publisher, P> {
     /// As there.
     pub fn attach(&self, link: Link) -> Result<(), Error> {
         self.get_ref().attach(link)
+    }
+
+    /// Makes a ticket, with which another process goes on ([`Publisher::ticket`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn ticket(&mut self) -> Result<PublisherTicket, Error> {
+        self.get_mut().ticket()
+    }
+
+    /// Whether somebody waits to go on ([`Publisher::is_awaited`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn is_awaited(&mut self) -> Result<bool, Error> {
+        self.get_mut().is_awaited()
+    }
+
+    /// Stops, and leaves its subscribers to whoever has its ticket ([`Publisher::depart`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn depart(self) -> Result<(), Box<PublisherStays>> {
+        self.into_inner().depart()
     }
 
     /// Waits until every subscriber has received all that was sent ([`Publisher::drain`]).

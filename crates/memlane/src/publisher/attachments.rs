@@ -64,6 +64,17 @@ impl Flight {
         true
     }
 
+    /// What another publisher has sent, and what of that was taken.
+    pub(super) fn of(sent: u64, taken: u64, counts: VecDeque<usize>) -> Flight {
+        Flight {
+            sent,
+            taken,
+            descriptors: counts.iter().sum(),
+            counts,
+            ..Flight::default()
+        }
+    }
+
     /// Whether a message with so many attachments may follow. One that has more than there may ever be goes by itself.
     fn has_room(&self, count: usize, most: usize) -> bool {
         self.counts.is_empty()
@@ -100,6 +111,14 @@ impl Peer {
             "expected a count of attachments taken from {before} to {sent}, got {taken}"
         ));
         true
+    }
+
+    /// How many notices of attachments it has been sent, how many it had taken when last looked at, and how many descriptors the
+    /// others have.
+    pub(super) fn in_flight(&self) -> (u64, u64, Vec<u32>) {
+        let flight = self.flight();
+        let counts = flight.counts.iter().map(|count| *count as u32);
+        (flight.sent, flight.taken, counts.collect())
     }
 
     /// How many notices of attachments it has been sent.

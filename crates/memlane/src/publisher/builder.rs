@@ -31,23 +31,23 @@ const INLINE: usize = 64 << 10;
 /// Options of a [`Publisher`].
 #[derive(Clone, Debug)]
 pub struct PublisherBuilder {
-    ring_bytes: usize,
+    pub(super) ring_bytes: usize,
     spill_bytes: usize,
     when_full: WhenFull,
     ask: Option<Ask>,
-    history: usize,
+    pub(super) history: usize,
     pool_bytes: usize,
     max_message: Option<usize>,
     zero: bool,
     memory: Options,
     pub(super) max_subscribers: usize,
     pub(super) wait: WaitPolicy,
-    trust: bool,
+    pub(super) trust: bool,
     pub(crate) access: Access,
     pub(super) driven: bool,
     pub(super) carries: PayloadType,
     membarrier: bool,
-    max_attachments: usize,
+    pub(super) max_attachments: usize,
     attachments_in_flight: usize,
     pub(crate) timeout: Duration,
 }
@@ -251,7 +251,7 @@ impl PublisherBuilder {
     }
 
     /// How many subscribers there may be at a time; more are refused. Default: 64. Each costs this process up
-    /// to four descriptors and one page.
+    /// to five descriptors and one page.
     pub fn max_subscribers(mut self, subscribers: usize) -> PublisherBuilder {
         self.max_subscribers = subscribers;
         self
@@ -363,7 +363,8 @@ impl PublisherBuilder {
         Ok(publisher)
     }
 
-    /// For how long [`connect`](PublisherBuilder::connect) waits for the receiver's answer. Default: 5 s.
+    /// For how long [`connect`](PublisherBuilder::connect) waits for the receiver's answer, and
+    /// [`arrive`](PublisherBuilder::arrive) for the other publisher to depart. Default: 5 s.
     pub fn timeout(mut self, timeout: Duration) -> PublisherBuilder {
         self.timeout = timeout;
         self
@@ -432,6 +433,11 @@ impl PublisherBuilder {
     ///
     /// [`Error`], when an option is impossible or resources are short.
     pub fn unbound(self) -> Result<Publisher, Error> {
+        self.made(None)
+    }
+
+    /// One that begins with nothing, or, where another stops, with a first ring of this id.
+    pub(super) fn made(self, home: Option<u32>) -> Result<Publisher, Error> {
         let bytes = self.ring_bytes;
         if !bytes.is_power_of_two() || bytes < page_size() {
             let page = page_size();
@@ -455,12 +461,15 @@ impl PublisherBuilder {
         let spill = Spill::new(options.clone(), bytes, self.spill_bytes)?;
         let (memory, ring) = Shared::create(options, page_size(), bytes)?;
         let mut writer = RingWriter::with_laps(memory, LAPS);
-        if self.history > 0 {
-            writer.keep(self.history);
+        match home {
+            Some(home) => writer = writer.numbered(home),
+            None if self.history > 0 => writer.keep(self.history),
+            None => {}
         }
         let roster = writer.roster().clone();
         let terms = Terms {
             ring,
+            home: writer.home(),
             capacity: self.ring_bytes as u64,
             trust: self.trust,
             sleeps: self.wait != WaitPolicy::Poll,

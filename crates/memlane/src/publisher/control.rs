@@ -28,6 +28,7 @@ use rustix::{
 
 use super::{
     attachments::Attaching,
+    leaving::Leaving,
     moving::Place,
     peer::Peer,
     told::Part,
@@ -48,6 +49,8 @@ const LISTENER: u32 = 0;
 #[derive(Debug)]
 pub(super) struct Terms {
     pub(super) ring: OwnedFd,
+    /// Its id.
+    pub(super) home: u32,
     pub(super) capacity: u64,
     /// Subscribers are trusted not to block this process.
     pub(super) trust: bool,
@@ -124,6 +127,9 @@ pub(super) struct State {
     pub(super) waiting: Option<Waker>,
     /// Why the link on which this publisher has offered its lane has come to nothing.
     pub(super) failed: Option<Error>,
+    /// It is about to move to another process; and why it is not any more.
+    pub(super) leaving: Option<Leaving>,
+    pub(super) stays: Option<String>,
 }
 
 /// A segment that every subscriber has been told of.
@@ -552,6 +558,19 @@ impl Control {
         }
     }
 
+    /// Waits until a subscriber, or a successor, has something to say, or the deadline has passed.
+    pub(super) fn await_change(&self, state: MutexGuard<'_, State>, deadline: Option<Instant>) {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        drop(match left {
+            None => self.changed.wait(state),
+            Some(left) => self
+                .changed
+                .wait_timeout(state, left)
+                .map(|(state, _)| state)
+                .map_err(|error| PoisonError::new(error.into_inner().0)),
+        });
+    }
+
     /// Whether there are `count` subscribers. If not, the task is woken when that may have changed, instead of the one that
     /// asked before.
     pub(super) fn poll_subscribers(&self, cx: &mut Context<'_>, count: usize) -> bool {
@@ -608,6 +627,7 @@ impl Control {
         let mut state = self.state();
         match state.links.get(&source) {
             None if source == LISTENER => self.accept(&mut state),
+            None if Control::is_successor(&state, source) => self.hear_successor(&mut state),
             // Removed by an event before this one.
             None => {}
             Some(Connection::Greeting(_)) => self.shake_hands(&mut state, source),
@@ -712,6 +732,9 @@ impl Control {
         let mut state = self.state();
         if let Some(listener) = state.listener.take() {
             let _ = epoll::delete(&*self.epoll, &listener);
+        }
+        if let Some(leaving) = state.leaving.take() {
+            let _ = epoll::delete(&*self.epoll, &leaving.link);
         }
         state.peers().for_each(|peer| peer.farewell(farewell));
         let sources: Vec<u32> = state.links.keys().copied().collect();

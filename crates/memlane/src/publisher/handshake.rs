@@ -25,6 +25,9 @@ use crate::{
     },
 };
 
+/// A control page, and its descriptor, if that is kept.
+type Page = (Remote, Option<OwnedFd>);
+
 /// A link that has not greeted after this long makes room for others.
 const GREETING_TIME: Duration = Duration::from_secs(5);
 /// So many links may be without a greeting at a time; the oldest is dropped for a newer one.
@@ -242,7 +245,8 @@ impl Control {
                 return refuse(&link, refusal);
             }
         }
-        let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell) {
+        let moves = comes != Comes::Shared && self.terms.pattern == Pattern::Lane;
+        let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell, moves) {
             Ok(examined) => examined,
             Err(refusal) => return refuse(&link, refusal),
         };
@@ -258,7 +262,6 @@ impl Control {
             Ok(made) => made.unzip(),
             Err(error) => return refuse(&link, short(error)),
         };
-        let moves = comes != Comes::Shared && self.terms.pattern == Pattern::Lane;
         let place = match moves {
             true => Place::default(),
             false => Place::Fixed,
@@ -306,7 +309,7 @@ impl Control {
         // A successor is told later.
         let (start, sequence, at, skip) = match &joined {
             Ok(Some(joined)) => (joined.start, joined.sequence, joined.ring, joined.skip),
-            _ => (0, 0, 0, 0),
+            _ => (0, 0, self.terms.home, 0),
         };
         let answered = match &joined {
             Ok(_) => peer.with_link(|link| {
@@ -328,6 +331,7 @@ impl Control {
                     sequence,
                     at,
                     skip,
+                    home: self.terms.home,
                 }))
                 .is_ok()
             }),
@@ -379,13 +383,28 @@ impl Control {
         &self,
         page: Fd,
         offer: DoorbellOffer,
-    ) -> Result<(Remote, Option<Bell>, Rings), Refusal> {
-        let page = Remote::open(page.into(), page_size(), 0, page_size()).map_err(|refused| {
-            dispose(refused.descriptor);
-            Refusal::Page {
-                why: refused.error.to_string(),
+        keep: bool,
+    ) -> Result<(Page, Option<Bell>, Rings), Refusal> {
+        let page = OwnedFd::from(page);
+        let kept = keep.then(|| page.try_clone()).transpose();
+        let opened = Remote::open(page, page_size(), 0, page_size());
+        let page = match (opened, kept) {
+            (Ok(page), Ok(kept)) => (page, kept),
+            (Ok(_), Err(error)) => {
+                return Err(Refusal::Resources {
+                    why: error.to_string(),
+                });
             }
-        })?;
+            (Err(refused), kept) => {
+                if let Ok(Some(kept)) = kept {
+                    dispose(kept);
+                }
+                dispose(refused.descriptor);
+                return Err(Refusal::Page {
+                    why: refused.error.to_string(),
+                });
+            }
+        };
         let (end, backing, rings) = match (offer.socket, offer.eventfd) {
             (socket, Some(eventfd)) if self.terms.trust => {
                 // Who is trusted with an eventfd is trusted not to have filled the socket with what makes a close wait;

@@ -1,3 +1,4 @@
+mod arriving;
 mod attachments;
 mod builder;
 mod commit;
@@ -6,8 +7,10 @@ mod future;
 mod handshake;
 mod hosted;
 mod lagging;
+mod leaving;
 mod moving;
 mod paired;
+mod passage;
 mod peer;
 mod reservation;
 mod room;
@@ -15,6 +18,7 @@ mod room;
 mod sink;
 mod spill;
 mod told;
+mod travel;
 mod wakes;
 mod watch;
 
@@ -44,6 +48,7 @@ use room::{Need, NoRoomInTime};
 #[cfg(feature = "stream")]
 pub use sink::Sending;
 use spill::Spill;
+pub use travel::{PublisherStays, PublisherTicket};
 use wakes::Wakes;
 pub use watch::{WatchSender, WatchSenderBuilder};
 

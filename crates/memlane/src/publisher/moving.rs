@@ -232,6 +232,15 @@ impl Control {
             }
             return self.remove(state, successor);
         }
+        if position < self.roster.begun() {
+            // Its successor would need memory of the publisher before this one.
+            self.void_ticket(
+                state,
+                source,
+                "it has still to receive what was sent before its publisher has moved",
+            );
+            return;
+        }
         let from = match peer.is_lossy() {
             false => From::Cursor(Some(sequence)),
             true => From::Said { position, sequence },
@@ -245,6 +254,19 @@ impl Control {
         let peer = peer.clone();
         self.succeed(state, successor);
         peer.say(&NoticeRef::Departed);
+    }
+
+    /// A subscriber's ticket is void.
+    pub(super) fn void_ticket(&self, state: &mut State, source: u32, why: &str) {
+        if let Some((peer, Place::Own { successor, ticket })) = Control::place(state, source) {
+            let Some(before) = successor.take() else {
+                return;
+            };
+            let number = *ticket;
+            peer.say(&NoticeRef::Stays { number, why });
+            peer.wake_again();
+            self.remove(state, before);
+        }
     }
 
     /// Removes a successor that has hung up.

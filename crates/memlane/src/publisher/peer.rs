@@ -1,5 +1,5 @@
 use std::{
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -11,7 +11,7 @@ use memlane_region::{
     pool::{self, NOTHING},
     ring::{self, LEFT},
 };
-use memlane_signaling::{CARRIED, Doorbell, Look, Rung};
+use memlane_signaling::{CARRIED, Doorbell, Look, Ringer, Rung};
 use memlane_transport::{Error as LinkError, Link};
 use rustix::net::sockopt;
 
@@ -31,6 +31,8 @@ use crate::{
 pub(super) struct Peer {
     /// The subscriber's control page.
     page: Remote,
+    /// Its descriptor, for a publisher in another process; none where that cannot move.
+    page_descriptor: Option<OwnedFd>,
     /// Of one that holds nobody up, whatever its page says. The control side's.
     lossy: Option<Mutex<Told>>,
     /// Wakes the subscriber; none if it never sleeps.
@@ -55,7 +57,7 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(
-        page: Remote,
+        (page, page_descriptor): (Remote, Option<OwnedFd>),
         overflow: Overflow,
         ringer: Option<Bell>,
         doorbell: Option<Doorbell>,
@@ -64,6 +66,7 @@ impl Peer {
     ) -> Peer {
         Peer {
             page,
+            page_descriptor,
             lossy: (overflow == Overflow::Overwrite).then(Mutex::default),
             ringer,
             rung: if registered {
@@ -328,6 +331,17 @@ impl Peer {
         self.with_link(|link| {
             let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
         });
+    }
+
+    /// What another process needs to know it: its control page, and its doorbell.
+    pub(super) fn descriptors(&self) -> Option<(&OwnedFd, Option<&Ringer>)> {
+        let ringer = self.ringer.as_ref().and_then(Bell::ringer);
+        Some((self.page_descriptor.as_ref()?, ringer))
+    }
+
+    /// Lets go of the link, which another process has by now: it stays open.
+    pub(super) fn let_go(&self) {
+        *self.locked_link() = None;
     }
 
     /// Lets go of the link, whoever still holds this peer, and ends it on both sides.

@@ -362,6 +362,12 @@ impl Publisher {
         self.drive_until(deadline, "wait for the receiver", outcome)
     }
 
+    /// Waits until there is control work for a driven publisher, or the deadline has passed.
+    pub(super) fn await_control(&self, deadline: Option<Instant>) -> io::Result<()> {
+        let mut sources = [PollFd::new(self.control.epoll(), PollFlags::IN)];
+        poll_until(&mut sources, deadline)
+    }
+
     /// Whether there can ever be so many subscribers.
     pub(super) fn check_count(&self, count: usize) -> Result<(), Error> {
         let max = self.control.max_subscribers();

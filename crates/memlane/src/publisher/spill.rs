@@ -18,6 +18,10 @@ pub(super) struct Spill {
     last: u32,
     /// When one was last left.
     left: Option<Instant>,
+    /// Where rings end that publishers before this one have left, and that some have still to read.
+    before: Vec<u64>,
+    /// One of those that there may be is to be a successor's.
+    reserved: bool,
 }
 
 impl Spill {
@@ -44,6 +48,8 @@ impl Spill {
             rings,
             last: 0,
             left: None,
+            before: Vec::new(),
+            reserved: false,
         })
     }
 
@@ -54,6 +60,12 @@ impl Spill {
 
     pub(super) fn ring_bytes(&self) -> usize {
         self.ring_bytes
+    }
+
+    /// Rings of publishers before this one are still to be read, up to there, and the next id is this one.
+    pub(super) fn go_on(&mut self, before: Vec<u64>, next: u32) {
+        self.before = before;
+        self.last = next.saturating_sub(1);
     }
 
     /// What to show to subscribers who are in the way, beside the room that is wanted: that they are done with a ring.
@@ -89,9 +101,34 @@ impl Publisher {
         }
     }
 
+    /// How many rings there are, those of publishers before this one included that are still to be read.
+    pub(super) fn rings_left(&mut self) -> usize {
+        let Publisher { spill, writer, .. } = self;
+        spill.before.retain(|end| writer.is_read_before(*end));
+        spill.before.len() + writer.rings()
+    }
+
+    /// Where these rings end.
+    pub(super) fn left_behind(&mut self) -> Vec<u64> {
+        self.rings_left();
+        let ends = self.writer.ends();
+        self.spill.before.iter().copied().chain(ends).collect()
+    }
+
+    /// An id for a ring, which no other has.
+    pub(super) fn next_ring_id(&mut self) -> Option<u32> {
+        self.spill.last = self.spill.last.checked_add(1)?;
+        Some(self.spill.last)
+    }
+
+    /// Whether one of those that there may be is kept for a successor.
+    pub(super) fn spill_reserve(&mut self, reserved: bool) {
+        self.spill.reserved = reserved;
+    }
+
     fn make_ring(&mut self) -> Option<(u32, Option<Shared>)> {
         let id = self.spill.last.checked_add(1)?;
-        if self.writer.rings() >= MAX_RINGS {
+        if self.rings_left() + usize::from(self.spill.reserved) >= MAX_RINGS {
             return None;
         }
         let options = self.spill.options.clone();
@@ -117,9 +154,10 @@ impl Publisher {
             return 0;
         }
         let before = self.ring_bytes();
-        if self.writer.spare() == Some(0) && !self.writer.is_fresh() {
+        let home = self.writer.home();
+        if self.writer.spare() == Some(home) && !self.writer.is_fresh() {
             // Back to where it began: all others can go, as soon as they are read.
-            self.writer.switch(0, None);
+            self.writer.switch(home, None);
         }
         self.give_up_rings();
         before - self.ring_bytes()

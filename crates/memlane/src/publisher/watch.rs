@@ -158,6 +158,7 @@ impl WatchSenderBuilder {
         let (writer, cell) = LatestWriter::create(self.memory, self.max_len)?;
         let roster = writer.roster().clone();
         let terms = Terms {
+            home: 0,
             ring: cell,
             capacity: self.max_len as u64,
             trust: self.trust,

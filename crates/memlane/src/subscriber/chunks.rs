@@ -7,7 +7,7 @@ use memlane_region::{
 };
 use memlane_transport::{Error as LinkError, Fd, Fds, Link, dispose};
 
-use super::{Next, attachments::Attachments, page::Slots, rings::Rings};
+use super::{Next, attachments::Attachments, homes::Homes, page::Slots, rings::Rings};
 use crate::{
     AttachmentError, ChunkError, Reason,
     protocol::{MAX_ATTACHED, MAX_RINGS, Notice},
@@ -22,11 +22,12 @@ const MAX_LOOKS: usize = 64;
 /// The publisher's pool, and its rings, as far as they are mapped here, attachments, and what else it has said.
 #[derive(Debug)]
 pub(super) struct Chunks {
-    reader: PoolReader,
+    pub(super) reader: PoolReader,
     pub(super) rings: Rings,
     pub(super) attachments: Attachments,
     /// Of the message that was found last, if it is more than a payload in the ring.
     noted: Option<Record>,
+    pub(super) homes: Homes,
     /// Why a segment is not here, though it was announced, and which one; none if nothing more is heard of any.
     refused: Option<(Option<u32>, String)>,
     /// What the publisher said last, or why nothing more is heard of it.
@@ -70,6 +71,7 @@ impl Chunks {
             rings: Rings::new(rings),
             attachments: Attachments::default(),
             noted: None,
+            homes: Homes::default(),
             refused: None,
             farewell: None,
             moving: Moving::default(),
@@ -296,7 +298,20 @@ impl Chunks {
                 self.farewell.get_or_insert(farewell.into());
             }
             Notice::Ring { id, memory } => self.rings.insert(id, memory.into()),
-            Notice::RingRemoved { id } => self.rings.remove(id),
+            Notice::RingRemoved { id } => {
+                self.rings.remove(id);
+                self.homes.forget(id);
+            }
+            Notice::Home {
+                id,
+                memory,
+                doorbell,
+            } => self.announce_home(id, memory, doorbell),
+            Notice::Moved {
+                home,
+                rings,
+                segments,
+            } => self.moved(home, rings, segments),
             Notice::Attachments { position, tag, fds } => {
                 self.attachments.keep(position, tag, fds);
             }

@@ -234,8 +234,11 @@ impl<T: Trust> Handshake<T> {
             link,
             process,
             mut chunks,
+            succeeds,
             ..
         } = self;
+        // Who has waited for a publisher that has moved meanwhile has connected to the process that it has moved from.
+        let process = process.filter(|_| welcome.home == 0 || succeeds);
         let Prepared {
             mine, mut offers, ..
         } = prepared;
@@ -248,7 +251,7 @@ impl<T: Trust> Handshake<T> {
             }
             None => None,
         };
-        let (capacity, at) = (welcome.capacity, welcome.at);
+        let (capacity, at, home) = (welcome.capacity, welcome.at, welcome.home);
         let (start, before, skip) = (welcome.start, welcome.sequence, welcome.skip);
         let (first, ringer) = examine(welcome, builder.max_ring_bytes, T::TRUSTED)?;
         // Of a ring that could be mapped: it is not that large.
@@ -256,11 +259,17 @@ impl<T: Trust> Handshake<T> {
             let why = format!("expected as many messages to skip as fit its rings, got {skip}");
             return Err(Error::Welcome { why });
         }
-        chunks.rings.begin(first.clone(), capacity as usize);
+        chunks.rings.begin(home, first.clone(), capacity as usize);
         let memory = chunks.rings.get(at).map_err(|why| Error::Welcome { why })?;
         let lossy = (builder.overflow == Overflow::Overwrite).then(|| {
-            let other = (at != 0).then(|| (at, memory.clone()));
-            Box::new(Lossy::new(first.clone(), other, start, before, skip))
+            let other = (at != home).then(|| (at, memory.clone()));
+            Box::new(Lossy::new(
+                (home, first.clone()),
+                other,
+                start,
+                before,
+                skip,
+            ))
         });
         let signs = Signs::new(builder.liveliness, first.load_word(ALIVE));
         let page = Page::new(mine, ringer, first, link.clone());

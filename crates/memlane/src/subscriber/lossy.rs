@@ -42,15 +42,15 @@ pub(super) struct Lossy {
 }
 
 impl Lossy {
-    /// From `start` on, before message `sequence`; that is in the first ring, or in another one.
+    /// From `start` on, before message `sequence`; that is in the first ring, which has this id, or in another one.
     pub(super) fn new(
-        first: Remote,
+        (home, first): (u32, Remote),
         other: Option<(u32, Remote)>,
         start: u64,
         sequence: u64,
         skip: u64,
     ) -> Lossy {
-        let mut reader = LossyReader::new(first, LAPS, start, sequence);
+        let mut reader = LossyReader::new(first, LAPS, start, sequence).numbered(home);
         if let Some((id, memory)) = other {
             reader = reader.starting_in(id, memory);
         }
@@ -131,12 +131,17 @@ impl Lossy {
     /// known yet.
     #[cold]
     fn follow(&mut self, ring: u32, chunks: &mut Chunks, link: &Link) -> Result<bool, NoMessage> {
-        if ring != 0 && chunks.ring(ring).is_err() {
+        if chunks.ring(ring).is_err() {
             chunks.take_ring(ring, link, self.reader.position());
         }
         let error = match chunks.ring(ring) {
             Ok(memory) => {
-                self.reader.follow((ring != 0).then_some(memory));
+                if chunks.come_to(ring) {
+                    self.reader.follow_home(memory);
+                } else {
+                    let first = chunks.rings.is_first(ring);
+                    self.reader.follow((!first).then_some(memory));
+                }
                 self.stranded = None;
                 return Ok(true);
             }

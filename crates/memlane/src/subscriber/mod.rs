@@ -6,6 +6,7 @@ mod elsewhere;
 mod gathered;
 mod handshake;
 mod held;
+mod homes;
 mod lossy;
 mod message;
 mod page;
@@ -32,7 +33,7 @@ use memlane_region::{
     pool::ChunkRef,
     ring::{Carried, Corrupt, Look, LossyError, Record, RingReader},
 };
-use memlane_signaling::{Backing, Doorbell, Pacer, Waiter, Woken, gone};
+use memlane_signaling::{Backing, Doorbell, Pacer, Waiter, Woken};
 use memlane_transport::{Address, Link};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -61,6 +62,7 @@ pub use watch::{WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverSt
 
 use crate::{
     ChunkError, Error, Reason, RecvError, RecvTimeoutError, TryRecvError, after,
+    protocol::MAX_RINGS,
     receiving::{Finding, Receiving},
     watched::{Watch, polls},
 };
@@ -515,9 +517,8 @@ impl<T: Trust> Subscriber<T> {
 
     #[cold]
     fn look_for_death(&mut self) -> Result<(), NoMessage> {
-        if !self.life.gone
-            && gone(self.link.as_fd(), self.process.as_ref().map(AsFd::as_fd)).map_err(Why::Wait)?
-        {
+        self.settle();
+        if !self.life.gone && self.is_publisher_gone().map_err(Why::Wait)? {
             self.bury();
         }
         Ok(())
@@ -527,6 +528,8 @@ impl<T: Trust> Subscriber<T> {
     /// will be. `None` if there is more to look at than one look takes.
     fn rest(&mut self) -> Result<Option<Next>, NoMessage> {
         match self.poll() {
+            // It was that of the process from which the publisher has moved.
+            Ok(None) if self.settle() && !self.life.gone => Ok(None),
             Ok(None) if self.may_sleep() => {
                 let stranded = self.lossy.as_ref().and_then(|lossy| lossy.stranded());
                 let why = match stranded {
@@ -563,6 +566,9 @@ impl<T: Trust> Subscriber<T> {
 
     #[cold]
     fn bury(&mut self) {
+        if self.settle() && !self.life.gone {
+            return;
+        }
         self.life.gone = true;
         self.clear_name();
     }
@@ -904,7 +910,11 @@ fn next_of_others(
     link: &Link,
 ) -> Result<Option<Next>, NoMessage> {
     if let Some(lossy) = lossy {
-        return lossy.poll(chunks, link, ring.page().holds());
+        let found = lossy.poll(chunks, link, ring.page().holds());
+        if let Some(home) = chunks.homes.come() {
+            ring.page_mut().settle(*home);
+        }
+        return found;
     }
     match ring.poll_record() {
         Ok(None) if ring.ends() => go_on(ring, chunks, link),
@@ -914,35 +924,44 @@ fn next_of_others(
     }
 }
 
-/// What comes next where a ring ends: it is in another.
+/// What comes next where a ring ends: it is in another. That may end there and then, if its publisher has moved on at once.
 #[cold]
 fn go_on(
     ring: &mut RingReader<Remote, Page>,
     chunks: &mut Chunks,
     link: &Link,
 ) -> Result<Option<Next>, NoMessage> {
-    let Some(following) = ring.switched() else {
-        return Ok(None);
-    };
-    // After that has said where this reader is: a publisher that goes on without it, and did not know by then, has said so.
-    chunks.take_all(link, ring.position()).map_err(Why::Chunk)?;
-    if let Some(done) = chunks.attachments.untold(ring.position()) {
-        ring.page().took(done);
-    }
-    if let Some(reason) = chunks.ended() {
-        ring.stop();
-        if ring.page().holds().taken() == 0 {
-            // What was left to this reader is the publisher's again.
-            let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
+    for _ in 0..MAX_RINGS {
+        let Some(following) = ring.switched() else {
+            return Ok(None);
+        };
+        // After that has said where this reader is: a publisher that goes on without it, and did not know by then, has said so.
+        chunks.take_all(link, ring.position()).map_err(Why::Chunk)?;
+        if let Some(done) = chunks.attachments.untold(ring.position()) {
+            ring.page().took(done);
         }
-        return Err(Why::Disconnected(reason.clone()).into());
+        if let Some(reason) = chunks.ended() {
+            ring.stop();
+            if ring.page().holds().taken() == 0 {
+                // What was left to this reader is the publisher's again.
+                let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
+            }
+            return Err(Why::Disconnected(reason.clone()).into());
+        }
+        ring.follow(chunks.ring(following).map_err(Why::Chunk)?);
+        if chunks.come_to(following) {
+            if let Some(home) = chunks.homes.come() {
+                ring.page_mut().settle(*home);
+            }
+        }
+        match ring.poll_record() {
+            Ok(None) if ring.ends() => {}
+            Ok(None) => return Ok(None),
+            Ok(Some(record)) => return Ok(Some(chunks.note(record))),
+            Err(corrupt) => return Err(Why::Corrupt(corrupt).into()),
+        }
     }
-    ring.follow(chunks.ring(following).map_err(Why::Chunk)?);
-    match ring.poll_record() {
-        Ok(None) => Ok(None),
-        Ok(Some(record)) => Ok(Some(chunks.note(record))),
-        Err(corrupt) => Err(Why::Corrupt(corrupt).into()),
-    }
+    Ok(None)
 }
 
 impl From<Why> for NoMessage {

@@ -1,5 +1,5 @@
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering, fence},
 };
 
@@ -10,6 +10,7 @@ use memlane_region::{
 };
 use memlane_transport::Link;
 
+use super::homes::Home;
 use crate::{
     doorbells::Bell,
     page::{A_SLOT, ALIVE, CURSOR, HOLDS, HOLDS_USED, SUBSCRIBER_ARMED, TAKEN, WANTED},
@@ -31,8 +32,8 @@ pub(super) struct Page {
 #[derive(Debug)]
 pub(super) struct Slots {
     mine: Arc<Shared>,
-    ringer: Option<Arc<Bell>>,
-    publisher: Remote,
+    /// Whom they tell, and where that says what it wants: another one once the publisher has moved.
+    publisher: Mutex<(Option<Arc<Bell>>, Remote)>,
     _link: Arc<Link>,
     /// The process that made it: in a forked child its page is not there, and nothing of it is the child's to release.
     pid: u32,
@@ -49,8 +50,7 @@ impl Page {
         let ringer = ringer.map(Arc::new);
         let slots = Slots {
             mine: mine.clone(),
-            ringer: ringer.clone(),
-            publisher: publisher.clone(),
+            publisher: Mutex::new((ringer.clone(), publisher.clone())),
             _link: link,
             pid: std::process::id(),
         };
@@ -96,9 +96,32 @@ impl Page {
     pub(super) fn holds(&self) -> &Arc<Holds<Slots>> {
         &self.holds
     }
+
+    /// Tells another publisher from now on, which goes on where the one before has stopped.
+    #[cold]
+    pub(super) fn settle(&mut self, home: Home) {
+        let ringer = home.ringer.map(Arc::new);
+        *self.holds.page().publisher() = (ringer.clone(), home.memory.clone());
+        self.ringer = ringer;
+        self.publisher = home.memory;
+        if let Some(ringer) = &self.ringer {
+            // Pairs with the fence of a publisher between what it wants and its last look: it sees what this reader has given
+            // up so far, which has told the other one, or its word is seen here.
+            fence(Ordering::SeqCst);
+            if self.publisher.load_word(WANTED) != 0 {
+                ringer.ring();
+            }
+        }
+    }
 }
 
 impl Slots {
+    fn publisher(&self) -> MutexGuard<'_, (Option<Arc<Bell>>, Remote)> {
+        self.publisher
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether this is the process that made it.
     pub(super) fn is_mine(&self) -> bool {
         self.pid == std::process::id()
@@ -141,11 +164,12 @@ impl HoldPage for Slots {
         let word = self.mine.word(HOLDS + 8 * slot);
         word.store(sequence, Ordering::Release);
         if sequence == 0 {
-            if let Some(ringer) = &self.ringer {
+            let (ringer, publisher) = &*self.publisher();
+            if let Some(ringer) = ringer {
                 // Pairs with the fence of a publisher between what it wants and its last look: it sees this slot, or its
                 // word is seen here.
                 fence(Ordering::SeqCst);
-                if self.publisher.load_word(WANTED) != 0 {
+                if publisher.load_word(WANTED) != 0 {
                     ringer.ring();
                 }
             }

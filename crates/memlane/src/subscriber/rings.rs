@@ -5,7 +5,7 @@ use memlane_transport::dispose;
 
 use crate::protocol::MAX_RINGS;
 
-/// The publisher's rings other than the first, as far as they are mapped here.
+/// The publisher's rings, as far as they are mapped here; those of the one that goes on in its place included.
 #[derive(Debug)]
 pub(super) struct Rings {
     /// Bytes of each, once that is known, and of all that may be mapped.
@@ -14,7 +14,7 @@ pub(super) struct Rings {
     /// Announced before it was.
     waiting: Vec<(u32, OwnedFd)>,
     mapped: Vec<(u32, Remote)>,
-    first: Option<Remote>,
+    first: Option<(u32, Remote)>,
     /// Why one is not here, though it was announced.
     refused: Option<String>,
 }
@@ -32,8 +32,8 @@ impl Rings {
     }
 
     /// Begins with the first ring, whose capacity the others have.
-    pub(super) fn begin(&mut self, first: Remote, capacity: usize) {
-        self.first = Some(first);
+    pub(super) fn begin(&mut self, id: u32, first: Remote, capacity: usize) {
+        self.first = Some((id, first));
         self.capacity = Some(capacity);
         for (id, memory) in std::mem::take(&mut self.waiting) {
             self.insert(id, memory);
@@ -43,10 +43,12 @@ impl Rings {
     /// Takes one that was announced.
     pub(super) fn insert(&mut self, id: u32, memory: OwnedFd) {
         let known = self.waiting.len() + self.mapped.len();
-        let duplicate = id == 0
+        let duplicate = self.is_first(id)
             || self.waiting.iter().any(|(other, _)| *other == id)
             || self.mapped.iter().any(|(other, _)| *other == id);
-        if duplicate || known + 1 >= MAX_RINGS {
+        // Which one is the first is not known before there is a capacity.
+        let first = usize::from(self.capacity.is_some());
+        if duplicate || known + first >= MAX_RINGS {
             dispose(memory);
             self.refused = Some(match duplicate {
                 true => format!("expected a new ring, got {id} once more"),
@@ -88,17 +90,42 @@ impl Rings {
     ///
     /// Why it is not here.
     pub(super) fn get(&self, id: u32) -> Result<Remote, String> {
-        let known = match id {
-            0 => self.first.as_ref(),
-            id => {
-                let known = self.mapped.iter().find(|(other, _)| *other == id);
-                known.map(|(_, memory)| memory)
-            }
-        };
-        known.cloned().ok_or_else(|| {
+        let mut known = self.first.iter().chain(&self.mapped);
+        let known = known.find(|(other, _)| *other == id);
+        known.map(|(_, memory)| memory.clone()).ok_or_else(|| {
             let why = self.refused.clone();
             why.unwrap_or_else(|| format!("expected a ring that was announced, got {id}"))
         })
+    }
+
+    /// Whether it is the first, of the publisher whose rings are read now.
+    pub(super) fn is_first(&self, id: u32) -> bool {
+        self.first.as_ref().is_some_and(|(first, _)| *first == id)
+    }
+
+    /// The first, and its id.
+    pub(super) fn first(&self) -> Option<(u32, Remote)> {
+        self.first.clone()
+    }
+
+    /// That one is the first from now on: the rings of its publisher are read.
+    pub(super) fn settle(&mut self, id: u32) {
+        let Some(at) = self.mapped.iter().position(|(other, _)| *other == id) else {
+            return;
+        };
+        let first = self.mapped.remove(at);
+        self.mapped.extend(self.first.replace(first));
+    }
+
+    /// Unmaps those of publishers before the one that is read, whose own ids begin with this one.
+    pub(super) fn remove_before(&mut self, id: u32) {
+        self.mapped.retain(|(other, _)| *other >= id);
+    }
+
+    /// One that was announced is not to be had.
+    pub(super) fn refuse(&mut self, id: u32, why: String) {
+        self.remove(id);
+        self.refused = Some(why);
     }
 
     /// Whether one that was announced could not be had.

@@ -404,8 +404,9 @@ impl<T: Trust> Subscriber<T> {
         let ring = |id| ring(id).map_err(|why| Error::Welcome { why });
         let memory = ring(at)?;
         if let Some(lossy) = &mut self.lossy {
-            let other = (at != 0).then(|| (at, memory.clone()));
-            **lossy = Lossy::new(ring(0)?, other, start, sequence, 0);
+            let first = self.chunks.rings.first().ok_or(Error::HungUp)?;
+            let other = (at != first.0).then(|| (at, memory.clone()));
+            **lossy = Lossy::new(first, other, start, sequence, 0);
         }
         self.ring.begin_at(memory, start);
         self.first = sequence;

@@ -1,0 +1,357 @@
+//! A publisher that goes on where another one stops, in another process.
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use memlane_region::{Remote, page_size};
+use memlane_signaling::{Backing, Doorbell, Ringer};
+use memlane_transport::{Error as LinkError, FdRef, Link, Listener, dispose};
+use rustix::event::epoll::EventFlags;
+
+use super::{
+    Publisher, PublisherBuilder, PublisherTicket,
+    attachments::Flight,
+    control::{Comes, Connection, Control, Greeter, State},
+    moving::Place,
+    passage::{self, Going, HandsOver, LIMITS, Subscriber, TakesOverRef, Terms},
+    peer::Peer,
+};
+use crate::{
+    Error, after,
+    doorbells::{self, Bell},
+    protocol::{NoticeRef, Opening, VERSION, limits_of_publisher},
+};
+
+/// Positions beyond this are nonsense.
+const LAST_POSITION: u64 = 1 << 62;
+
+/// A subscriber of the publisher before, as it will be this one's.
+struct Known {
+    peer: Arc<Peer>,
+    process: Option<OwnedFd>,
+    start: u64,
+    sequence: u64,
+}
+
+impl PublisherBuilder {
+    /// Goes on where another publisher stops, in whatever process that is: waits until it has
+    /// [departed](Publisher::depart), for as long as the [`timeout`](PublisherBuilder::timeout) allows; then the first message sent
+    /// here follows the last one sent there, for each of its subscribers, and new ones find this publisher behind its name. All that
+    /// takes time is done before.
+    ///
+    /// What subscribers go by is as it was: the size of rings, how many attachments a message may have, whether they are
+    /// [trusted](PublisherBuilder::trust_subscribers). All other options are this builder's own. A
+    /// [history](PublisherBuilder::history) begins anew. A publisher that had connected ([`Sender`](crate::Sender)) goes on as one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotDeparted`] if it has not departed in time, and stays; [`Error::NotHandedOver`] if it has said that it stays, or has died;
+    /// [`Error::Option`] if it carries something else; [`Error::Version`]; or resources are short. The ticket is void.
+    pub fn arrive(self, ticket: PublisherTicket) -> Result<Publisher, Error> {
+        let deadline = after(self.timeout);
+        let waited = self.timeout;
+        let link = ticket.into_link()?.with_limits(LIMITS).adopting();
+        let met = Arriving::meet(self, &link, deadline);
+        let arrived = met.and_then(|arriving| arriving.complete(&link, deadline));
+        match arrived {
+            Err(Error::Link(LinkError::TimedOut)) => Err(Error::NotDeparted { waited }),
+            Err(Error::Link(error)) if error.is_disconnected() => Err(Error::NotHandedOver),
+            arrived => arrived,
+        }
+    }
+}
+
+/// It is there, and hears who its subscribers are.
+struct Arriving {
+    publisher: Publisher,
+    history: usize,
+    access: memlane_transport::Access,
+    known: HashMap<u32, Known>,
+    /// Of those the ones that come along.
+    going: Vec<Going>,
+    greeters: Vec<passage::Greeter>,
+    listener: Option<Listener>,
+}
+
+fn left(deadline: Option<Instant>) -> Duration {
+    deadline.map_or(Duration::MAX, |deadline| {
+        deadline.saturating_duration_since(Instant::now())
+    })
+}
+
+fn nonsense(why: impl Into<String>) -> Error {
+    Error::Welcome { why: why.into() }
+}
+
+impl Arriving {
+    /// Agrees with the one before on what subscribers go by, and tells it of its ring.
+    fn meet(
+        builder: PublisherBuilder,
+        link: &Link,
+        deadline: Option<Instant>,
+    ) -> Result<Arriving, Error> {
+        let opening = Opening { version: VERSION };
+        link.send_timeout(&opening, left(deadline))?;
+        let carries = TakesOverRef::Carries(builder.carries());
+        // A publisher of another version hangs up, and has said which.
+        let _ = link.send_timeout(&carries, left(deadline));
+        let Opening { version } = link.recv_timeout(left(deadline))?;
+        if version != VERSION {
+            return Err(Error::Version {
+                publisher: version,
+                subscriber: VERSION,
+            });
+        }
+        let HandsOver::Terms(terms) = link.recv_timeout(left(deadline))? else {
+            return Err(nonsense(
+                "expected what subscribers go by, got something else",
+            ));
+        };
+        if terms.carries != *builder.carries() {
+            let why = format!(
+                "expected one of a publisher that carries {}, got one that carries {}",
+                builder.carries(),
+                terms.carries
+            );
+            return Err(Error::Option {
+                what: "ticket",
+                why,
+            });
+        }
+        let (history, access) = (builder.history, builder.access.clone());
+        let made = builder.succeeding(&terms);
+        let publisher = made.inspect_err(|error| {
+            let why = format!("its successor could not be made: {error}");
+            let _ = link.try_send(&TakesOverRef::Refuses(&why));
+        })?;
+        let ring = TakesOverRef::Ring(FdRef::new(&publisher.control.terms.ring));
+        link.send_timeout(&ring, left(deadline))?;
+        Ok(Arriving {
+            publisher,
+            history,
+            access,
+            known: HashMap::new(),
+            going: Vec::new(),
+            greeters: Vec::new(),
+            listener: None,
+        })
+    }
+
+    /// Gets to know subscribers until the one before departs.
+    fn complete(mut self, link: &Link, deadline: Option<Instant>) -> Result<Publisher, Error> {
+        loop {
+            match link.recv_timeout(left(deadline))? {
+                HandsOver::Subscriber(subscriber) => {
+                    let source = subscriber.source;
+                    let known = self.know(subscriber).inspect_err(|error| {
+                        let why = format!("its successor cannot take a subscriber: {error}");
+                        let _ = link.try_send(&TakesOverRef::Refuses(&why));
+                    });
+                    let (known, doorbell) = known?;
+                    let doorbell = doorbell.as_ref().map(FdRef::new);
+                    let knows = TakesOverRef::Knows { source, doorbell };
+                    match link.send_timeout(&knows, left(deadline)) {
+                        // The one before did not wait for one that is gone; what it has said last is to be heard.
+                        Err(error) if error.is_disconnected() => {}
+                        sent => sent?,
+                    }
+                    self.known.insert(source, known);
+                }
+                HandsOver::Going(going) => self.going.push(going),
+                HandsOver::Greeter(greeter) => self.greeters.push(greeter),
+                HandsOver::Listener(listener) => self.listener = Some(listener),
+                HandsOver::Departs(at) => return self.begin(at),
+                HandsOver::Terms(_) => return Err(nonsense("expected a subscriber, got terms")),
+            }
+        }
+    }
+
+    /// Takes what it needs to know of a subscriber, which hears nothing of it; and what that is to ring.
+    fn know(&self, subscriber: Subscriber) -> Result<(Known, Option<OwnedFd>), Error> {
+        let Subscriber {
+            link,
+            page,
+            doorbell,
+            process,
+            overflow,
+            start,
+            sequence,
+            ..
+        } = subscriber;
+        let terms = &self.publisher.control.terms;
+        let page = OwnedFd::from(page);
+        let kept = page.try_clone().map_err(Error::os("keep a page"))?;
+        let page = Remote::open(page, page_size(), 0, page_size()).map_err(|refused| {
+            dispose(refused.descriptor);
+            refused.error
+        })?;
+        let ringer = doorbell.map(|(end, eventfd)| {
+            let backing = match eventfd {
+                true => Backing::EventFd,
+                false => Backing::Socket,
+            };
+            Ringer::open(end.into(), backing)
+        });
+        let ringer = ringer.transpose().map_err(|wrong| {
+            dispose(wrong.descriptor);
+            Error::os("take a doorbell")(wrong.error)
+        })?;
+        let made = terms.sleeps.then(|| doorbells::make(Backing::Socket));
+        let made: Option<(Doorbell, OwnedFd)> =
+            made.transpose().map_err(Error::os("make a doorbell"))?;
+        let (doorbell, end) = made.unzip();
+        let peer = Peer::new(
+            (page, Some(kept)),
+            overflow,
+            ringer.map(Bell::new),
+            doorbell,
+            Arc::new(link.with_limits(limits_of_publisher(terms.max_attachments))),
+            terms.registered,
+        );
+        let known = Known {
+            peer: Arc::new(peer),
+            process: process.map(OwnedFd::from),
+            start,
+            sequence,
+        };
+        Ok((known, end))
+    }
+
+    /// The one before has departed: all this is this publisher's.
+    fn begin(self, at: passage::Place) -> Result<Publisher, Error> {
+        let Arriving {
+            mut publisher,
+            history,
+            access,
+            mut known,
+            going,
+            greeters,
+            listener,
+        } = self;
+        if at.position % 8 != 0 || at.position > LAST_POSITION || at.sequence > at.position / 8 {
+            return Err(nonsense(format!(
+                "expected a position up to 2^62, and at most a message for each 8 bytes before it, got {} and {}",
+                at.position, at.sequence
+            )));
+        }
+        publisher.writer.begin_at(at.position, at.sequence);
+        if history > 0 {
+            publisher.writer.keep(history);
+        }
+        publisher.pool.begin_at(at.chunks, at.segments);
+        publisher.spill.go_on(at.left_behind, at.rings);
+        let control = (*publisher.control).clone();
+        let mut state = control.state();
+        state.last_tag = at.tag;
+        for going in going {
+            // One that it was not told of is gone by now.
+            if let Some(known) = known.remove(&going.source) {
+                control.adopt(&mut state, known, &going, (at.rings, at.segments));
+            }
+        }
+        for greeter in greeters {
+            control.adopt_greeter(&mut state, greeter);
+        }
+        drop(state);
+        publisher.writer.fence(true);
+        if publisher.writer.sync() {
+            publisher.roster_changed();
+        }
+        if let Some(listener) = listener {
+            control
+                .listen(listener.with_access(access))
+                .map_err(|errno| Error::os("watch the listener")(errno.into()))?;
+        }
+        Ok(publisher)
+    }
+}
+
+impl Control {
+    /// Makes a subscriber of the publisher before this one its own. If that cannot be, it is told why.
+    fn adopt(&self, state: &mut State, known: Known, going: &Going, (rings, segments): (u32, u32)) {
+        let Known {
+            peer,
+            process,
+            start,
+            sequence,
+        } = known;
+        let counts = going.counts.iter().map(|count| *count as usize);
+        *peer.flight() = Flight::of(going.sent, going.taken, counts.collect());
+        let (source, place) = (state.next_source(), Place::default());
+        let watched = peer.with_link(|link| self.watch(link, source, place.events()));
+        let watched = watched.unwrap_or(Ok(())).and_then(|()| match &process {
+            Some(process) => self.watch(process, source, EventFlags::IN),
+            None => Ok(()),
+        });
+        let id = match watched {
+            Ok(()) => self.roster.adopt(peer.clone(), start, sequence).id,
+            Err(_) => u64::MAX,
+        };
+        let connection = Connection::Joined {
+            id,
+            peer: peer.clone(),
+            process,
+            place,
+        };
+        state.links.insert(source, connection);
+        if let Err(errno) = watched {
+            peer.evict(format!("it cannot be watched: {errno}"));
+            return self.remove(state, source);
+        }
+        let moved = NoticeRef::Moved {
+            home: self.terms.home,
+            rings,
+            segments,
+        };
+        if peer.tell(&moved) {
+            self.watch_joined(&peer, source, place, true);
+        }
+    }
+
+    /// Goes on with a client that was about to become a subscriber.
+    fn adopt_greeter(&self, state: &mut State, greeter: passage::Greeter) {
+        let passage::Greeter {
+            link,
+            process,
+            opened,
+        } = greeter;
+        let link = link.with_limits(limits_of_publisher(self.terms.max_attachments));
+        let source = state.next_source();
+        if self
+            .watch(&link, source, EventFlags::IN | EventFlags::RDHUP)
+            .is_err()
+        {
+            return;
+        }
+        let greeter = Greeter {
+            link: Arc::new(link),
+            process: process.map(OwnedFd::from),
+            since: Instant::now(),
+            opened,
+            comes: Comes::ToSubscribe,
+        };
+        state
+            .links
+            .insert(source, Connection::Greeting(Box::new(greeter)));
+        self.shake_hands(state, source);
+    }
+}
+
+impl PublisherBuilder {
+    /// With what subscribers go by as another publisher has it; its ring is to follow the other one's.
+    fn succeeding(mut self, terms: &Terms) -> Result<Publisher, Error> {
+        self.ring_bytes = usize::try_from(terms.capacity).unwrap_or(usize::MAX);
+        self.max_attachments = terms.max_attachments as usize;
+        self.trust = terms.trusts;
+        if terms.to_receiver {
+            self.max_subscribers = 1;
+        }
+        let mut publisher = self.made(Some(terms.home))?;
+        publisher.to_receiver = terms.to_receiver;
+        Ok(publisher)
+    }
+}

@@ -1,0 +1,21 @@
+//! Publishers that move from process to process, in the middle of a stream, with all who subscribe to them.
+
+mod death;
+mod followers;
+mod hostile;
+mod moves;
+mod senders;
+
+use memlane_tests::{play, steady};
+
+#[test]
+fn other_process() {
+    play(&[
+        ("traveller", moves::traveller),
+        ("steady", steady),
+        ("newcomer", moves::newcomer),
+        ("predecessor", death::predecessor),
+        ("successor", death::successor),
+        ("subscriber", death::subscriber),
+    ]);
+}
