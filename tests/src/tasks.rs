@@ -22,6 +22,8 @@ pub trait Tasks {
     /// Whether the control work of publishers is done by their tasks, so that no thread has to.
     const DRIVES: bool;
 
+    /// Wakes tasks that wait for this descriptor.
+    fn readiness(descriptor: Arc<OwnedFd>) -> io::Result<Self::Readiness>;
     /// Runs a future to its end.
     fn run<T>(future: impl Future<Output = T>) -> T;
     /// Takes a publisher into tasks.
@@ -47,6 +49,10 @@ pub struct Control;
 impl Tasks for Control {
     type Readiness = ControlThread;
     const DRIVES: bool = false;
+
+    fn readiness(descriptor: Arc<OwnedFd>) -> io::Result<ControlThread> {
+        ControlThread::new(descriptor)
+    }
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         block_on(future)
@@ -107,6 +113,10 @@ impl Tasks for Smol {
     type Readiness = Smol;
     const DRIVES: bool = false;
 
+    fn readiness(descriptor: Arc<OwnedFd>) -> io::Result<Smol> {
+        Smol::register(descriptor)
+    }
+
     fn run<T>(future: impl Future<Output = T>) -> T {
         async_io::block_on(future)
     }
@@ -143,6 +153,10 @@ pub struct Tokio;
 impl Tasks for Tokio {
     type Readiness = memlane::tokio::Readiness;
     const DRIVES: bool = true;
+
+    fn readiness(descriptor: Arc<OwnedFd>) -> io::Result<memlane::tokio::Readiness> {
+        memlane::tokio::Readiness::new(descriptor)
+    }
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         let mut builder = tokio::runtime::Builder::new_current_thread();

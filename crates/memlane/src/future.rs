@@ -134,7 +134,13 @@ pub struct ControlThread {
 }
 
 impl ControlThread {
-    pub(crate) fn new(descriptor: Arc<OwnedFd>) -> io::Result<ControlThread> {
+    /// Has the control thread watch a descriptor: for [`Async::with`] and [`Connecting::finish_with`](crate::Connecting::finish_with),
+    /// where it is what those without a `with` use.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: short of descriptors, or of threads.
+    pub fn new(descriptor: Arc<OwnedFd>) -> io::Result<ControlThread> {
         let reactor = Reactor::get()?;
         let task = Arc::new(Task::default());
         let id = reactor.add_task(&descriptor, task.clone())?;

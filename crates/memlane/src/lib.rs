@@ -62,6 +62,7 @@ mod documented;
 
 mod accepting;
 mod client;
+mod connecting;
 mod doorbells;
 mod envelope;
 mod error;
@@ -82,6 +83,7 @@ pub mod tokio;
 mod watched;
 
 pub use client::{Answer, Call, CallError, CallId, Client, ClientBuilder, ClientStats, Reply};
+pub use connecting::{Connecting, Connects};
 pub use error::{
     AttachmentError, ChunkError, Error, Reason, RecvError, RecvTimeoutError, SendError,
     SendTimeoutError, TryRecvError, TrySendError,
@@ -125,8 +127,8 @@ pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilde
 #[cfg(feature = "stream")]
 pub use subscriber::Messages;
 pub use subscriber::{
-    Connecting, Held, Message, Stays, Subscriber, SubscriberBuilder, SubscriberStats, Ticket,
-    Trust, Trusted, Untrusted, WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats,
+    Held, Message, Stays, Subscriber, SubscriberBuilder, SubscriberStats, Ticket, Trust, Trusted,
+    Untrusted, WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats,
 };
 pub use subscriptions::{Ended, Received, Subscriptions, SubscriptionsStats};
 pub use watched::{End, Watched};

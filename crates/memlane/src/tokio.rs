@@ -40,6 +40,9 @@ use crate::{Async, Connecting, Error, Trust, Untrusted, future};
 /// A [`Publisher`](crate::Publisher) in a tokio runtime.
 pub type Publisher = Async<crate::Publisher, Readiness>;
 
+/// A [`Sender`](crate::Sender) in a tokio runtime.
+pub type Sender = Publisher;
+
 /// A [`Subscriber`](crate::Subscriber) in a tokio runtime.
 pub type Subscriber<T = Untrusted> = Async<crate::Subscriber<T>, Readiness>;
 
@@ -67,7 +70,13 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    fn new(descriptor: Arc<OwnedFd>) -> io::Result<Readiness> {
+    /// Watches a descriptor in the runtime of the calling task: for [`Async::with`] and
+    /// [`Connecting::finish_with`].
+    ///
+    /// # Errors
+    ///
+    /// The runtime's.
+    pub fn new(descriptor: Arc<OwnedFd>) -> io::Result<Readiness> {
         Ok(Readiness {
             descriptor: Readable::new(descriptor).map_err(io::Error::other)?,
             driver: None,
@@ -94,6 +103,39 @@ impl Drop for Readiness {
     }
 }
 
+/// What is the same for all that connect.
+macro_rules! connects {
+    ($end:ident $(, $trust:ident)?) => {
+        impl$(<$trust: Trust>)? $end$(<$trust>)? {
+            /// Finishes what the builder has begun (`begin`, `begin_at`, `begin_over`), in the runtime of the calling task:
+            ///
+            /// ```no_run
+            /// # async fn connect() -> Result<(), memlane::Error> {
+            /// # use std::time::Duration;
+            #[doc = concat!("let options = memlane::", stringify!($end), "::builder().timeout(Duration::from_secs(1));")]
+            #[doc = concat!("let end = memlane::tokio::", stringify!($end), "::finish(options.begin(\"a-service\")?).await?;")]
+            /// # Ok(())
+            /// # }
+            /// ```
+            ///
+            /// # Cancellation
+            ///
+            /// Dropped while it is pending, it hangs up.
+            ///
+            /// # Errors
+            ///
+            /// As [`Connecting::try_finish`] and [`Async::with`].
+            pub async fn finish(connecting: Connecting<crate::$end$(<$trust>)?>) -> Result<$end$(<$trust>)?, Error> {
+                connecting.finish_with(Readiness::new).await
+            }
+        }
+    };
+}
+
+connects!(Subscriber, T);
+connects!(Client, T);
+connects!(WatchReceiver);
+
 impl Subscriber {
     /// Subscribes to a service of this user's, with the options of [`SubscriberBuilder`](crate::SubscriberBuilder).
     ///
@@ -110,28 +152,6 @@ impl Subscriber {
 }
 
 impl<T: Trust> Subscriber<T> {
-    /// Finishes what [`SubscriberBuilder::begin`](crate::SubscriberBuilder::begin) began, in the runtime of the calling task:
-    ///
-    /// ```no_run
-    /// # async fn connect() -> Result<(), memlane::Error> {
-    /// # use std::time::Duration;
-    /// let options = memlane::Subscriber::builder().timeout(Duration::from_secs(1));
-    /// let subscriber = memlane::tokio::Subscriber::finish(options.begin("camera")?).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Cancellation
-    ///
-    /// Dropped while it is pending, it hangs up.
-    ///
-    /// # Errors
-    ///
-    /// As [`Connecting::try_finish`] and [`Async::with`].
-    pub async fn finish(connecting: Connecting<T>) -> Result<Subscriber<T>, Error> {
-        connecting.finish_with(Readiness::new).await
-    }
-
     /// Takes a subscriber into the runtime of the calling task.
     ///
     /// # Errors
@@ -139,6 +159,18 @@ impl<T: Trust> Subscriber<T> {
     /// As [`Async::with`].
     pub fn register(subscriber: crate::Subscriber<T>) -> Result<Subscriber<T>, Error> {
         Async::with(subscriber, Readiness::new)
+    }
+}
+
+impl Receiver {
+    /// Binds a queue of this user's, with the options of [`SubscriberBuilder`](crate::SubscriberBuilder). Senders are let in by
+    /// its [`recv`](Async::recv).
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::bind`](crate::Receiver::bind) and [`Async::with`].
+    pub fn bind(service: &str) -> Result<Receiver, Error> {
+        Receiver::register(crate::Receiver::bind(service)?)
     }
 }
 
@@ -179,9 +211,23 @@ impl<T: Trust> Subscriptions<T> {
     }
 }
 
+impl Client {
+    /// Connects to a server of this user's, with the options of [`ClientBuilder`](crate::ClientBuilder).
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped while it is pending, it hangs up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`](crate::Client::connect).
+    pub async fn connect(service: &str) -> Result<Client, Error> {
+        Client::finish(crate::Client::builder().begin(service)?).await
+    }
+}
+
 impl<T: Trust> Client<T> {
-    /// Takes a client into the runtime of the calling task. To connect waits for the server: do it before, or on a thread
-    /// that may wait.
+    /// Takes a client into the runtime of the calling task.
     ///
     /// # Errors
     ///
@@ -192,8 +238,20 @@ impl<T: Trust> Client<T> {
 }
 
 impl WatchReceiver {
-    /// Takes a receiver of latest values into the runtime of the calling task. To connect waits for the sender: do it before, or
-    /// on a thread that may wait.
+    /// Watches a service of this user's, with the options of [`WatchReceiverBuilder`](crate::WatchReceiverBuilder).
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped while it is pending, it hangs up.
+    ///
+    /// # Errors
+    ///
+    /// As [`WatchReceiver::connect`](crate::WatchReceiver::connect).
+    pub async fn connect(service: &str) -> Result<WatchReceiver, Error> {
+        WatchReceiver::finish(crate::WatchReceiver::builder().begin(service)?).await
+    }
+
+    /// Takes a receiver of latest values into the runtime of the calling task.
     ///
     /// # Errors
     ///
@@ -241,6 +299,37 @@ impl Publisher {
         Publisher::register(crate::Publisher::builder().driven().bind(service)?)
     }
 
+    /// Connects to a queue of this user's, with the options of [`PublisherBuilder`](crate::PublisherBuilder): a [`Sender`]. A task
+    /// of the runtime does its control work.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped while it is pending, it hangs up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::connect`](crate::Publisher::connect).
+    pub async fn connect(service: &str) -> Result<Publisher, Error> {
+        Publisher::finish(crate::Publisher::builder().driven().begin(service)?).await
+    }
+
+    /// Finishes what [`PublisherBuilder::begin`](crate::PublisherBuilder::begin) and its like began, in the runtime of the
+    /// calling task, as [`register`](Publisher::register) does.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped while it is pending, it hangs up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connecting::try_finish`] and [`Async::with`].
+    pub async fn finish(connecting: Connecting<crate::Publisher>) -> Result<Publisher, Error> {
+        connecting
+            .finish_with(Readiness::new)
+            .await
+            .and_then(Publisher::with_driver)
+    }
+
     /// Takes a publisher into the runtime of the calling task. If it is [driven](crate::PublisherBuilder::driven), a task of
     /// the runtime does its control work from now on; if not, memlane's control thread goes on with it.
     ///
@@ -248,7 +337,10 @@ impl Publisher {
     ///
     /// As [`Async::with`].
     pub fn register(publisher: crate::Publisher) -> Result<Publisher, Error> {
-        let mut publisher = Async::with(publisher, Readiness::new)?;
+        Async::with(publisher, Readiness::new).and_then(Publisher::with_driver)
+    }
+
+    fn with_driver(mut publisher: Publisher) -> Result<Publisher, Error> {
         if publisher.get_ref().control_fd().is_some() {
             let driver = publisher.driver(Readiness::new)?;
             publisher.readiness.driver = Some(::tokio::spawn(driver));

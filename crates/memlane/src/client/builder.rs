@@ -1,20 +1,18 @@
-use std::{
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use memlane_signaling::WaitPolicy;
-use memlane_transport::{Access, Address, Error as LinkError, Link};
+use memlane_transport::{Access, Address, Link};
 
 use super::Client;
 use crate::{
-    Error, Publisher, PublisherBuilder, Subscriber, SubscriberBuilder, Trust, Untrusted, after,
+    Connecting, Error, Publisher, PublisherBuilder, Subscriber, SubscriberBuilder, Trust,
+    Untrusted,
+    connecting::{Begun, Connects},
     envelope::{BEHIND, PLACE_BITS, behind},
     names::address_of,
     pidfd_of, process_of,
-    protocol::{LIMITS, Refusal},
-    subscriber::{Awaits, Handshake, Prepared, left},
+    protocol::{Refusal, Server as Greeted},
+    subscriber::{Awaits, Handshake, Meeting},
 };
 
 /// Options of a [`Client`].
@@ -102,10 +100,9 @@ impl<T: Trust> ClientBuilder<T> {
     ///
     /// As [`connect`](ClientBuilder::connect).
     pub fn connect_to(self, address: &Address) -> Result<Client<T>, Error> {
-        let deadline = after(self.replies.timeout);
         let link = Link::connect_with(address, self.replies.access.clone())?;
         let process = process_of(&link).map_err(Error::os("watch the server's process"))?;
-        self.meet(link, process, deadline)
+        self.meet(link, process)?.wait()
     }
 
     /// Calls over a link that was made elsewhere (inherited, or [`Link::pair`]), whose other end a server has or gets
@@ -115,8 +112,7 @@ impl<T: Trust> ClientBuilder<T> {
     ///
     /// As [`connect`](ClientBuilder::connect).
     pub fn over(self, link: Link) -> Result<Client<T>, Error> {
-        let deadline = after(self.replies.timeout);
-        self.meet(link, None, deadline)
+        self.meet(link, None)?.wait()
     }
 
     /// [`over`](ClientBuilder::over), for a link whose other end a known process has: the server is gone when that process has
@@ -130,65 +126,153 @@ impl<T: Trust> ClientBuilder<T> {
         link: Link,
         process: impl std::os::fd::AsFd,
     ) -> Result<Client<T>, Error> {
-        let deadline = after(self.replies.timeout);
-        let process = pidfd_of(process)?;
-        self.meet(link, Some(process), deadline)
+        self.meet(link, Some(pidfd_of(process)?))?.wait()
     }
 
-    fn meet(
-        self,
-        link: Link,
-        process: Option<OwnedFd>,
-        deadline: Option<Instant>,
-    ) -> Result<Client<T>, Error> {
-        let ClientBuilder {
-            requests,
-            replies,
-            max_backlog,
-        } = self;
-        let waited = replies.timeout;
-        let link = Arc::new(link.with_limits(LIMITS));
-        let prepared = Prepared::new(&replies)?;
-        let opened = prepared.send_opening(&link, left(deadline));
-        opened.and_then(|()| prepared.send_greeting(&link, Awaits::Server, left(deadline)))?;
-        // Made while the server hears that.
-        let mut publisher = requests.for_one()?;
-        publisher.show(BEHIND, behind());
-        let again = process.as_ref().map(OwnedFd::try_clone).transpose();
-        let mut again = again.map_err(Error::os("duplicate a pidfd"))?;
-        let handshake = Handshake::new(replies, prepared, link.clone(), process);
-        let mut handshake = handshake.awaiting(Awaits::Server);
-        let mut limit = 0;
-        let welcome = loop {
-            let heard = handshake.hear(left(deadline));
-            let heard = heard.map_err(|error| no_server(error, waited))?;
-            if let Some(welcome) = heard {
-                break welcome;
-            }
-            if let Some(server) = handshake.take_met() {
-                limit = server.requests as usize;
-                if !(1..=1 << PLACE_BITS).contains(&limit) {
-                    let why = format!(
-                        "expected a server that takes 1 to {} requests at a time, got {limit}",
-                        1 << PLACE_BITS
-                    );
-                    return Err(Error::Welcome { why });
-                }
-                let joined = publisher.join(server.greeting, link.clone(), again.take());
-                joined.map_err(|refusal| {
-                    let why = match refusal {
-                        Refusal::Payload { carries, expects } => {
-                            format!("it expects {expects}, and this client sends {carries}")
-                        }
-                        refusal => format!("this client refused the server's greeting: {refusal}"),
-                    };
-                    Error::NoServer { why }
-                })?;
-            }
-        };
-        let subscriber = handshake.finish(welcome)?;
-        Ok(Client::new(publisher, subscriber, limit, max_backlog))
+    /// Begins to connect to a server of this user's, without waiting: for loops and tasks.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](ClientBuilder::connect), as far as that is known at once.
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let answering = std::thread::spawn(move || {
+    /// #     let mut server = memlane::Server::builder().unbound().unwrap();
+    /// #     server.attach(link.0).unwrap();
+    /// #     server.recv().unwrap().reply(b"an answer").unwrap();
+    /// # });
+    /// # async_io::block_on(async {
+    /// // let mut client = memlane::Client::builder().begin("sum")?.finish().await?;
+    /// # let mut client = memlane::Client::builder().begin_over(link.1)?.finish().await?;
+    /// println!("{} bytes", client.call(b"a question").await?.len());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # answering.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn begin(self, service: &str) -> Result<Connecting<Client<T>>, Error> {
+        self.begin_at(&address_of(service)?)
     }
+
+    /// Begins to connect to a server at an address of the user's choice, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](ClientBuilder::begin).
+    pub fn begin_at(self, address: &Address) -> Result<Connecting<Client<T>>, Error> {
+        self.offer(|replies| Meeting::to(replies, address, Awaits::Server))
+    }
+
+    /// Begins to call over a link that was made elsewhere, as [`over`](ClientBuilder::over) does, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](ClientBuilder::begin).
+    pub fn begin_over(self, link: Link) -> Result<Connecting<Client<T>>, Error> {
+        self.meet(link, None)
+    }
+
+    fn meet(self, link: Link, process: Option<OwnedFd>) -> Result<Connecting<Client<T>>, Error> {
+        self.offer(|replies| Meeting::over(replies, link, process, Awaits::Server))
+    }
+
+    fn offer(
+        self,
+        meet: impl FnOnce(SubscriberBuilder<T>) -> Result<Meeting<T>, Error>,
+    ) -> Result<Connecting<Client<T>>, Error> {
+        let waited = self.replies.timeout;
+        let meeting = meet(self.replies)?;
+        // Made while the server hears of it.
+        let publisher = self.requests.for_one()?;
+        publisher.show(BEHIND, behind());
+        Ok(Connecting::new(Asking {
+            meeting,
+            publisher: Some(publisher),
+            limit: 0,
+            max_backlog: self.max_backlog,
+            waited,
+        }))
+    }
+}
+
+/// A client on its way.
+#[derive(Debug)]
+pub struct Asking<T: Trust> {
+    meeting: Meeting<T>,
+    /// Of the requests.
+    publisher: Option<Publisher>,
+    /// So many the server takes, once it has said so.
+    limit: usize,
+    max_backlog: usize,
+    waited: Duration,
+}
+
+impl<T: Trust> Begun for Asking<T> {
+    type End = Client<T>;
+
+    fn advance(&mut self) -> Result<Option<Client<T>>, Error> {
+        let Asking {
+            meeting,
+            publisher,
+            limit,
+            ..
+        } = self;
+        let met = meeting.advance_to_welcome(|server, handshake| match publisher {
+            Some(publisher) => {
+                *limit = join(publisher, server, handshake)?;
+                Ok(())
+            }
+            None => unreachable!("taken with the welcome"),
+        });
+        let met = met.map_err(|error| no_server(error, self.waited))?;
+        let Some((handshake, welcome)) = met else {
+            return Ok(None);
+        };
+        let publisher = self.publisher.take().expect("it is finished once");
+        let subscriber = handshake.finish(welcome)?;
+        let client = Client::new(publisher, subscriber, self.limit, self.max_backlog);
+        Ok(Some(client))
+    }
+
+    fn descriptor(&self) -> &Arc<OwnedFd> {
+        Begun::descriptor(&self.meeting)
+    }
+}
+
+impl<T: Trust> Connects for Client<T> {
+    type Begun = Asking<T>;
+}
+
+/// Makes the server the reader of the requests; how many it takes at a time.
+fn join<T: Trust>(
+    publisher: &mut Publisher,
+    server: Greeted,
+    handshake: &Handshake<T>,
+) -> Result<usize, Error> {
+    let limit = server.requests as usize;
+    if !(1..=1 << PLACE_BITS).contains(&limit) {
+        let why = format!(
+            "expected a server that takes 1 to {} requests at a time, got {limit}",
+            1 << PLACE_BITS
+        );
+        return Err(Error::Welcome { why });
+    }
+    let process = handshake.process.as_ref().map(OwnedFd::try_clone);
+    let process = process
+        .transpose()
+        .map_err(Error::os("duplicate a pidfd"))?;
+    let joined = publisher.join(server.greeting, handshake.link().clone(), process);
+    joined.map_err(|refusal| {
+        let why = match refusal {
+            Refusal::Payload { carries, expects } => {
+                format!("it expects {expects}, and this client sends {carries}")
+            }
+            refusal => format!("this client refused the server's greeting: {refusal}"),
+        };
+        Error::NoServer { why }
+    })?;
+    Ok(limit)
 }
 
 /// What a client makes of what it hears in place of a welcome.
@@ -200,7 +284,7 @@ fn no_server(error: Error, waited: Duration) -> Error {
              it runs"
                 .to_owned()
         }
-        Error::Link(LinkError::TimedOut) => format!(
+        Error::NoAnswer { .. } => format!(
             "it did not answer within {waited:?}: it is stopped, or busy elsewhere than in its recv calls, which are what lets \
              clients in"
         ),

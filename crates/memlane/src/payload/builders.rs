@@ -1,14 +1,115 @@
 //! Typed lanes, made.
 
-use std::time::Duration;
-
-use std::os::fd::AsFd;
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{Payload, PayloadType, Typed};
 use crate::{
-    Address, Error, Link, Publisher, PublisherBuilder, PublisherStays, PublisherTicket, Receiver,
-    Stays, Subscriber, SubscriberBuilder, Ticket, Trust,
+    Address, Async, Client, ClientBuilder, Connecting, Connects, Error, Link, Publisher,
+    PublisherBuilder, PublisherStays, PublisherTicket, Readiness, Receiver, Stays, Subscriber,
+    SubscriberBuilder, Ticket, Trust, WatchReceiver, WatchReceiverBuilder,
 };
+
+impl<E: Connects, P> Typed<Connecting<E>, P> {
+    /// Gets on as far as that takes no waiting ([`Connecting::try_finish`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    pub fn try_finish(&mut self) -> Result<Option<Typed<E, P>>, Error> {
+        Ok(self.get_mut().try_finish()?.map(Typed::new))
+    }
+
+    /// Finishes in a task, on any executor ([`Connecting::finish`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// ```
+    /// # let link = memlane::Link::pair()?;
+    /// # let mut publisher = memlane::Publisher::builder().of::<memlane::Encoded<String>>().unbound()?;
+    /// # publisher.get_ref().attach(link.0)?;
+    /// use memlane::{Encoded, Subscriber};
+    ///
+    /// # async_io::block_on(async {
+    /// let options = Subscriber::builder().of::<Encoded<String>>();
+    /// // let mut lines = options.begin("lines")?.finish().await?;
+    /// # let mut lines = options.begin_over(link.1)?.finish().await?;
+    /// # publisher.send(&"a line".to_owned())?;
+    /// println!("{}", lines.recv().await?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn finish(self) -> Result<Typed<Async<E>, P>, Error> {
+        self.into_inner().finish().await.map(Typed::new)
+    }
+
+    /// Finishes in a task, which is woken by what `readiness` makes ([`Connecting::finish_with`]); in a tokio runtime by
+    /// `memlane::tokio::Readiness::new`.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn finish_with<R: Readiness>(
+        self,
+        readiness: impl FnMut(Arc<OwnedFd>) -> io::Result<R>,
+    ) -> Result<Typed<Async<E, R>, P>, Error> {
+        let end = self.into_inner().finish_with(readiness).await;
+        end.map(Typed::new)
+    }
+}
+
+/// Beginning to connect, without waiting: for loops and tasks.
+macro_rules! begins {
+    ($($trust:ident)?, $builder:ty, $end:ty, $payload:ty, $($of:ident),+) => {
+        impl<$($trust: Trust,)? $($of: Payload),+> Typed<$builder, $payload> {
+            /// Begins to connect to a service of this user's, without waiting: for loops and tasks.
+            ///
+            /// # Errors
+            ///
+            /// As [`connect`](Typed::connect), as far as that is known at once.
+            pub fn begin(self, service: &str) -> Result<Typed<Connecting<$end>, $payload>, Error> {
+                self.try_map(|builder| builder.begin(service))
+            }
+
+            /// Begins to connect to a service at an address of the user's choice, without waiting.
+            ///
+            /// # Errors
+            ///
+            /// As [`begin`](Typed::begin).
+            pub fn begin_at(
+                self,
+                address: &Address,
+            ) -> Result<Typed<Connecting<$end>, $payload>, Error> {
+                self.try_map(|builder| builder.begin_at(address))
+            }
+
+            /// Begins to connect over a link that was made elsewhere, as [`over`](Typed::over) does, without waiting.
+            ///
+            /// # Errors
+            ///
+            /// As [`begin`](Typed::begin).
+            pub fn begin_over(self, link: Link) -> Result<Typed<Connecting<$end>, $payload>, Error> {
+                self.try_map(|builder| builder.begin_over(link))
+            }
+        }
+    };
+}
+
+begins!(, PublisherBuilder, Publisher, P, P);
+begins!(T, SubscriberBuilder<T>, Subscriber<T>, P, P);
+begins!(, WatchReceiverBuilder, WatchReceiver, P, P);
+begins!(T, ClientBuilder<T>, Client<T>, (Q, A), Q, A);
 
 impl<P: Payload> Typed<PublisherBuilder, P> {
     pub(crate) fn builder(builder: PublisherBuilder) -> Typed<PublisherBuilder, P> {
@@ -74,6 +175,19 @@ impl<P: Payload> Typed<PublisherBuilder, P> {
     /// As [`connect`](Typed::connect).
     pub fn over(self, link: Link) -> Result<Typed<Publisher, P>, Error> {
         self.try_map(|builder| builder.over(link))
+    }
+
+    /// Sends over a link whose other end a known process has ([`PublisherBuilder::over_process`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn over_process(
+        self,
+        link: Link,
+        process: impl AsFd,
+    ) -> Result<Typed<Publisher, P>, Error> {
+        self.try_map(|builder| builder.over_process(link, process))
     }
 
     /// Makes a publisher without an address ([`PublisherBuilder::unbound`]).
@@ -150,6 +264,18 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
     /// As there; [`Error::Refused`] says what each side carries, if that differs.
     pub fn arrive(self, ticket: Ticket) -> Result<Typed<Subscriber<T>, P>, Error> {
         self.try_map(|builder| builder.arrive(ticket))
+    }
+
+    /// Begins to go on where another subscriber stops, without waiting ([`SubscriberBuilder::begin_arrival`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn begin_arrival(
+        self,
+        ticket: Ticket,
+    ) -> Result<Typed<Connecting<Subscriber<T>>, P>, Error> {
+        self.try_map(|builder| builder.begin_arrival(ticket))
     }
 
     /// Subscribes over a link whose other end a known process has: see [`SubscriberBuilder::over_process`].

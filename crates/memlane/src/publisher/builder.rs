@@ -1,7 +1,4 @@
-use std::{
-    os::fd::OwnedFd,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use memlane_region::{
     Options, Shared, page_size,
@@ -9,7 +6,7 @@ use memlane_region::{
     ring::{RingWriter, max_payload},
 };
 use memlane_signaling::{Pacer, WaitPolicy};
-use memlane_transport::{Access, Address, Link};
+use memlane_transport::{Access, Address};
 
 use super::{
     Publisher, PublisherStats,
@@ -20,8 +17,7 @@ use super::{
     spill::Spill,
 };
 use crate::{
-    Error, Payload, PayloadType, Typed, after, names::address_of, page::LAPS, process_of,
-    protocol::check_attachments,
+    Error, Payload, PayloadType, Typed, names::address_of, page::LAPS, protocol::check_attachments,
 };
 
 /// Messages of up to so many bytes go into the ring, if it takes them; of a ring of more than 512 KiB, those of up to an
@@ -368,62 +364,6 @@ impl PublisherBuilder {
     pub fn timeout(mut self, timeout: Duration) -> PublisherBuilder {
         self.timeout = timeout;
         self
-    }
-
-    /// Connects to a queue of this user's ([`Receiver`](crate::Receiver)): a [`Sender`](crate::Sender). Its
-    /// [`access`](PublisherBuilder::access) says whose it may be.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`]: nobody receives there, or it may not be this user, or it carries something else, or resources are short.
-    pub fn connect(self, service: &str) -> Result<Publisher, Error> {
-        self.connect_to(&address_of(service)?)
-    }
-
-    /// Connects to a queue at an address of the user's choice.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`](PublisherBuilder::connect).
-    pub fn connect_to(self, address: &Address) -> Result<Publisher, Error> {
-        let deadline = after(self.timeout);
-        let link = Link::connect_with(address, self.access.clone())?;
-        let process = process_of(&link).map_err(Error::os("watch the receiver's process"))?;
-        self.offer(link, process, deadline)
-    }
-
-    /// Sends over a link that was made elsewhere (inherited, or [`Link::pair`]), whose other end a receiver has or gets
-    /// ([`Receiver::attach`](crate::Receiver::attach)). The link is the sender's from now on.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`](PublisherBuilder::connect).
-    pub fn over(self, link: Link) -> Result<Publisher, Error> {
-        let deadline = after(self.timeout);
-        self.offer(link, None, deadline)
-    }
-
-    fn offer(
-        mut self,
-        link: Link,
-        process: Option<OwnedFd>,
-        deadline: Option<Instant>,
-    ) -> Result<Publisher, Error> {
-        let waited = self.timeout;
-        self.max_subscribers = 1;
-        let mut publisher = self.unbound()?;
-        publisher.to_receiver = true;
-        let offered = publisher.control.offer(link, process);
-        offered.map_err(|errno| Error::os("watch the link")(errno.into()))?;
-        match publisher.wait_for_offer(deadline)? {
-            Some(outcome) => outcome.map(|()| publisher),
-            None => Err(Error::NoReceiver {
-                why: format!(
-                    "the receiver did not answer within {waited:?}: it is stopped, or busy elsewhere than in its recv calls, \
-                     which are what lets senders in"
-                ),
-            }),
-        }
     }
 
     /// Makes a publisher without an address: subscribers come over links given to it

@@ -317,6 +317,20 @@ impl Control {
         Control::outcome(&mut self.state(), &self.roster)
     }
 
+    /// The same, for one who is woken, as long as it is nothing, when that may have changed.
+    pub(super) fn poll_offer(&self, waker: &Waker) -> Option<Result<(), Error>> {
+        let waker = waker.clone();
+        let mut state = self.state();
+        let outcome = Control::outcome(&mut state, &self.roster);
+        let before = match outcome {
+            Some(_) => state.waiting.take(),
+            None => state.waiting.replace(waker),
+        };
+        drop(state);
+        drop(before);
+        outcome
+    }
+
     fn outcome(state: &mut State, roster: &Roster<Peer>) -> Option<Result<(), Error>> {
         if !roster.is_empty() {
             Some(Ok(()))

@@ -9,6 +9,7 @@ mod hosted;
 mod lagging;
 mod leaving;
 mod moving;
+mod offering;
 mod paired;
 mod passage;
 mod peer;

@@ -7,9 +7,9 @@ use rustix::event::epoll::EventFlags;
 
 use super::gather::{Gather, OTHERS};
 use crate::{
-    Connecting, Error, Subscriber, SubscriberBuilder, Trust, accepting, process_of,
+    Error, Subscriber, SubscriberBuilder, Trust, accepting, process_of,
     protocol::{Greeting, Refusal},
-    subscriber::Awaits,
+    subscriber::{Awaits, Meeting},
 };
 
 /// So many links may be without a lane at a time; the oldest is dropped for a newer one.
@@ -27,7 +27,7 @@ pub(crate) struct Joining<T: Trust> {
     /// Who is to come, and who turns them away.
     awaits: Awaits,
     /// By token, and so the oldest first.
-    links: BTreeMap<u64, Connecting<T>>,
+    links: BTreeMap<u64, Meeting<T>>,
     last: u64,
     pub(crate) refused: u64,
 }
@@ -68,7 +68,7 @@ impl<T: Trust> Joining<T> {
         }
         // One that was dropped meanwhile has no link.
         let link = self.links.get_mut(&token)?;
-        let joined = link.try_finish().transpose()?.ok();
+        let joined = link.advance().transpose()?.ok();
         let client = link.take_client();
         self.forget(gather, token);
         self.refused += u64::from(joined.is_none());
@@ -123,18 +123,18 @@ impl<T: Trust> Joining<T> {
                 self.refused += 1;
             }
         }
-        let connecting = Connecting::accepted(self.builder.clone(), link, process, self.awaits)?;
+        let meeting = Meeting::over(self.builder.clone(), link, process, self.awaits)?;
         self.last += 1;
         gather
-            .watch_other(&connecting, self.last, EventFlags::IN)
+            .watch_other(&meeting, self.last, EventFlags::IN)
             .map_err(Error::os("watch a link"))?;
-        self.links.insert(self.last, connecting);
+        self.links.insert(self.last, meeting);
         Ok(())
     }
 
     fn forget(&mut self, gather: &Gather<T>, token: u64) {
-        if let Some(connecting) = self.links.remove(&token) {
-            gather.forget_other(&connecting);
+        if let Some(meeting) = self.links.remove(&token) {
+            gather.forget_other(&meeting);
         }
     }
 }

@@ -9,13 +9,13 @@ use memlane_signaling::WaitPolicy;
 use memlane_transport::{Access, Address, Link};
 
 use super::{
-    Connecting, Subscriber, Trust,
-    handshake::{Handshake, Prepared},
+    Meeting, Subscriber, Trust,
+    handshake::{Awaits, Handshake, Prepared},
     trust::{Trusted, Untrusted},
 };
 use crate::{
-    Error, Overflow, Payload, PayloadType, Typed, after, names::address_of, pidfd_of, process_of,
-    protocol::limits_of_subscriber,
+    Connecting, Error, Overflow, Payload, PayloadType, Typed, after, names::address_of, pidfd_of,
+    process_of, protocol::limits_of_subscriber,
 };
 
 /// Options of a [`Subscriber`].
@@ -318,7 +318,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// # Errors
     ///
     /// As [`connect`](SubscriberBuilder::connect), as far as that is known at once.
-    pub fn begin(self, service: &str) -> Result<Connecting<T>, Error> {
+    pub fn begin(self, service: &str) -> Result<Connecting<Subscriber<T>>, Error> {
         self.begin_at(&address_of(service)?)
     }
 
@@ -327,8 +327,8 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// # Errors
     ///
     /// As [`begin`](SubscriberBuilder::begin).
-    pub fn begin_at(self, address: &Address) -> Result<Connecting<T>, Error> {
-        Connecting::to(self, address)
+    pub fn begin_at(self, address: &Address) -> Result<Connecting<Subscriber<T>>, Error> {
+        Meeting::to(self, address, Awaits::Welcome).map(Connecting::new)
     }
 
     /// Begins to subscribe over a link that was made elsewhere, as [`over`](SubscriberBuilder::over) does, without waiting.
@@ -336,7 +336,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// # Errors
     ///
     /// As [`begin`](SubscriberBuilder::begin).
-    pub fn begin_over(self, link: Link) -> Result<Connecting<T>, Error> {
-        Connecting::over(self, link)
+    pub fn begin_over(self, link: Link) -> Result<Connecting<Subscriber<T>>, Error> {
+        Meeting::over(self, link, None, Awaits::Welcome).map(Connecting::new)
     }
 }

@@ -1,75 +1,40 @@
-//! Subscribing without waiting, in a loop of the user's or in a task.
+//! A reader's handshake without waiting: a subscriber's, and that of the other ends that read.
 
 use std::{
-    future::poll_fn,
-    io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
-    task::{Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use memlane_transport::{Address, Error as LinkError, Link};
-use rustix::{
-    event::epoll::{self, CreateFlags, EventData, EventFlags},
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-        timerfd_settime,
-    },
-};
+use rustix::event::epoll::EventFlags;
 
 use super::{
-    Subscriber, SubscriberBuilder, Trust, Untrusted,
-    handshake::{Awaits, Handshake, Prepared, left},
+    Subscriber, SubscriberBuilder, Trust,
+    handshake::{Awaits, Handshake, Prepared},
 };
 use crate::{
-    Async, ControlThread, Error, Readiness, after, process_of,
-    protocol::{self, limits_of_subscriber},
+    Error, after,
+    connecting::{Attempts, Begun, Connects, Later},
+    process_of,
+    protocol::{self, LIMITS, Server, Welcome, limits_of_subscriber},
 };
 
-/// A subscription that has begun ([`SubscriberBuilder::begin`]): nothing here waits.
-///
-/// In a loop of one's own it is a descriptor, which is readable when [`try_finish`](Connecting::try_finish) may get on, or the
-/// [time](SubscriberBuilder::timeout) is over; level-triggered or edge-triggered. In a task it is awaited
-/// ([`finish`](Connecting::finish), or with the feature `tokio`, `memlane::tokio::Subscriber::finish`). Dropped, it hangs up, and the
-/// publisher has no subscriber.
-///
-/// ```
-/// use memlane::Subscriber;
-/// use rustix::event::{PollFd, PollFlags, poll};
-/// # let link = memlane::Link::pair()?;
-/// # let publisher = memlane::Publisher::builder().unbound()?;
-/// # publisher.attach(link.0)?;
-///
-/// // let mut connecting = Subscriber::builder().begin("camera")?;
-/// # let mut connecting = Subscriber::builder().begin_over(link.1)?;
-/// let subscriber = loop {
-///     if let Some(subscriber) = connecting.try_finish()? {
-///         break subscriber;
-///     }
-///     poll(&mut [PollFd::new(&connecting, PollFlags::IN)], None)?; // and whatever else there is to wait for
-/// };
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// A reader that is on its way: it connects, greets, and hears the answer.
 #[derive(Debug)]
-pub struct Connecting<T: Trust = Untrusted> {
+pub struct Meeting<T: Trust> {
     builder: SubscriberBuilder<T>,
     address: Option<Address>,
-    /// The process that has connected, where the link was accepted.
-    accepted: Option<OwnedFd>,
+    /// The process at the other end of a link that was given, if it is known.
+    given: Option<OwnedFd>,
     awaits: Awaits,
     /// The greeting of a client, which has come.
     client: Option<protocol::Greeting>,
     /// It came with a ticket.
     succeeds: bool,
-    deadline: Option<Instant>,
     step: Step<T>,
-    /// When what no descriptor tells of is tried again, and how long after that.
-    again: Option<Instant>,
-    pause: Duration,
-    timer: OwnedFd,
-    /// Watches the timer and, once there is an answer to hear, the link.
-    epoll: Arc<OwnedFd>,
+    /// Watches the link, too, once there is an answer to hear.
+    attempts: Attempts,
 }
 
 /// What comes next.
@@ -94,45 +59,35 @@ struct Greeting {
     opened: bool,
 }
 
-/// Between two attempts at what no descriptor tells of: a place in a full backlog, a lock, the kernel's bound on descriptors
-/// in flight.
-const SHORTEST_PAUSE: Duration = Duration::from_micros(100);
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+/// What is done with the greeting of a lane of this side's.
+type Meets<'a, T> = dyn FnMut(Server, &Handshake<T>) -> Result<(), Error> + 'a;
 
-/// Not this time: there is nothing to do but to wait.
-struct Later;
-
-impl<T: Trust> Connecting<T> {
-    pub(super) fn to(
+impl<T: Trust> Meeting<T> {
+    pub(crate) fn to(
         builder: SubscriberBuilder<T>,
         address: &Address,
-    ) -> Result<Connecting<T>, Error> {
-        let mut connecting = Connecting::new(builder, Step::Connect)?;
-        connecting.address = Some(address.clone());
-        connecting.begin()?;
-        Ok(connecting)
+        awaits: Awaits,
+    ) -> Result<Meeting<T>, Error> {
+        let mut meeting = Meeting::new(builder, Step::Connect)?;
+        meeting.awaits = awaits;
+        meeting.address = Some(address.clone());
+        meeting.begin()?;
+        Ok(meeting)
     }
 
-    pub(super) fn over(builder: SubscriberBuilder<T>, link: Link) -> Result<Connecting<T>, Error> {
-        let mut connecting = Connecting::new(builder, Step::Over)?;
-        connecting.meet(link)?;
-        connecting.begin()?;
-        Ok(connecting)
-    }
-
-    /// Over a link that was accepted: the process is the publisher's, which has connected, and says who it is.
-    pub(crate) fn accepted(
+    /// Over a link that was accepted, or made elsewhere: the process has its other end, as far as that is known.
+    pub(crate) fn over(
         builder: SubscriberBuilder<T>,
         link: Link,
         process: Option<OwnedFd>,
         awaits: Awaits,
-    ) -> Result<Connecting<T>, Error> {
-        let mut connecting = Connecting::new(builder, Step::Over)?;
-        connecting.accepted = process;
-        connecting.awaits = awaits;
-        connecting.meet(link)?;
-        connecting.begin()?;
-        Ok(connecting)
+    ) -> Result<Meeting<T>, Error> {
+        let mut meeting = Meeting::new(builder, Step::Over)?;
+        meeting.given = process;
+        meeting.awaits = awaits;
+        meeting.meet(link)?;
+        meeting.begin()?;
+        Ok(meeting)
     }
 
     /// Over the link of a ticket.
@@ -140,38 +95,26 @@ impl<T: Trust> Connecting<T> {
         builder: SubscriberBuilder<T>,
         link: Link,
         address: Option<Address>,
-    ) -> Result<Connecting<T>, Error> {
-        let mut connecting = Connecting::new(builder, Step::Over)?;
-        connecting.succeeds = true;
-        connecting.address = address;
-        connecting.meet(link)?;
-        connecting.begin()?;
-        Ok(connecting)
+    ) -> Result<Meeting<T>, Error> {
+        let mut meeting = Meeting::new(builder, Step::Over)?;
+        meeting.succeeds = true;
+        meeting.address = address;
+        meeting.meet(link)?;
+        meeting.begin()?;
+        Ok(meeting)
     }
 
-    fn new(builder: SubscriberBuilder<T>, step: Step<T>) -> Result<Connecting<T>, Error> {
-        let deadline = after(builder.timeout);
-        let made = || -> io::Result<_> {
-            let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-            let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-            epoll::add(&epoll, &timer, EventData::new_u64(0), EventFlags::IN)?;
-            Ok((Arc::new(epoll), timer))
-        };
-        let (epoll, timer) = made().map_err(Error::os("watch a link"))?;
-        Ok(Connecting {
+    fn new(builder: SubscriberBuilder<T>, step: Step<T>) -> Result<Meeting<T>, Error> {
+        let attempts = Attempts::new(after(builder.timeout))?;
+        Ok(Meeting {
             builder,
             address: None,
-            accepted: None,
+            given: None,
             awaits: Awaits::Welcome,
             client: None,
             succeeds: false,
-            deadline,
             step,
-            again: None,
-            pause: SHORTEST_PAUSE,
-            timer,
-            epoll,
+            attempts,
         })
     }
 
@@ -180,86 +123,7 @@ impl<T: Trust> Connecting<T> {
         if self.connect()?.is_ok() {
             let _ = self.greet()?;
         }
-        self.set_timer()
-    }
-
-    /// Gets on as far as that takes no waiting: the subscriber, once it is one.
-    ///
-    /// # Errors
-    ///
-    /// As [`SubscriberBuilder::connect`], and [`Error::NoAnswer`] once the time is over. It is over, then; drop it.
-    ///
-    /// # Panics
-    ///
-    /// If it is over: it has failed, or has given its subscriber.
-    pub fn try_finish(&mut self) -> Result<Option<Subscriber<T>>, Error> {
-        assert!(
-            !matches!(self.step, Step::Over),
-            "a subscription that is over was asked to finish"
-        );
-        let result = self.advance();
-        if !matches!(result, Ok(None)) {
-            self.step = Step::Over;
-        }
-        result
-    }
-
-    /// Finishes in a task, on any executor: it is woken by memlane's control thread, as [`Async::new`] says.
-    ///
-    /// # Cancellation
-    ///
-    /// Dropped while it is pending, it hangs up.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_finish`](Connecting::try_finish) and [`Async::new`].
-    ///
-    /// ```
-    /// # let link = memlane::Link::pair()?;
-    /// # let mut publisher = memlane::Publisher::builder().unbound()?;
-    /// # publisher.attach(link.0)?;
-    /// # async_io::block_on(async {
-    /// // let mut subscriber = memlane::Subscriber::builder().begin("camera")?.finish().await?;
-    /// # let mut subscriber = memlane::Subscriber::builder().begin_over(link.1)?.finish().await?;
-    /// # publisher.send(b"a frame")?;
-    /// println!("{} bytes", subscriber.recv().await?.len());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// # })?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub async fn finish(self) -> Result<Async<Subscriber<T>>, Error> {
-        self.finish_with(ControlThread::new).await
-    }
-
-    /// Finishes in a task, which is woken by what `readiness` makes, as [`Async::with`] says: it is called twice, for the
-    /// handshake and for the subscriber.
-    ///
-    /// # Cancellation
-    ///
-    /// As [`finish`](Connecting::finish).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_finish`](Connecting::try_finish) and [`Async::with`].
-    pub async fn finish_with<R: Readiness>(
-        mut self,
-        mut readiness: impl FnMut(Arc<OwnedFd>) -> io::Result<R>,
-    ) -> Result<Async<Subscriber<T>, R>, Error> {
-        let watch = Error::os("watch a link in a runtime");
-        let mut ready = readiness(self.epoll.clone()).map_err(watch)?;
-        let finished = poll_fn(|cx| {
-            loop {
-                if let Some(finished) = self.try_finish().transpose() {
-                    return Poll::Ready(finished);
-                }
-                if let Err(error) = ready!(ready.poll_readable(cx)) {
-                    return Poll::Ready(Err(Error::os("wait for the publisher")(error)));
-                }
-            }
-        });
-        let subscriber = finished.await?;
-        drop(ready);
-        Async::with(subscriber, readiness)
+        self.attempts.set_timer()
     }
 
     /// The greeting of the client whose lane of requests is finished.
@@ -267,16 +131,38 @@ impl<T: Trust> Connecting<T> {
         self.client.take()
     }
 
-    fn advance(&mut self) -> Result<Option<Subscriber<T>>, Error> {
-        // Whatever the timer was set to, this is what it was set for.
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+    /// The lane, or why there is none; nothing as long as it would have to wait.
+    pub(crate) fn advance(&mut self) -> Result<Option<Subscriber<T>>, Error> {
+        let mut client = None;
+        let found = self.advance_by(|meeting| {
+            let mut keep = |met: Server, _: &Handshake<T>| {
+                client = Some(met.greeting);
+                Ok(())
+            };
+            meeting.hear(&mut keep)
+        });
+        self.client = client.or(self.client.take());
+        found
+    }
+
+    /// The welcome, for an end that makes something else of it. Once the other side has greeted a lane of this one's, `meet` is
+    /// called with that, before it is welcomed itself.
+    pub(crate) fn advance_to_welcome(
+        &mut self,
+        mut meet: impl FnMut(Server, &Handshake<T>) -> Result<(), Error>,
+    ) -> Result<Option<(Handshake<T>, Welcome)>, Error> {
+        self.advance_by(|meeting| meeting.hear_welcome(&mut meet))
+    }
+
+    fn advance_by<V>(
+        &mut self,
+        hear: impl FnOnce(&mut Meeting<T>) -> Result<Option<V>, Error>,
+    ) -> Result<Option<V>, Error> {
         // Looked at before what there is to hear: what has come in time counts.
-        let late = self
-            .deadline
-            .is_some_and(|deadline| Instant::now() >= deadline);
+        let late = self.attempts.look();
         let result = match self.connect()? {
             Ok(()) => match self.greet()? {
-                Ok(()) => self.hear()?,
+                Ok(()) => hear(self)?,
                 Err(Later) => None,
             },
             Err(Later) => None,
@@ -289,7 +175,7 @@ impl<T: Trust> Connecting<T> {
                     _ => Error::NoAnswer { waited },
                 });
             }
-            self.set_timer()?;
+            self.attempts.set_timer()?;
         }
         Ok(result)
     }
@@ -300,13 +186,17 @@ impl<T: Trust> Connecting<T> {
         };
         match Link::try_connect_with(address, self.builder.access.clone()) {
             Ok(link) => self.meet(link).map(Ok),
-            Err(LinkError::WouldBlock | LinkError::Locked { .. }) => Ok(Err(self.later())),
+            Err(LinkError::WouldBlock | LinkError::Locked { .. }) => Ok(Err(self.attempts.later())),
             Err(error) => Err(error.into()),
         }
     }
 
     fn meet(&mut self, link: Link) -> Result<(), Error> {
-        let limits = limits_of_subscriber(self.builder.max_attachments);
+        let limits = match self.awaits {
+            // What comes has no attachments.
+            Awaits::Server | Awaits::Latest => LIMITS,
+            _ => limits_of_subscriber(self.builder.max_attachments),
+        };
         let link = Arc::new(link.with_limits(limits));
         self.step = Step::Greet(Box::new(Greeting {
             link,
@@ -333,7 +223,7 @@ impl<T: Trust> Connecting<T> {
         let awaits = self.awaits;
         match sent.and_then(|()| prepared.send_greeting(link, awaits, Duration::ZERO)) {
             Ok(()) => {}
-            Err(LinkError::TimedOut) => return Ok(Err(self.later())),
+            Err(LinkError::TimedOut) => return Ok(Err(self.attempts.later())),
             Err(error) => return Err(error.into()),
         }
         let Step::Greet(greeting) = std::mem::replace(&mut self.step, Step::Over) else {
@@ -341,16 +231,15 @@ impl<T: Trust> Connecting<T> {
         };
         let Greeting { link, prepared, .. } = *greeting;
         // Of a link that was made elsewhere, the kernel only says who made it.
-        let process = match (self.accepted.take(), &self.address) {
+        let process = match (self.given.take(), &self.address) {
             // The publisher has made the link of a ticket, too.
             (None, address) if address.is_some() || self.succeeds => {
-                process_of(&link).map_err(Error::os("watch the publisher's process"))?
+                process_of(&link).map_err(Error::os("watch the process at the other end"))?
             }
-            (accepted, _) => accepted,
+            (given, _) => given,
         };
         let flags = EventFlags::IN | EventFlags::RDHUP;
-        epoll::add(&*self.epoll, &*link, EventData::new_u64(1), flags)
-            .map_err(|errno| Error::os("watch a link")(errno.into()))?;
+        self.attempts.watch(&*link, flags)?;
         let builder = self.builder.clone();
         let handshake = Handshake::new(builder, prepared, link, process);
         let handshake = handshake.awaiting(awaits).succeeding(self.succeeds);
@@ -358,24 +247,37 @@ impl<T: Trust> Connecting<T> {
         Ok(Ok(()))
     }
 
-    fn hear(&mut self) -> Result<Option<Subscriber<T>>, Error> {
-        if let Step::Hear(handshake) = &mut self.step {
-            let welcome = loop {
-                match handshake.hear(Duration::ZERO) {
-                    Ok(None) => {}
-                    Ok(Some(welcome)) => break welcome,
-                    Err(Error::Link(LinkError::TimedOut)) => return Ok(None),
-                    Err(error) => return Err(error),
+    fn hear_welcome(
+        &mut self,
+        meet: &mut Meets<'_, T>,
+    ) -> Result<Option<(Handshake<T>, Welcome)>, Error> {
+        let Step::Hear(handshake) = &mut self.step else {
+            return Ok(None);
+        };
+        let welcome = loop {
+            match handshake.hear(Duration::ZERO) {
+                Ok(None) => {
+                    if let Some(met) = handshake.take_met() {
+                        meet(met, handshake)?;
+                    }
                 }
-            };
-            let Step::Hear(mut handshake) = std::mem::replace(&mut self.step, Step::Over) else {
-                unreachable!("looked at above")
-            };
-            // Before it may be closed: whoever watches may keep the epoll instance for longer.
-            if !self.succeeds {
-                let _ = epoll::delete(&*self.epoll, handshake.link());
+                Ok(Some(welcome)) => break welcome,
+                Err(Error::Link(LinkError::TimedOut)) => return Ok(None),
+                Err(error) => return Err(error),
             }
-            self.client = handshake.take_met().map(|met| met.greeting);
+        };
+        let Step::Hear(handshake) = std::mem::replace(&mut self.step, Step::Over) else {
+            unreachable!("looked at above")
+        };
+        // Before it may be closed: whoever watches may keep the epoll instance for longer.
+        if !self.succeeds {
+            self.attempts.forget(handshake.link());
+        }
+        Ok(Some((*handshake, welcome)))
+    }
+
+    fn hear(&mut self, meet: &mut Meets<'_, T>) -> Result<Option<Subscriber<T>>, Error> {
+        if let Some((handshake, welcome)) = self.hear_welcome(meet)? {
             let mut subscriber = handshake.finish(welcome)?;
             subscriber.address = self.address.take();
             if !self.succeeds {
@@ -389,48 +291,37 @@ impl<T: Trust> Connecting<T> {
         if !subscriber.begin(Duration::ZERO)? {
             return Ok(None);
         }
-        let _ = epoll::delete(&*self.epoll, &**subscriber.link());
+        self.attempts.forget(&**subscriber.link());
         match std::mem::replace(&mut self.step, Step::Over) {
             Step::Begin(subscriber) => Ok(Some(*subscriber)),
             _ => unreachable!("looked at above"),
         }
     }
 
-    fn later(&mut self) -> Later {
-        self.again = Some(Instant::now() + self.pause);
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        Later
-    }
-
-    /// Readable at the deadline, or when it is time to try again.
-    fn set_timer(&mut self) -> Result<(), Error> {
-        let next = self.again.take().into_iter().chain(self.deadline).min();
-        let Some(next) = next else {
-            return Ok(());
-        };
-        // Zero would stop the timer.
-        let left = left(Some(next)).max(Duration::from_nanos(1));
-        let once = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec {
-                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            },
-        };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)
-            .map(drop)
-            .map_err(|errno| Error::os("set a timer")(errno.into()))
+    /// Where the other side is.
+    pub(crate) fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
     }
 }
 
-impl<T: Trust> AsFd for Connecting<T> {
+impl<T: Trust> Begun for Meeting<T> {
+    type End = Subscriber<T>;
+
+    fn advance(&mut self) -> Result<Option<Subscriber<T>>, Error> {
+        Meeting::advance(self)
+    }
+
+    fn descriptor(&self) -> &Arc<OwnedFd> {
+        self.attempts.descriptor()
+    }
+}
+
+impl<T: Trust> Connects for Subscriber<T> {
+    type Begun = Meeting<T>;
+}
+
+impl<T: Trust> AsFd for Meeting<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
-    }
-}
-
-impl<T: Trust> AsRawFd for Connecting<T> {
-    fn as_raw_fd(&self) -> RawFd {
-        self.as_fd().as_raw_fd()
+        self.descriptor().as_fd()
     }
 }

@@ -63,8 +63,8 @@ pub(crate) enum Awaits {
 pub(crate) struct Handshake<T: Trust> {
     pub(super) builder: SubscriberBuilder<T>,
     pub(super) prepared: Prepared,
-    link: Arc<Link>,
-    pub(super) process: Option<OwnedFd>,
+    pub(super) link: Arc<Link>,
+    pub(crate) process: Option<OwnedFd>,
     /// The publisher's version has come, and is ours.
     opened: bool,
     awaits: Awaits,
@@ -113,7 +113,7 @@ impl<T: Trust> Handshake<T> {
         self.met.take()
     }
 
-    pub(super) fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
     }
 

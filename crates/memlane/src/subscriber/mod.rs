@@ -43,10 +43,10 @@ use rustix::{
 use attachments::Attached;
 pub use builder::SubscriberBuilder;
 use chunks::Chunks;
-pub use connecting::Connecting;
+pub(crate) use connecting::Meeting;
 use elsewhere::{Elsewhere, Place};
 pub(crate) use gathered::Arming;
-pub(crate) use handshake::{Awaits, Handshake, Prepared, left};
+pub(crate) use handshake::{Awaits, Handshake, left};
 pub use held::Held;
 use lossy::Lossy;
 pub use message::Message;

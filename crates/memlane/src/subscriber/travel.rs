@@ -10,12 +10,12 @@ use memlane_transport::{Address, Error as LinkError, Fd, Link};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    Connecting, Subscriber, SubscriberBuilder, Trust,
+    Meeting, Subscriber, SubscriberBuilder, Trust,
     handshake::{Handshake, Prepared, check_start, left},
     lossy::Lossy,
 };
 use crate::{
-    Error, Reason, after, process_of,
+    Connecting, Error, Reason, after, process_of,
     protocol::{PacketRef, limits_of_subscriber},
 };
 
@@ -141,9 +141,9 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// # Errors
     ///
     /// As [`arrive`](SubscriberBuilder::arrive), as far as that is known at once.
-    pub fn begin_arrival(self, ticket: Ticket) -> Result<Connecting<T>, Error> {
+    pub fn begin_arrival(self, ticket: Ticket) -> Result<Connecting<Subscriber<T>>, Error> {
         let (link, address) = ticket.into_parts()?;
-        Connecting::succeeding(self, link, address)
+        Meeting::succeeding(self, link, address).map(Connecting::new)
     }
 }
 

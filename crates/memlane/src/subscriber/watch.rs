@@ -18,18 +18,18 @@ use memlane_transport::{Access, Address, Error as LinkError, Link, dispose};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::{
-    SubscriberBuilder, Watching,
+    Meeting, SubscriberBuilder, Untrusted, Watching,
     handshake::{Awaits, Handshake, Prepared},
     sleep::Sleep,
     watch as watch_all,
 };
 use crate::{
-    Async, Error, Payload, PayloadType, Readiness, Reason, Subscriber, Typed, after,
+    Async, Connecting, Error, Payload, PayloadType, Readiness, Reason, Subscriber, Typed, after,
+    connecting::{Begun, Connects},
     names::address_of,
     page::SUBSCRIBER_ARMED,
     pidfd_of, process_of,
-    protocol::{LIMITS, Notice, PublisherDoorbell, Welcome},
-    subscriber::left,
+    protocol::{Notice, PublisherDoorbell, Welcome},
     watched::{Watch, polls},
 };
 
@@ -162,10 +162,9 @@ impl WatchReceiverBuilder {
     ///
     /// As [`connect`](WatchReceiverBuilder::connect).
     pub fn connect_to(self, address: &Address) -> Result<WatchReceiver, Error> {
-        let deadline = after(self.lane.timeout);
         let link = Link::connect_with(address, self.lane.access.clone())?;
         let process = process_of(&link).map_err(Error::os("watch the sender's process"))?;
-        let mut receiver = self.meet(link, process, deadline)?;
+        let mut receiver = self.meet(link, process)?.wait()?;
         receiver.address = Some(address.clone());
         Ok(receiver)
     }
@@ -177,8 +176,7 @@ impl WatchReceiverBuilder {
     ///
     /// As [`connect`](WatchReceiverBuilder::connect).
     pub fn over(self, link: Link) -> Result<WatchReceiver, Error> {
-        let deadline = after(self.lane.timeout);
-        self.meet(link, None, deadline)
+        self.meet(link, None)?.wait()
     }
 
     /// [`over`](WatchReceiverBuilder::over), for a link whose other end a known process has: the sender is gone when that
@@ -188,37 +186,110 @@ impl WatchReceiverBuilder {
     ///
     /// As [`connect`](WatchReceiverBuilder::connect); [`Error::Os`] if it is no pidfd.
     pub fn over_process(self, link: Link, process: impl AsFd) -> Result<WatchReceiver, Error> {
-        let deadline = after(self.lane.timeout);
-        let process = pidfd_of(process)?;
-        self.meet(link, Some(process), deadline)
+        self.meet(link, Some(pidfd_of(process)?))?.wait()
+    }
+
+    /// Begins to watch a service of this user's, without waiting: for loops and tasks.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](WatchReceiverBuilder::connect), as far as that is known at once.
+    pub fn begin(self, service: &str) -> Result<Connecting<WatchReceiver>, Error> {
+        self.begin_at(&address_of(service)?)
+    }
+
+    /// Begins to watch a service at an address of the user's choice, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](WatchReceiverBuilder::begin).
+    pub fn begin_at(self, address: &Address) -> Result<Connecting<WatchReceiver>, Error> {
+        let WatchReceiverBuilder { lane, max_len } = self;
+        let meeting = Meeting::to(lane, address, Awaits::Latest)?;
+        Ok(Connecting::new(Looking { meeting, max_len }))
+    }
+
+    /// Begins to watch over a link that was made elsewhere, as [`over`](WatchReceiverBuilder::over) does, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](WatchReceiverBuilder::begin).
+    pub fn begin_over(self, link: Link) -> Result<Connecting<WatchReceiver>, Error> {
+        self.meet(link, None)
     }
 
     fn meet(
         self,
         link: Link,
         process: Option<OwnedFd>,
-        deadline: Option<Instant>,
-    ) -> Result<WatchReceiver, Error> {
+    ) -> Result<Connecting<WatchReceiver>, Error> {
         let WatchReceiverBuilder { lane, max_len } = self;
-        let waited = lane.timeout;
-        let link = Arc::new(link.with_limits(LIMITS));
-        let prepared = Prepared::new(&lane)?;
-        prepared
-            .send_opening(&link, left(deadline))
-            .and_then(|()| prepared.send_greeting(&link, Awaits::Latest, left(deadline)))?;
-        let handshake = Handshake::new(lane, prepared, link.clone(), process);
-        let mut handshake = handshake.awaiting(Awaits::Latest);
-        let welcome = loop {
-            match handshake.hear(left(deadline)) {
-                Ok(None) => {}
-                Ok(Some(welcome)) => break welcome,
-                Err(Error::Link(LinkError::TimedOut)) => return Err(Error::NoAnswer { waited }),
-                Err(error) => return Err(error),
-            }
+        let meeting = Meeting::over(lane, link, process, Awaits::Latest)?;
+        Ok(Connecting::new(Looking { meeting, max_len }))
+    }
+}
+
+/// A receiver on its way.
+#[derive(Debug)]
+pub struct Looking {
+    meeting: Meeting<Untrusted>,
+    max_len: usize,
+}
+
+impl Begun for Looking {
+    type End = WatchReceiver;
+
+    fn advance(&mut self) -> Result<Option<WatchReceiver>, Error> {
+        let met = self.meeting.advance_to_welcome(|_, _| Ok(()))?;
+        let Some((handshake, welcome)) = met else {
+            return Ok(None);
         };
+        let mut receiver = WatchReceiver::new(handshake, welcome, self.max_len)?;
+        receiver.address = self.meeting.address().cloned();
+        Ok(Some(receiver))
+    }
+
+    fn descriptor(&self) -> &Arc<OwnedFd> {
+        Begun::descriptor(&self.meeting)
+    }
+}
+
+impl Connects for WatchReceiver {
+    type Begun = Looking;
+}
+
+/// Checks what came with the welcome of a latest value.
+fn open(welcome: Welcome, max_len: usize) -> Result<LatestReader<Remote>, Error> {
+    // A sender that never waits has none to ring.
+    match welcome.doorbell {
+        PublisherDoorbell::None => {}
+        PublisherDoorbell::Socket(end) | PublisherDoorbell::EventFd(end) => dispose(end.into()),
+    }
+    let len = usize::try_from(welcome.capacity).unwrap_or(usize::MAX);
+    if len > max_len {
+        dispose(welcome.ring.into());
+        let why = format!(
+            "expected values of at most {max_len} bytes (WatchReceiverBuilder::max_len), got up to {len}"
+        );
+        return Err(Error::Welcome { why });
+    }
+    // That of the longest value, which has been looked at.
+    LatestReader::open(welcome.ring.into(), len, usize::MAX).map_err(|refused| {
+        dispose(refused.descriptor);
+        refused.error.into()
+    })
+}
+
+impl WatchReceiver {
+    fn new(
+        handshake: Handshake<Untrusted>,
+        welcome: Welcome,
+        max_len: usize,
+    ) -> Result<WatchReceiver, Error> {
         let Handshake {
             builder,
             prepared,
+            link,
             process,
             ..
         } = handshake;
@@ -252,31 +323,7 @@ impl WatchReceiverBuilder {
             stats: WatchReceiverStats::default(),
         })
     }
-}
 
-/// Checks what came with the welcome of a latest value.
-fn open(welcome: Welcome, max_len: usize) -> Result<LatestReader<Remote>, Error> {
-    // A sender that never waits has none to ring.
-    match welcome.doorbell {
-        PublisherDoorbell::None => {}
-        PublisherDoorbell::Socket(end) | PublisherDoorbell::EventFd(end) => dispose(end.into()),
-    }
-    let len = usize::try_from(welcome.capacity).unwrap_or(usize::MAX);
-    if len > max_len {
-        dispose(welcome.ring.into());
-        let why = format!(
-            "expected values of at most {max_len} bytes (WatchReceiverBuilder::max_len), got up to {len}"
-        );
-        return Err(Error::Welcome { why });
-    }
-    // That of the longest value, which has been looked at.
-    LatestReader::open(welcome.ring.into(), len, usize::MAX).map_err(|refused| {
-        dispose(refused.descriptor);
-        refused.error.into()
-    })
-}
-
-impl WatchReceiver {
     /// Watches a service of this user's, with the options of [`WatchReceiverBuilder`].
     ///
     /// # Errors
