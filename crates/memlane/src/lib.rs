@@ -82,7 +82,9 @@ mod subscriptions;
 pub mod tokio;
 mod watched;
 
-pub use client::{Answer, Call, CallError, CallId, Client, ClientBuilder, ClientStats, Reply};
+pub use client::{
+    Answer, Call, CallError, CallId, Client, ClientBuilder, ClientStats, Reply, SharedClient,
+};
 pub use connecting::{Connecting, Connects};
 pub use error::{
     AttachmentError, ChunkError, Error, Reason, RecvError, RecvTimeoutError, SendError,

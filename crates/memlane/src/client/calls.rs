@@ -92,6 +92,8 @@ pub(super) struct Calls {
     /// How many are awaited, and how many of those have a deadline.
     open: usize,
     deadlines: usize,
+    /// Of whom something was stored since this was looked at last, if anybody looks at it.
+    noted: Option<Vec<CallId>>,
 }
 
 #[derive(Debug)]
@@ -145,7 +147,32 @@ impl Calls {
             bytes: 0,
             open: 0,
             deadlines: 0,
+            noted: None,
         }
+    }
+
+    /// From now on it is noted of whom something is stored.
+    pub(super) fn note_stored(&mut self) {
+        self.noted.get_or_insert_default();
+    }
+
+    /// Of whom something was stored since the last time.
+    pub(super) fn take_noted(&mut self) -> Vec<CallId> {
+        self.noted.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(super) fn has_deadlines(&self) -> bool {
+        self.deadlines > 0
+    }
+
+    /// Those that are awaited, and whose time is over.
+    pub(super) fn overdue(&self, now: Instant) -> impl Iterator<Item = CallId> + '_ {
+        let places = match self.deadlines {
+            0 => &[],
+            _ => &self.places[..],
+        };
+        let late = move |found: &&Place| found.deadline.is_some_and(|deadline| now >= deadline);
+        places.iter().filter(late).map(|found| found.id)
     }
 
     /// A number for a request; none if there are as many as can be.
@@ -312,6 +339,9 @@ impl Calls {
         }
         self.stored += 1;
         self.bytes += weight;
+        if let Some(noted) = &mut self.noted {
+            noted.push(id);
+        }
         if self.arrived.len() >= 2 * self.stored + 64 {
             self.forget_taken();
         }

@@ -297,10 +297,19 @@ impl<T: Trust> Client<T> {
     /// Nothing has come: a loop that waits for the descriptor is to be told of deadlines, too.
     #[inline]
     fn set_alarm(&mut self) -> Result<(), CallError> {
+        self.set_alarm_before(None)
+    }
+
+    /// And of another one, of somebody who has not sent yet.
+    #[inline]
+    pub(super) fn set_alarm_before(&mut self, limit: Option<Instant>) -> Result<(), CallError> {
         let Some(watched) = &self.watched else {
             return Ok(());
         };
-        let next = |after| self.calls.next_deadline(after);
+        let next = |after| {
+            let next = self.calls.next_deadline(after);
+            next.into_iter().chain(limit).min()
+        };
         self.alarm.set(watched, next).map_err(CallError::Wait)
     }
 

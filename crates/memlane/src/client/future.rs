@@ -3,13 +3,14 @@
 use std::{
     future::poll_fn,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use super::{
     Answer, Call, CallError, CallId, Client, Reply,
     finding::{Found, Patience},
 };
-use crate::{Async, Readiness, Trust};
+use crate::{Async, Readiness, Trust, after};
 
 impl<T: Trust, R: Readiness> Async<Client<T>, R> {
     /// Sends a request, and waits for its reply.
@@ -36,18 +37,67 @@ impl<T: Trust, R: Readiness> Async<Client<T>, R> {
         poll_fn(|cx| sending.0.poll_send(cx, request)).await
     }
 
+    /// Sends a request, and waits for its reply no longer than `timeout`, room for the request included. The server is told: it
+    /// does not begin with a request whose time is over.
+    ///
+    /// Dropped while it is pending, it has cancelled the request, if it had sent it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::call_timeout`].
+    pub async fn call_timeout(
+        &mut self,
+        request: &[u8],
+        timeout: Duration,
+    ) -> Result<Reply<'_, T>, CallError> {
+        let call = self.send_timeout(request, timeout).await?;
+        self.wait(call).await
+    }
+
+    /// Sends a request whose last reply must come within `timeout`; room for it is waited for as long at most.
+    ///
+    /// Dropped while it is pending, it has sent nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::send_timeout`].
+    pub async fn send_timeout(
+        &mut self,
+        request: &[u8],
+        timeout: Duration,
+    ) -> Result<Call, CallError> {
+        let deadline = after(timeout);
+        let sending = Sending(self);
+        poll_fn(|cx| sending.0.poll_put(cx, request, deadline)).await
+    }
+
     /// What [`send`](Async::send) does, for whoever writes futures of their own.
     pub fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
         request: &[u8],
     ) -> Poll<Result<Call, CallError>> {
+        self.poll_put(cx, request, None)
+    }
+
+    fn poll_put(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &[u8],
+        deadline: Option<Instant>,
+    ) -> Poll<Result<Call, CallError>> {
         ready!(self.readiness.poll_proceed(cx));
         loop {
             // Without room, it has taken in what waits, and shown what it wants: either makes the descriptor readable.
-            match self.end.try_send(request) {
+            match self.end.put(request, deadline, Patience::Now) {
                 Err(CallError::Full) => {}
-                sent => return Poll::Ready(sent),
+                sent => return Poll::Ready(sent.map(|id| Call::new(id, &self.end.dropped))),
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Poll::Ready(Err(CallError::DeadlineExceeded));
+            }
+            if deadline.is_some() {
+                self.end.set_alarm_before(deadline)?;
             }
             if let Err(error) = ready!(self.readiness.poll_readable(cx)) {
                 return Poll::Ready(Err(CallError::Wait(error)));

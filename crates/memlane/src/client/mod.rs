@@ -8,6 +8,7 @@ mod finding;
 mod future;
 mod reply;
 mod sending;
+mod shared;
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use calls::{Calls, Dropped};
 pub use error::CallError;
 use finding::Patience;
 pub use reply::{Answer, Reply};
+pub use shared::SharedClient;
 
 use crate::{Error, Publisher, Reason, Subscriber, Trust, Untrusted, after, watched::Watch};
 

@@ -44,6 +44,15 @@ impl<'a, T: Trust> Reply<'a, T> {
         Reply { place, call, last }
     }
 
+    /// A copy of it, if it is none, and not in the server's memory any more.
+    pub fn into_copy(self) -> Reply<'static, T> {
+        let payload = match self.place {
+            Place::Copy(payload) => payload,
+            Place::Message(_) => self.to_vec(),
+        };
+        Reply::copy(payload, self.call, self.last)
+    }
+
     /// What it is a reply to.
     pub fn call(&self) -> CallId {
         self.call

@@ -122,6 +122,13 @@ impl<E, P> Typed<E, P> {
     }
 }
 
+/// The same end, if that is one which has clones: a [`SharedClient`](crate::SharedClient).
+impl<E: Clone, P> Clone for Typed<E, P> {
+    fn clone(&self) -> Typed<E, P> {
+        Typed::new(self.end.clone())
+    }
+}
+
 impl<E: AsPublisher, P> Typed<E, P> {
     #[inline(always)]
     pub(super) fn publisher(&mut self) -> &mut Publisher {
