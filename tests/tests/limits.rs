@@ -201,8 +201,9 @@ fn messages_that_are_too_large() {
     assert_eq!(publisher.max_message(), max);
     for len in [max + 1, 6 * page_size(), 1 << 20] {
         let message = vec![0; len];
-        let expected =
-            format!("a message of {len} bytes is too large: this publisher sends at most {max}");
+        let expected = format!(
+            "a message of {len} bytes is too large: expected at most {max} (PublisherBuilder::max_message)"
+        );
         let error = publisher.send(&message).unwrap_err();
         assert!(matches!(error, SendError::TooLarge { .. }));
         assert_eq!(error.to_string(), expected);

@@ -230,7 +230,7 @@ fn what_does_not_fit_is_refused_whole() {
         lane(small.of::<Encoded<Event>>(), of::<Encoded<Event>>().1).unwrap();
     let [long, ..] = events(20_000);
     let error = publisher.send(&long).unwrap_err().to_string();
-    assert!(error.contains("sends at most 1000"), "{error}");
+    assert!(error.contains("expected at most 1000"), "{error}");
     let [short, ..] = events(3);
     publisher.send(&short).unwrap();
     assert_eq!(subscriber.recv().unwrap(), short);

@@ -1,5 +1,5 @@
 use std::{
-    fmt::{self, Write},
+    fmt::{self, Display, Write},
     io,
 };
 
@@ -31,16 +31,20 @@ pub enum Error {
     /// Shared memory could not be made, or what the peer sent is not fit to be mapped.
     #[error(transparent)]
     Region(#[from] memlane_region::Error),
-    /// Publisher and subscriber are of different versions.
+    /// The two ends are of different versions.
     #[error(
-        "the publisher speaks version {publisher} of the protocol, this subscriber version {subscriber}: update the {}",
-        if publisher < subscriber { "publisher" } else { "subscriber" }
+        "the {them} speaks version {theirs} of the protocol, this {us} version {ours}: update the {}",
+        if theirs < ours { them } else { us }
     )]
     Version {
-        /// The publisher's.
-        publisher: u32,
-        /// This process's.
-        subscriber: u32,
+        /// What the other end is: a publisher, say.
+        them: &'static str,
+        /// Its version.
+        theirs: u32,
+        /// What this one is: a subscriber, say.
+        us: &'static str,
+        /// Its version.
+        ours: u32,
     },
     /// The publisher hung up before it had welcomed this subscriber.
     #[error(
@@ -57,6 +61,12 @@ pub enum Error {
     /// There is no receiver to send to, or not for this sender.
     #[error("there is no receiver to send to: {}", Said(why))]
     NoReceiver {
+        /// What is there, or what stands in the way.
+        why: String,
+    },
+    /// There is no sender of latest values to watch, or not for this receiver.
+    #[error("there is no sender to watch: {}", Said(why))]
+    NoSender {
         /// What is there, or what stands in the way.
         why: String,
     },
@@ -132,7 +142,50 @@ impl fmt::Display for Said<'_> {
     }
 }
 
+/// What the two ends of a link are, for errors to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sides {
+    pub(crate) them: &'static str,
+    pub(crate) us: &'static str,
+}
+
+impl Sides {
+    pub(crate) const fn new(them: &'static str, us: &'static str) -> Sides {
+        Sides { them, us }
+    }
+
+    /// The other end is of that version.
+    pub(crate) fn version(self, theirs: u32) -> Error {
+        let Sides { them, us } = self;
+        let ours = crate::protocol::VERSION;
+        Error::Version {
+            them,
+            theirs,
+            us,
+            ours,
+        }
+    }
+}
+
 impl Error {
+    /// What one that connects makes of what a subscriber would be told; `idle` says of the other end what it may be about if it
+    /// does not answer.
+    pub(crate) fn nobody(self, us: &str, idle: &str, nobody: fn(String) -> Error) -> Error {
+        let why = match self {
+            Error::Refused { why } => why,
+            Error::HungUp => format!(
+                "it hung up before it had taken this {us}: it has ended, or many others came at once; try again, or see whether \
+                 it runs"
+            ),
+            Error::NoAnswer { waited } => {
+                format!("it did not answer within {waited:?}: it is stopped, or {idle}")
+            }
+            Error::Welcome { why } => format!("its welcome makes no sense: {why}"),
+            error => return error,
+        };
+        nobody(why)
+    }
+
     pub(crate) fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Os { what, source }
     }
@@ -146,7 +199,9 @@ pub enum SendError {
     Disconnected,
     /// Longer than any message of this publisher
     /// ([`PublisherBuilder::max_message`](crate::PublisherBuilder::max_message)).
-    #[error("a message of {len} bytes is too large: this publisher sends at most {max}")]
+    #[error(
+        "a message of {len} bytes is too large: expected at most {max} (PublisherBuilder::max_message)"
+    )]
     TooLarge {
         /// Its length, in bytes.
         len: usize,
@@ -155,7 +210,8 @@ pub enum SendError {
     },
     /// All memory of the pool is loaned, so that no subscriber can give any back: send or drop a loan first.
     #[error(
-        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and subscribers have none"
+        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and nobody has received any of it: send or drop a loan \
+         first, or make the pool larger (PublisherBuilder::pool_bytes)"
     )]
     Loaned {
         /// Length of the message, in bytes.
@@ -168,7 +224,9 @@ pub enum SendError {
     Memory(memlane_region::Error),
     /// More attachments than any message of this publisher has
     /// ([`PublisherBuilder::max_attachments`](crate::PublisherBuilder::max_attachments)).
-    #[error("{count} attachments are too many: a message of this publisher has at most {max}")]
+    #[error(
+        "{count} attachments are too many: expected at most {max} (PublisherBuilder::max_attachments)"
+    )]
     TooManyAttachments {
         /// How many there are.
         count: usize,
@@ -189,12 +247,14 @@ pub enum TrySendError {
     /// The receiver is gone; what had been sent it may not have received. Only from a [`Sender`](crate::Sender).
     #[error("the receiver is gone")]
     Disconnected,
-    /// The slowest subscriber has not released enough yet.
-    #[error("there is no room: the slowest subscriber has not released enough")]
+    /// The slowest subscriber, or the receiver, has not released enough yet.
+    #[error("there is no room: what was sent before has not been received")]
     Full,
     /// Longer than any message of this publisher
     /// ([`PublisherBuilder::max_message`](crate::PublisherBuilder::max_message)).
-    #[error("a message of {len} bytes is too large: this publisher sends at most {max}")]
+    #[error(
+        "a message of {len} bytes is too large: expected at most {max} (PublisherBuilder::max_message)"
+    )]
     TooLarge {
         /// Its length, in bytes.
         len: usize,
@@ -203,7 +263,8 @@ pub enum TrySendError {
     },
     /// All memory of the pool is loaned, so that no subscriber can give any back: send or drop a loan first.
     #[error(
-        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and subscribers have none"
+        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and nobody has received any of it: send or drop a loan \
+         first, or make the pool larger (PublisherBuilder::pool_bytes)"
     )]
     Loaned {
         /// Length of the message, in bytes.
@@ -216,7 +277,9 @@ pub enum TrySendError {
     Memory(memlane_region::Error),
     /// More attachments than any message of this publisher has
     /// ([`PublisherBuilder::max_attachments`](crate::PublisherBuilder::max_attachments)).
-    #[error("{count} attachments are too many: a message of this publisher has at most {max}")]
+    #[error(
+        "{count} attachments are too many: expected at most {max} (PublisherBuilder::max_attachments)"
+    )]
     TooManyAttachments {
         /// How many there are.
         count: usize,
@@ -234,12 +297,14 @@ pub enum SendTimeoutError {
     /// The receiver is gone; what had been sent it may not have received. Only from a [`Sender`](crate::Sender).
     #[error("the receiver is gone")]
     Disconnected,
-    /// The slowest subscriber did not release enough in time.
+    /// The slowest subscriber, or the receiver, did not release enough in time.
     #[error("there was no room until the time ran out")]
     TimedOut,
     /// Longer than any message of this publisher
     /// ([`PublisherBuilder::max_message`](crate::PublisherBuilder::max_message)).
-    #[error("a message of {len} bytes is too large: this publisher sends at most {max}")]
+    #[error(
+        "a message of {len} bytes is too large: expected at most {max} (PublisherBuilder::max_message)"
+    )]
     TooLarge {
         /// Its length, in bytes.
         len: usize,
@@ -248,7 +313,8 @@ pub enum SendTimeoutError {
     },
     /// All memory of the pool is loaned, so that no subscriber can give any back: send or drop a loan first.
     #[error(
-        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and subscribers have none"
+        "no room for {len} bytes: {bytes} bytes of the pool are loaned, and nobody has received any of it: send or drop a loan \
+         first, or make the pool larger (PublisherBuilder::pool_bytes)"
     )]
     Loaned {
         /// Length of the message, in bytes.
@@ -261,7 +327,9 @@ pub enum SendTimeoutError {
     Memory(memlane_region::Error),
     /// More attachments than any message of this publisher has
     /// ([`PublisherBuilder::max_attachments`](crate::PublisherBuilder::max_attachments)).
-    #[error("{count} attachments are too many: a message of this publisher has at most {max}")]
+    #[error(
+        "{count} attachments are too many: expected at most {max} (PublisherBuilder::max_attachments)"
+    )]
     TooManyAttachments {
         /// How many there are.
         count: usize,
@@ -276,44 +344,82 @@ pub enum SendTimeoutError {
     Wait(io::Error),
 }
 
-/// Why a publisher is gone.
+/// Why the other end is gone: a publisher, a server, or a sender of latest values.
 ///
 /// All but [`Died`](Reason::Died) and [`Broken`](Reason::Broken) is its own word, on the link, before it hung up: to be
 /// told to people, not to be relied upon.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
+#[error("{}", self.of("it", "this end"))]
 pub enum Reason {
-    /// It was closed in order ([`Publisher::close`](crate::Publisher::close)), or dropped.
-    #[error("the publisher has closed the lane")]
+    /// It was closed in order ([`Publisher::close`](crate::Publisher::close) and its like), or dropped.
     Closed,
     /// It was dropped by a thread that panicked.
-    #[error("the publisher has panicked")]
     Panicked,
-    /// It goes on without this subscriber.
-    #[error("the publisher has dropped this subscriber: {}", why.escape_debug())]
+    /// It goes on without this end.
     Evicted {
         /// Its reason.
         why: String,
     },
     /// It hung up without a word, or its process is gone: killed, aborted, ended by exit(3) or execve(2).
-    #[error("the publisher has died")]
     Died,
     /// It was hung up on, since what it said on the link made no sense.
-    #[error("the publisher was hung up on, since what it said made no sense: {why}")]
     Broken {
         /// What was expected, and what came.
         why: String,
     },
-    /// Of [`Subscriptions`](crate::Subscriptions): there is none, of those that were added.
-    #[error("there is no publisher: none was added, or all have ended")]
+    /// Of [`Subscriptions`](crate::Subscriptions): there is no publisher, of those that were added.
     NoPublisher,
+}
+
+impl Reason {
+    /// Said of the other end, by this one.
+    pub(crate) fn of<'a>(&'a self, them: &'a str, us: &'a str) -> impl fmt::Display + 'a {
+        fmt_with(move |f| match self {
+            Reason::Closed => write!(f, "{them} has closed the lane"),
+            Reason::Panicked => write!(f, "{them} has panicked"),
+            Reason::Evicted { why } => write!(f, "{them} has dropped {us}: {}", why.escape_debug()),
+            Reason::Died => write!(f, "{them} has died"),
+            Reason::Broken { why } => {
+                write!(
+                    f,
+                    "{them} was hung up on, since what it said made no sense: {why}"
+                )
+            }
+            Reason::NoPublisher => {
+                f.write_str("there is no publisher: none was added, or all have ended")
+            }
+        })
+    }
+
+    /// To one that has received everything.
+    fn to_subscriber(&self) -> impl fmt::Display + '_ {
+        fmt_with(move |f| {
+            self.of("the publisher", "this subscriber").fmt(f)?;
+            match self {
+                Reason::NoPublisher => Ok(()),
+                _ => f.write_str("; what it had committed by then has been received"),
+            }
+        })
+    }
+}
+
+/// What a function writes.
+fn fmt_with(write: impl Fn(&mut fmt::Formatter<'_>) -> fmt::Result) -> impl fmt::Display {
+    struct With<F>(F);
+    impl<F: Fn(&mut fmt::Formatter<'_>) -> fmt::Result> fmt::Display for With<F> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            (self.0)(f)
+        }
+    }
+    With(write)
 }
 
 /// No message was received.
 #[derive(Debug, thiserror::Error)]
 pub enum RecvError {
     /// The publisher is gone, and everything it had committed has been received.
-    #[error("{reason}; what it had committed by then has been received")]
+    #[error("{}", reason.to_subscriber())]
     Disconnected {
         /// Why.
         reason: Reason,
@@ -347,7 +453,7 @@ pub enum TryRecvError {
     #[error("no message waits")]
     Empty,
     /// The publisher is gone, and everything it had committed has been received.
-    #[error("{reason}; what it had committed by then has been received")]
+    #[error("{}", reason.to_subscriber())]
     Disconnected {
         /// Why.
         reason: Reason,
@@ -371,7 +477,7 @@ pub enum RecvTimeoutError {
     #[error("no message came in time")]
     TimedOut,
     /// The publisher is gone, and everything it had committed has been received.
-    #[error("{reason}; what it had committed by then has been received")]
+    #[error("{}", reason.to_subscriber())]
     Disconnected {
         /// Why.
         reason: Reason,
@@ -437,6 +543,34 @@ mod tests {
         assert!(
             text.ends_with("it's \"full\"\\n\\u{1b}[2J\\u{202e}"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn reasons_name_what_the_user_has() {
+        let reason = || Reason::Evicted {
+            why: "slow".to_owned(),
+        };
+        assert_eq!(reason().to_string(), "it has dropped this end: slow");
+        assert_eq!(
+            RecvError::Disconnected { reason: reason() }.to_string(),
+            "the publisher has dropped this subscriber: slow; what it had committed by then has been received"
+        );
+        let nobody = Reason::NoPublisher;
+        assert_eq!(
+            TryRecvError::Disconnected { reason: nobody }.to_string(),
+            "there is no publisher: none was added, or all have ended"
+        );
+        assert_eq!(
+            crate::CallError::Disconnected { reason: reason() }.to_string(),
+            "the server has dropped this client: slow"
+        );
+        assert_eq!(
+            crate::WatchError::Disconnected {
+                reason: Reason::Died
+            }
+            .to_string(),
+            "the sender has died; its last value has been read"
         );
     }
 }

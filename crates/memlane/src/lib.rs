@@ -94,7 +94,7 @@ pub use future::{Async, ControlThread, Readiness};
 #[doc(no_inline)]
 pub use memlane_region as region;
 pub use memlane_region::{
-    latest::{ReadError, TooLong, Update},
+    latest::{ReadError, Update},
     pool::Loan,
     ring::{Corrupt, LossyError},
 };
@@ -122,7 +122,7 @@ pub use protocol::Overflow;
 pub use publisher::Sending;
 pub use publisher::{
     Decision, Lagging, Publisher, PublisherBuilder, PublisherStats, PublisherStays,
-    PublisherTicket, Reservation, WatchSender, WatchSenderBuilder, WhenFull,
+    PublisherTicket, Reservation, TooLong, WatchSender, WatchSenderBuilder, WhenFull,
 };
 pub use receiver::{Receiver, ReceiverStats, gather::Key};
 pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilder, ServerStats};

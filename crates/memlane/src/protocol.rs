@@ -418,20 +418,32 @@ pub(crate) enum Refusal {
     },
 }
 
-impl fmt::Display for Refusal {
+impl Refusal {
+    /// To whom it is told: a subscriber, or what the user knows it as.
+    pub(crate) fn told<'a>(&'a self, us: &'a str) -> impl fmt::Display + 'a {
+        Told { refusal: self, us }
+    }
+}
+
+struct Told<'a> {
+    refusal: &'a Refusal,
+    us: &'a str,
+}
+
+impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        let us = self.us;
+        match self.refusal {
             Refusal::Full { subscribers } => {
-                write!(f, "it has {subscribers} subscribers, and takes no more")
+                write!(f, "it has {subscribers} {us}s, and takes no more")
             }
             Refusal::Payload { carries, expects } => {
-                write!(f, "it carries {carries}; this subscriber expects {expects}")
+                write!(f, "it carries {carries}; this {us} expects {expects}")
             }
             Refusal::Pattern { why } => f.write_str(why),
             Refusal::Attachments { carries, takes } => write!(
                 f,
-                "its messages have up to {carries} attachments; this subscriber takes at most {takes} (max_attachments on \
-                 either side)"
+                "its messages have up to {carries} attachments; this {us} takes at most {takes} (max_attachments on either side)"
             ),
             Refusal::Page { why } => write!(f, "control page: {why}"),
             Refusal::Doorbell { why } => write!(f, "doorbell: {why}"),
@@ -440,6 +452,12 @@ impl fmt::Display for Refusal {
                 write!(f, "its access rule does not admit this process: {why}")
             }
         }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.told("subscriber").fmt(f)
     }
 }
 

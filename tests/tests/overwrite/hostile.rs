@@ -25,7 +25,7 @@ fn another_version_is_refused() {
     here.send(&Opening { version }).unwrap();
     let error = connecting.join().unwrap().unwrap_err();
     assert!(
-        matches!(error, Error::Version { publisher, subscriber } if (publisher, subscriber) == (VERSION - 1, VERSION)),
+        matches!(error, Error::Version { theirs, ours, .. } if (theirs, ours) == (VERSION - 1, VERSION)),
         "{error}"
     );
 }

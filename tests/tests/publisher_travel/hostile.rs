@@ -153,8 +153,9 @@ fn of_another_version() {
         matches!(
             error,
             Error::Version {
-                publisher: 77,
-                subscriber: VERSION
+                theirs: 77,
+                ours: VERSION,
+                ..
             }
         ),
         "{error}"

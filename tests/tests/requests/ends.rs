@@ -325,8 +325,8 @@ fn another_version_is_told_from_ours() {
     });
     let error = Client::builder().connect_to(&address).unwrap_err();
     assert!(
-        matches!(error, Error::Version { publisher, subscriber }
-            if publisher == wire::VERSION + 1 && subscriber == wire::VERSION),
+        matches!(error, Error::Version { them: "server", theirs, us: "client", ours }
+            if theirs == wire::VERSION + 1 && ours == wire::VERSION),
         "{error:?}"
     );
     future.join().unwrap();

@@ -128,7 +128,7 @@ fn types_are_compared_both_ways() {
             let client = Client::builder().of::<Questions, Plain<u64>>();
             client.over(link).unwrap_err()
         }),
-        "there is no server to call: it carries slices of u64 (8 bytes, aligned to 8); this subscriber expects plain u64 (8 \
+        "there is no server to call: it carries slices of u64 (8 bytes, aligned to 8); this client expects plain u64 (8 \
          bytes, aligned to 8)"
     );
     assert_eq!(

@@ -51,7 +51,7 @@ fn whoever_comes_late_has_the_newest_value_at_once() {
     let error = sender.send(&[0; 1009]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "expected a value of at most 1008 bytes, got one of 1009"
+        "expected a value of at most 1008 bytes (WatchSenderBuilder::max_len), got one of 1009"
     );
     sender
         .send_with(3, |value| value.copy_from_slice(b"abc"))

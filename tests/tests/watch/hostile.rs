@@ -51,7 +51,7 @@ fn nonsense_in_memory_is_an_error() {
     for capacity in [u64::MAX, 1 << 62] {
         let hostile = by_hand(&address, capacity, |_| {});
         let error = WatchReceiver::builder().connect_to(&address).unwrap_err();
-        assert!(matches!(error, Error::Welcome { .. }), "{error:?}");
+        assert!(matches!(error, Error::NoSender { .. }), "{error:?}");
         hostile.join().unwrap();
     }
     // A length that no value has.

@@ -23,8 +23,7 @@ fn values_are_compared_and_seen() {
     let error = connect_error(&address);
     assert_eq!(
         error,
-        "the publisher refused this subscriber: it carries plain [f64; 3] (24 bytes, aligned to 8); this subscriber expects \
-         bytes"
+        "there is no sender to watch: it carries plain [f64; 3] (24 bytes, aligned to 8); this receiver expects bytes"
     );
     drop(sender);
 
@@ -86,7 +85,7 @@ fn the_wrong_counterpart_is_told_what_is_there() {
     let publisher = memlane::Publisher::builder().bind_to(&address).unwrap();
     assert_eq!(
         connect_error(&address),
-        "the publisher refused this subscriber: a publisher is there, which sends: subscribe to it (Subscriber::connect)"
+        "there is no sender to watch: a publisher is there, which sends: subscribe to it (Subscriber::connect)"
     );
     drop(publisher);
 
@@ -98,7 +97,7 @@ fn the_wrong_counterpart_is_told_what_is_there() {
     let first = connect(&address);
     assert_eq!(
         connect_error(&address),
-        "the publisher refused this subscriber: it has 1 subscribers, and takes no more"
+        "there is no sender to watch: it has 1 receivers, and takes no more"
     );
     drop(first);
     wait_until("its place is free", || sender.receivers() == 0);
@@ -106,7 +105,7 @@ fn the_wrong_counterpart_is_told_what_is_there() {
     let error = short.connect_to(&address).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the publisher's welcome makes no sense: expected values of at most 1000 bytes (WatchReceiverBuilder::max_len), got up \
-         to 1048576"
+        "there is no sender to watch: its values have up to 1048576 bytes, and this receiver takes at most 1000 \
+         (WatchReceiverBuilder::max_len)"
     );
 }

@@ -181,7 +181,6 @@ impl<T: Trust> ClientBuilder<T> {
         self,
         meet: impl FnOnce(SubscriberBuilder<T>) -> Result<Meeting<T>, Error>,
     ) -> Result<Connecting<Client<T>>, Error> {
-        let waited = self.replies.timeout;
         let meeting = meet(self.replies)?;
         // Made while the server hears of it.
         let publisher = self.requests.for_one()?;
@@ -191,7 +190,6 @@ impl<T: Trust> ClientBuilder<T> {
             publisher: Some(publisher),
             limit: 0,
             max_backlog: self.max_backlog,
-            waited,
         }))
     }
 }
@@ -205,7 +203,6 @@ pub struct Asking<T: Trust> {
     /// So many the server takes, once it has said so.
     limit: usize,
     max_backlog: usize,
-    waited: Duration,
 }
 
 impl<T: Trust> Begun for Asking<T> {
@@ -225,7 +222,7 @@ impl<T: Trust> Begun for Asking<T> {
             }
             None => unreachable!("taken with the welcome"),
         });
-        let met = met.map_err(|error| no_server(error, self.waited))?;
+        let met = met.map_err(no_server)?;
         let Some((handshake, welcome)) = met else {
             return Ok(None);
         };
@@ -275,20 +272,7 @@ fn join<T: Trust>(
     Ok(limit)
 }
 
-/// What a client makes of what it hears in place of a welcome.
-fn no_server(error: Error, waited: Duration) -> Error {
-    let why = match error {
-        Error::Refused { why } => why,
-        Error::HungUp => {
-            "it hung up before it had taken this client: it has ended, or many others came at once; try again, or see whether \
-             it runs"
-                .to_owned()
-        }
-        Error::NoAnswer { .. } => format!(
-            "it did not answer within {waited:?}: it is stopped, or busy elsewhere than in its recv calls, which are what lets \
-             clients in"
-        ),
-        error => return error,
-    };
-    Error::NoServer { why }
+fn no_server(error: Error) -> Error {
+    let idle = "busy elsewhere than in its recv calls, which are what lets clients in";
+    error.nobody("client", idle, |why| Error::NoServer { why })
 }

@@ -13,7 +13,7 @@ use crate::{
 #[non_exhaustive]
 pub enum CallError {
     /// The server is gone: it has closed, died, or dropped this client.
-    #[error("the server is gone: {reason}")]
+    #[error("{}", reason.of("the server", "this client"))]
     Disconnected {
         /// Why.
         reason: Reason,
@@ -65,7 +65,9 @@ pub enum CallError {
         bytes: usize,
     },
     /// Longer than any request of this client.
-    #[error("a request of {len} bytes is too large: this client sends at most {max}")]
+    #[error(
+        "a request of {len} bytes is too large: expected at most {max} (ClientBuilder::requests, PublisherBuilder::max_message)"
+    )]
     TooLarge {
         /// Its length, in bytes.
         len: usize,

@@ -2,12 +2,10 @@
 
 use std::{os::fd::AsFd, time::Duration};
 
-use memlane_region::latest::TooLong;
-
 use super::{Payload, PayloadError, Typed, Values};
 use crate::{
-    Address, Async, Error, Link, Readiness, WatchError, WatchReceiver, WatchReceiverBuilder,
-    WatchSender, WatchSenderBuilder, Watched,
+    Address, Async, Error, Link, Readiness, TooLong, WatchError, WatchReceiver,
+    WatchReceiverBuilder, WatchSender, WatchSenderBuilder, Watched,
 };
 
 impl<P: Payload> Typed<WatchSenderBuilder, P> {
@@ -80,7 +78,7 @@ impl<P: Payload> Typed<WatchReceiverBuilder, P> {
     ///
     /// # Errors
     ///
-    /// As there; [`Error::Refused`] says what each side carries, if that differs.
+    /// As there; [`Error::NoSender`] says what each side carries, if that differs.
     pub fn connect(self, service: &str) -> Result<Typed<WatchReceiver, P>, Error> {
         self.try_map(|builder| builder.connect(service))
     }

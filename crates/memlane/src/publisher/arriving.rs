@@ -23,6 +23,7 @@ use super::{
 use crate::{
     Error, after,
     doorbells::{self, Bell},
+    error::Sides,
     protocol::{NoticeRef, Opening, VERSION, limits_of_publisher},
 };
 
@@ -101,10 +102,7 @@ impl Arriving {
         let _ = link.send_timeout(&carries, left(deadline));
         let Opening { version } = link.recv_timeout(left(deadline))?;
         if version != VERSION {
-            return Err(Error::Version {
-                publisher: version,
-                subscriber: VERSION,
-            });
+            return Err(Sides::new("publisher before it", "publisher").version(version));
         }
         let HandsOver::Terms(terms) = link.recv_timeout(left(deadline))? else {
             return Err(nonsense(

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     Error, Overflow, PayloadType,
     doorbells::{self, Bell},
+    error::Sides,
     protocol::{
         DoorbellOffer, Greeting, Opening, Packet, PacketRef, PublisherDoorbellRef, Refusal, Rings,
         VERSION, WelcomeRef, limits_of_publisher,
@@ -107,10 +108,7 @@ impl Control {
                     if let (Ok(Opening { version }), true) =
                         (other, greeter.comes == Comes::Offered)
                     {
-                        state.failed = Some(Error::Version {
-                            publisher: VERSION,
-                            subscriber: version,
-                        });
+                        state.failed = Some(Sides::new("receiver", "sender").version(version));
                     }
                     return self.remove(state, source);
                 }
@@ -125,7 +123,7 @@ impl Control {
             }
             Ok(Packet::Refused(refusal)) => {
                 if greeter.comes == Comes::Offered {
-                    let why = refusal.to_string();
+                    let why = refusal.told("sender").to_string();
                     state.failed = Some(Error::NoReceiver { why });
                 }
                 return self.remove(state, source);

@@ -51,7 +51,7 @@ pub use sink::Sending;
 use spill::Spill;
 pub use travel::{PublisherStays, PublisherTicket};
 use wakes::Wakes;
-pub use watch::{WatchSender, WatchSenderBuilder};
+pub use watch::{TooLong, WatchSender, WatchSenderBuilder};
 
 use crate::{
     Error, NOW, SendError, SendTimeoutError, TrySendError, after,

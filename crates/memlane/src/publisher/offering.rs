@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     task::{Wake, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use memlane_transport::{Address, Error as LinkError, Link};
@@ -100,8 +100,8 @@ impl PublisherBuilder {
         let waited = self.timeout;
         let publisher = self.offer(link, process)?;
         match publisher.wait_for_offer(deadline)? {
-            Some(outcome) => outcome.map(|()| publisher),
-            None => Err(no_answer(waited)),
+            Some(outcome) => outcome.map(|()| publisher).map_err(no_receiver),
+            None => Err(no_receiver(Error::NoAnswer { waited })),
         }
     }
 
@@ -116,13 +116,9 @@ impl PublisherBuilder {
     }
 }
 
-fn no_answer(waited: Duration) -> Error {
-    Error::NoReceiver {
-        why: format!(
-            "the receiver did not answer within {waited:?}: it is stopped, or busy elsewhere than in its recv calls, which are \
-             what lets senders in"
-        ),
-    }
+fn no_receiver(error: Error) -> Error {
+    let idle = "busy elsewhere than in its recv calls, which are what lets senders in";
+    error.nobody("sender", idle, |why| Error::NoReceiver { why })
 }
 
 /// A sender on its way.
@@ -220,8 +216,11 @@ impl Begun for Offering {
         let _ = rustix::io::read(&self.told.0, &mut [0; 8]);
         self.get_on()?;
         match self.outcome() {
-            Some(outcome) => outcome?,
-            None if late => return Err(no_answer(self.builder.timeout)),
+            Some(outcome) => outcome.map_err(no_receiver)?,
+            None if late => {
+                let waited = self.builder.timeout;
+                return Err(no_receiver(Error::NoAnswer { waited }));
+            }
             None => {
                 self.attempts.set_timer()?;
                 return Ok(None);

@@ -7,7 +7,7 @@ use std::{
 
 use memlane_region::{
     Options, Shared,
-    latest::{LatestWriter, TooLong, Watcher},
+    latest::{self, LatestWriter, Watcher},
 };
 use memlane_transport::{Access, Address, Link};
 
@@ -55,6 +55,22 @@ pub struct WatchSenderBuilder {
     access: Access,
     driven: bool,
     carries: PayloadType,
+}
+
+/// A value longer than its sender's may be ([`WatchSenderBuilder::max_len`]). It has not been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a value of at most {max} bytes (WatchSenderBuilder::max_len), got one of {len}")]
+pub struct TooLong {
+    /// Length of the value, in bytes.
+    pub len: usize,
+    /// The longest value, in bytes.
+    pub max: usize,
+}
+
+impl From<latest::TooLong> for TooLong {
+    fn from(latest::TooLong { len, max }: latest::TooLong) -> TooLong {
+        TooLong { len, max }
+    }
 }
 
 impl Default for WatchSenderBuilder {
@@ -200,7 +216,7 @@ impl WatchSender {
     /// [`TooLong`].
     #[inline]
     pub fn send(&mut self, value: &[u8]) -> Result<u64, TooLong> {
-        self.writer.write(value)
+        Ok(self.writer.write(value)?)
     }
 
     /// Has `fill` write a value of `len` bytes in place, and makes it the newest. Receivers see the one before until `fill` is
@@ -211,7 +227,7 @@ impl WatchSender {
     /// [`TooLong`]; `fill` is not called then.
     #[inline]
     pub fn send_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<u64, TooLong> {
-        self.writer.write_with(len, fill)
+        Ok(self.writer.write_with(len, fill)?)
     }
 
     /// The number of the newest value: 0 before the first.

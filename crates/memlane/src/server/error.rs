@@ -16,7 +16,9 @@ pub enum ReplyError {
     #[error("the request has had its last reply")]
     Answered,
     /// Longer than any reply of this server.
-    #[error("a reply of {len} bytes is too large: this server sends at most {max}")]
+    #[error(
+        "a reply of {len} bytes is too large: expected at most {max} (ServerBuilder::replies, PublisherBuilder::max_message)"
+    )]
     TooLarge {
         /// Its length, in bytes.
         len: usize,

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     Error, Overflow, PayloadType,
     doorbells::{self, Bell},
+    error::Sides,
     page::ALIVE,
     protocol::{
         DoorbellOfferRef, GreetingRef, MAX_RINGS, Opening, Packet, PacketRef, PublisherDoorbell,
@@ -58,6 +59,18 @@ pub(crate) enum Awaits {
     Latest,
 }
 
+impl Awaits {
+    /// What the other side is, and this one, as far as the user knows.
+    fn sides(self) -> Sides {
+        match self {
+            Awaits::Welcome => Sides::new("publisher", "subscriber"),
+            Awaits::Offer | Awaits::Latest => Sides::new("sender", "receiver"),
+            Awaits::Client(_) => Sides::new("client", "server"),
+            Awaits::Server => Sides::new("server", "client"),
+        }
+    }
+}
+
 /// A subscriber that has sent its greeting, and hears the publisher's answer.
 #[derive(Debug)]
 pub(crate) struct Handshake<T: Trust> {
@@ -68,6 +81,7 @@ pub(crate) struct Handshake<T: Trust> {
     /// The publisher's version has come, and is ours.
     opened: bool,
     awaits: Awaits,
+    sides: Sides,
     /// Of the other side's subscriber, where there are two lanes: the lane of this side's publisher is to be welcomed with.
     met: Option<Server>,
     chunks: Chunks,
@@ -91,6 +105,7 @@ impl<T: Trust> Handshake<T> {
             process,
             opened: false,
             awaits: Awaits::Welcome,
+            sides: Awaits::Welcome.sides(),
             met: None,
             segments: 0,
             succeeds: false,
@@ -105,6 +120,7 @@ impl<T: Trust> Handshake<T> {
 
     pub(crate) fn awaiting(mut self, awaits: Awaits) -> Handshake<T> {
         self.awaits = awaits;
+        self.sides = awaits.sides();
         self
     }
 
@@ -144,10 +160,7 @@ impl<T: Trust> Handshake<T> {
         if !self.opened {
             let Opening { version } = self.link.recv_timeout(timeout).map_err(unheard)?;
             if version != VERSION {
-                return Err(Error::Version {
-                    publisher: version,
-                    subscriber: VERSION,
-                });
+                return Err(self.sides.version(version));
             }
             self.opened = true;
             return Ok(None);
@@ -208,7 +221,7 @@ impl<T: Trust> Handshake<T> {
             }
             Packet::Refused(refusal) => {
                 return Err(Error::Refused {
-                    why: refusal.to_string(),
+                    why: refusal.told(self.sides.us).to_string(),
                 });
             }
             Packet::Ticket { .. } | Packet::Departed { .. } | Packet::Stays => {

@@ -75,7 +75,7 @@ pub struct WatchReceiverStats {
 #[non_exhaustive]
 pub enum WatchError {
     /// The sender is gone, and its last value has been read.
-    #[error("{reason}; its last value has been read")]
+    #[error("{}; its last value has been read", reason.of("the sender", "this receiver"))]
     Disconnected {
         /// Why.
         reason: Reason,
@@ -151,7 +151,7 @@ impl WatchReceiverBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error`]: nobody is there, or something else, or it may not be this user, or resources are short.
+    /// [`Error::NoSender`]: nobody watched answers there, or something else, or for other payloads; [`Error`].
     pub fn connect(self, service: &str) -> Result<WatchReceiver, Error> {
         self.connect_to(&address_of(service)?)
     }
@@ -240,11 +240,12 @@ impl Begun for Looking {
     type End = WatchReceiver;
 
     fn advance(&mut self) -> Result<Option<WatchReceiver>, Error> {
-        let met = self.meeting.advance_to_welcome(|_, _| Ok(()))?;
-        let Some((handshake, welcome)) = met else {
+        let met = self.meeting.advance_to_welcome(|_, _| Ok(()));
+        let Some((handshake, welcome)) = met.map_err(no_sender)? else {
             return Ok(None);
         };
-        let mut receiver = WatchReceiver::new(handshake, welcome, self.max_len)?;
+        let receiver = WatchReceiver::new(handshake, welcome, self.max_len);
+        let mut receiver = receiver.map_err(no_sender)?;
         receiver.address = self.meeting.address().cloned();
         Ok(Some(receiver))
     }
@@ -252,6 +253,11 @@ impl Begun for Looking {
     fn descriptor(&self) -> &Arc<OwnedFd> {
         Begun::descriptor(&self.meeting)
     }
+}
+
+fn no_sender(error: Error) -> Error {
+    let idle = "if a loop of its own is to drive it, that does not";
+    error.nobody("receiver", idle, |why| Error::NoSender { why })
 }
 
 impl Connects for WatchReceiver {
@@ -269,9 +275,9 @@ fn open(welcome: Welcome, max_len: usize) -> Result<LatestReader<Remote>, Error>
     if len > max_len {
         dispose(welcome.ring.into());
         let why = format!(
-            "expected values of at most {max_len} bytes (WatchReceiverBuilder::max_len), got up to {len}"
+            "its values have up to {len} bytes, and this receiver takes at most {max_len} (WatchReceiverBuilder::max_len)"
         );
-        return Err(Error::Welcome { why });
+        return Err(Error::NoSender { why });
     }
     // That of the longest value, which has been looked at.
     LatestReader::open(welcome.ring.into(), len, usize::MAX).map_err(|refused| {
@@ -328,7 +334,7 @@ impl WatchReceiver {
     ///
     /// # Errors
     ///
-    /// [`Error`]: nobody is there, or something else, or it may not be this user, or resources are short.
+    /// [`Error::NoSender`]: nobody watched answers there, or something else, or for other payloads; [`Error`].
     pub fn connect(service: &str) -> Result<WatchReceiver, Error> {
         WatchReceiver::builder().connect(service)
     }
