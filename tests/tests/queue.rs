@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, thread};
 
 use memlane::{
     Access, Address, Async, Encoded, Error, Link, PayloadError, Publisher, Receiver,
-    RecvTimeoutError, SendError, Sender, Subscriber, TryRecvError, TrySendError, Watched,
+    RecvTimeoutError, SendError, Sender, Slice, Subscriber, TryRecvError, TrySendError, Watched,
 };
 use memlane_region::{Shared, WordsMut, page_size};
 use memlane_tests::{
@@ -20,6 +20,7 @@ fn other_process() {
         ("sender", sender),
         ("slow sender", slow_sender),
         ("holder", holder),
+        ("named sender", named_sender),
     ]);
 }
 
@@ -511,4 +512,167 @@ fn a_message_that_cannot_be_had_ends_its_sender_alone() {
     senders[0].send(b"a job").unwrap();
     assert_eq!(receiver.recv().unwrap().to_vec(), b"a job");
     assert_eq!(receiver.senders(), 1);
+}
+
+/// Sends where it comes from, and does not leave before it is told to.
+fn named_sender(role: &Role) {
+    let address: String = role.hear();
+    let mut sender = Publisher::builder()
+        .connect_to(&address.parse().unwrap())
+        .unwrap();
+    for number in 0..NAMED {
+        sender
+            .send(
+                &[u64::from(std::process::id()), number]
+                    .map(u64::to_ne_bytes)
+                    .concat(),
+            )
+            .unwrap();
+    }
+    role.tell(&());
+    let () = role.hear();
+}
+
+const NAMED: u64 = 500;
+
+/// Whose a message is, the kernel knows.
+#[test]
+fn each_message_tells_its_sender() {
+    let scene = Scene::new();
+    let mut receiver = bind(&scene, Policy::Adaptive);
+    let address = scene.address("jobs").to_string();
+    let senders: Vec<_> = (0..3)
+        .map(|_| scene.spawn("named sender", &address))
+        .collect();
+    let mut found: BTreeMap<u64, (memlane::Key, u64)> = BTreeMap::new();
+    for received in 0..3 * NAMED {
+        let mut polled = None;
+        let copy = |(from, message): (memlane::Key, memlane::Message<'_>)| (from, message.to_vec());
+        let (from, bytes) = match received % 3 {
+            0 => copy(receiver.recv_from().unwrap()),
+            1 => copy(receiver.recv_timeout_from(PATIENCE).unwrap()),
+            _ => {
+                wait_until("a message", || match receiver.try_recv_from() {
+                    Ok((from, message)) => {
+                        let bytes = message.to_vec();
+                        polled = Some((from, bytes));
+                        true
+                    }
+                    Err(TryRecvError::Empty) => false,
+                    Err(error) => panic!("{error}"),
+                });
+                polled.take().unwrap()
+            }
+        };
+        assert_eq!(receiver.last(), Some(from));
+        let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap());
+        let peer = receiver.peer(from).unwrap().unwrap();
+        assert_eq!(peer.pid().map(u64::from), Some(word(0)));
+        assert_eq!(peer.uid(), rustix::process::getuid().as_raw());
+        // The same for all of one, and never another's.
+        let (key, count) = found.entry(word(0)).or_insert((from, 0));
+        assert_eq!((*key, *count), (from, word(8)));
+        *count += 1;
+        let sequence = receiver.get(from).unwrap().sequence();
+        assert_eq!(sequence, *count);
+    }
+    assert_eq!(found.len(), 3);
+    let keys: std::collections::HashSet<_> = receiver.keys().collect();
+    assert_eq!(keys, found.values().map(|(key, _)| *key).collect());
+    // One that is gone has no peer any more, and its key is nobody's.
+    for sender in senders {
+        let () = sender.hear();
+        sender.tell(&());
+        sender.finish();
+    }
+    wait_until("all have left", || {
+        assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+        receiver.senders() == 0
+    });
+    assert!(found.values().all(|(key, _)| receiver.peer(*key).is_none()));
+    let late = scene.spawn("named sender", &address);
+    let (from, message) = receiver.recv_from().unwrap();
+    drop(message);
+    assert!(found.values().all(|(key, _)| *key != from));
+    late.kill_and_reap();
+}
+
+/// The link is held here, too: its hang-up says nothing, and the process does.
+#[test]
+fn the_end_of_a_known_process_is_the_end_of_its_lane() {
+    let _scene = Scene::new();
+    let (ours, theirs) = Link::pair().unwrap();
+    let copy = rustix::io::fcntl_dupfd_cloexec(&theirs, 3).unwrap();
+    let mut child = std::process::Command::new("sleep")
+        .arg("1000")
+        .spawn()
+        .unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    let mut receiver = Receiver::builder().unbound().unwrap();
+    receiver.attach_process(ours, &pidfd).unwrap();
+    let sending = thread::spawn(move || Sender::builder().over(theirs).unwrap());
+    wait_until("a sender", || {
+        assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+        receiver.senders() == 1
+    });
+    let mut sender = sending.join().unwrap();
+    sender.send(b"the last").unwrap();
+    child.kill().unwrap();
+    assert_eq!(receiver.recv().unwrap().to_vec(), b"the last");
+    wait_until("its end", || {
+        assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
+        receiver.senders() == 0
+    });
+    let _ = child.wait();
+    drop((sender, copy));
+}
+
+#[test]
+fn each_value_tells_its_sender() {
+    let _scene = Scene::new();
+    let (ours, theirs) = Link::pair().unwrap();
+    let mut receiver = Receiver::builder()
+        .of::<Encoded<String>>()
+        .unbound()
+        .unwrap();
+    receiver.get_mut().attach(ours).unwrap();
+    let sending = thread::spawn(move || {
+        let mut sender = Sender::builder()
+            .of::<Encoded<String>>()
+            .over(theirs)
+            .unwrap();
+        for line in ["one", "two", "three"] {
+            sender.send(&line.to_owned()).unwrap();
+        }
+        sender
+    });
+    let (first, line) = receiver.recv_from().unwrap();
+    assert_eq!(line, "one");
+    let mut receiver = receiver.try_map(Watched::new).unwrap();
+    let (second, line) = receiver.recv_timeout_from(PATIENCE).unwrap();
+    assert_eq!((second, line.as_str()), (first, "two"));
+    let receiver = receiver.try_map(|end| Async::new(end.into_inner()));
+    let mut receiver = receiver.unwrap();
+    let (third, line) = Control::run(receiver.recv_from()).unwrap();
+    assert_eq!((third, line.as_str()), (first, "three"));
+    assert_eq!(receiver.get_ref().get_ref().last(), Some(first));
+    drop(sending.join().unwrap());
+
+    let (ours, theirs) = Link::pair().unwrap();
+    let mut receiver = Receiver::builder().of::<Slice<u32>>().unbound().unwrap();
+    receiver.get_mut().attach(ours).unwrap();
+    let sending = thread::spawn(move || {
+        let mut sender = Sender::builder().of::<Slice<u32>>().over(theirs).unwrap();
+        sender.send(&[1, 2]).unwrap();
+    });
+    let (from, slice) = receiver.recv_from().unwrap();
+    assert_eq!(slice.to_vec(), [1, 2]);
+    drop(slice);
+    assert!(matches!(
+        receiver.try_recv_from(),
+        Err(PayloadError::Lane(TryRecvError::Empty))
+    ));
+    assert_eq!(receiver.get_ref().last(), Some(from));
+    sending.join().unwrap();
 }

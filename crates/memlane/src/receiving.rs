@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    Async, Message, Readiness, RecvError, Trust,
+    Async, Key, Message, Readiness, Receiver, RecvError, Trust,
     subscriber::{NoMessage, Why},
     watched::End,
 };
@@ -53,6 +53,20 @@ impl<E: Receiving, R: Readiness> Async<E, R> {
     ) -> Poll<Result<Message<'_, E::Trust>, RecvError>> {
         let found = ready!(self.poll_found(cx));
         Poll::Ready(E::deliver(&mut self.end, found).map_err(NoMessage::forever))
+    }
+}
+
+impl<T: Trust, R: Readiness> Async<Receiver<T>, R> {
+    /// [`recv`](Async::recv), with the sender of the message ([`Receiver::recv_from`]).
+    ///
+    /// Dropped while it is pending, it has received nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv`].
+    pub async fn recv_from(&mut self) -> Result<(Key, Message<'_, T>), RecvError> {
+        let found = poll_fn(|cx| self.poll_found(cx)).await;
+        self.end.deliver_from(found).map_err(NoMessage::forever)
     }
 }
 

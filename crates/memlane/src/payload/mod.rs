@@ -9,6 +9,7 @@ mod error;
 mod many;
 mod plain;
 mod requests;
+mod senders;
 mod slice;
 mod typed;
 mod values;

@@ -93,7 +93,8 @@ enum Armed {
     Overtaken,
 }
 
-/// Names a publisher among [many](crate::Subscriptions), and never another.
+/// Names a publisher among [many](crate::Subscriptions), or a sender of a [queue](crate::Receiver::recv_from), and never another
+/// one of the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
 
@@ -177,6 +178,11 @@ impl<T: Trust> Gather<T> {
         // Also one that is not armed: its flag may have been left as it was.
         lane.subscriber.disarm();
         Some(lane.subscriber)
+    }
+
+    /// The lanes, in no order.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.lanes.slots.iter().flatten().map(|lane| lane.key)
     }
 
     /// The subscriber of a lane.

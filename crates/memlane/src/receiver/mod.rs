@@ -4,17 +4,22 @@ pub(crate) mod gather;
 pub(crate) mod joining;
 mod more;
 
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use memlane_signaling::WaitPolicy;
-use memlane_transport::{Address, Link, Listener};
+use memlane_transport::{Address, Link, Listener, Peer};
 
 use gather::{Found, Gather, Key};
 use joining::Joining;
 
 use crate::{
     Error, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
-    TryRecvError, Untrusted, accepting, address_of, after,
+    TryRecvError, Untrusted, accepting, address_of, after, pidfd_of,
     receiving::{Finding, Receiving},
     subscriber::{Awaits, Next, NoMessage, Why},
     watched::{Watch, polls},
@@ -34,7 +39,7 @@ use crate::{
 /// # let address = memlane::Address::path(directory.join("jobs")).map_err(memlane::transport::Error::from)?;
 ///
 /// // let mut receiver = Receiver::bind("jobs")?;
-/// # let mut receiver = memlane::Subscriber::builder().bind_to(&address)?;
+/// # let mut receiver = Receiver::builder().bind_to(&address)?;
 /// # let sender = std::thread::spawn(move || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 /// // any number of others
 /// // let mut sender = Sender::connect("jobs")?;
@@ -52,6 +57,8 @@ use crate::{
 pub struct Receiver<T: Trust = Untrusted> {
     gather: Gather<T>,
     joining: Joining<T>,
+    /// Whom the last message came from.
+    last: Option<Key>,
     stats: ReceiverStats,
 }
 
@@ -80,7 +87,12 @@ impl Receiver {
     ///
     /// [`Error`]: the name is taken or none, or resources are short.
     pub fn bind(service: &str) -> Result<Receiver, Error> {
-        Subscriber::builder().bind(service)
+        Receiver::builder().bind(service)
+    }
+
+    /// Options, all with defaults: those of a subscriber.
+    pub fn builder() -> SubscriberBuilder {
+        SubscriberBuilder::default()
     }
 }
 
@@ -130,6 +142,7 @@ impl<T: Trust> Receiver<T> {
         Ok(Receiver {
             gather,
             joining,
+            last: None,
             stats: ReceiverStats::default(),
         })
     }
@@ -142,6 +155,17 @@ impl<T: Trust> Receiver<T> {
     /// [`Error`], if resources are short; it is closed then.
     pub fn attach(&mut self, link: Link) -> Result<(), Error> {
         self.joining.begin(&self.gather, link, None)
+    }
+
+    /// [`attach`](Receiver::attach), for a link whose other end a known process has: its sender is gone when that process has
+    /// ended, too, whoever else holds the link then. The pidfd is duplicated.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach`](Receiver::attach); [`Error::Os`] if it is no pidfd.
+    pub fn attach_process(&mut self, link: Link, process: impl AsFd) -> Result<(), Error> {
+        let process = pidfd_of(process)?;
+        self.joining.begin(&self.gather, link, Some(process))
     }
 
     /// Receives the next message, of whichever sender; waits for it, and for senders.
@@ -173,6 +197,94 @@ impl<T: Trust> Receiver<T> {
         let deadline = after(timeout);
         let next = self.next(|gather| gather.wait(deadline));
         self.deliver(next).map_err(NoMessage::in_time)
+    }
+
+    /// [`recv`](Receiver::recv), with the sender of the message.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// ```
+    /// # let links = [memlane::Link::pair()?, memlane::Link::pair()?];
+    /// # let mut receiver = memlane::Receiver::builder().unbound()?;
+    /// # let sending: Vec<_> = links.into_iter().enumerate().map(|(number, link)| {
+    /// #     receiver.attach(link.0).unwrap();
+    /// #     std::thread::spawn(move || {
+    /// #         let mut sender = memlane::Sender::builder().over(link.1).unwrap();
+    /// #         sender.send(&[number as u8]).unwrap();
+    /// #         sender.drain(std::time::Duration::from_secs(5)).unwrap();
+    /// #     })
+    /// # }).collect();
+    /// use std::collections::HashMap;
+    ///
+    /// // let mut receiver = memlane::Receiver::bind("jobs")?;
+    /// let mut counts = HashMap::new();
+    /// for _ in 0..2 {
+    ///     let (from, job) = receiver.recv_from()?;
+    ///     println!("{} bytes", job.len());
+    ///     drop(job);
+    ///     // Asked for once: a process of the same user's, whatever it says.
+    ///     if *counts.entry(from).and_modify(|count| *count += 1).or_insert(1) == 1 {
+    ///         let peer = receiver.peer(from).expect("its last message came from there")?;
+    ///         println!("the first one of process {:?} of user {}", peer.pid(), peer.uid());
+    ///     }
+    /// }
+    /// # sending.into_iter().for_each(|sending| sending.join().unwrap());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn recv_from(&mut self) -> Result<(Key, Message<'_, T>), RecvError> {
+        let next = self.next(|gather| gather.wait(None));
+        self.deliver_from(next).map_err(NoMessage::forever)
+    }
+
+    /// [`try_recv`](Receiver::try_recv), with the sender of the message.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn try_recv_from(&mut self) -> Result<(Key, Message<'_, T>), TryRecvError> {
+        let next = self.next(Gather::find);
+        self.deliver_from(next).map_err(NoMessage::at_once)
+    }
+
+    /// [`recv_timeout`](Receiver::recv_timeout), with the sender of the message.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn recv_timeout_from(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<(Key, Message<'_, T>), RecvTimeoutError> {
+        let deadline = after(timeout);
+        let next = self.next(|gather| gather.wait(deadline));
+        self.deliver_from(next).map_err(NoMessage::in_time)
+    }
+
+    /// Whose message was received last.
+    pub fn last(&self) -> Option<Key> {
+        self.last
+    }
+
+    /// The process that a sender was connected by, as the kernel knows it; none if that sender is gone, and all its messages have
+    /// been received. Of a link that was [given](Receiver::attach), it is the one that made the link.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn peer(&self, key: Key) -> Option<io::Result<Peer>> {
+        Some(self.gather.get(key)?.link().peer())
+    }
+
+    /// The senders there are, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.gather.keys()
+    }
+
+    /// The lane of a sender: what was received of it, for one.
+    pub fn get(&self, key: Key) -> Option<&Subscriber<T>> {
+        self.gather.get(key)
     }
 
     /// How many senders there are, those among them that have ended and whose messages have not all been received.
@@ -211,7 +323,16 @@ impl<T: Trust> Receiver<T> {
         next: Result<(Key, Next), NoMessage>,
     ) -> Result<Message<'_, T>, NoMessage> {
         let (key, record) = next?;
+        self.last = Some(key);
         self.gather.deliver(key, record)
+    }
+
+    pub(crate) fn deliver_from(
+        &mut self,
+        next: Result<(Key, Next), NoMessage>,
+    ) -> Result<(Key, Message<'_, T>), NoMessage> {
+        let next @ (key, _) = next?;
+        Ok((key, self.deliver(Ok(next))?))
     }
 
     #[cold]

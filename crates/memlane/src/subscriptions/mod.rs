@@ -6,7 +6,7 @@ mod received;
 use std::{collections::HashMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use memlane_signaling::WaitPolicy;
-use memlane_transport::Address;
+use memlane_transport::{Address, Peer};
 
 pub use received::{Ended, Received};
 
@@ -95,7 +95,12 @@ impl Subscriptions {
     ///
     /// [`Error::Os`]: descriptors are short.
     pub fn new() -> Result<Subscriptions, Error> {
-        Subscriber::builder().subscriptions()
+        Subscriptions::builder().subscriptions()
+    }
+
+    /// Options, all with defaults: those of a subscriber, whose [`subscriptions`](SubscriberBuilder::subscriptions) makes it.
+    pub fn builder() -> SubscriberBuilder {
+        SubscriberBuilder::default()
     }
 }
 
@@ -232,6 +237,16 @@ impl<T: Trust> Subscriptions<T> {
     /// A publisher's label.
     pub fn label(&self, key: Key) -> Option<&str> {
         self.labels.get(&key).map(String::as_str)
+    }
+
+    /// A publisher's process, as the kernel knows it: the one that bound its service. Of a link that was made elsewhere, it is the
+    /// one that made the link.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn peer(&self, key: Key) -> Option<io::Result<Peer>> {
+        Some(self.gather.get(key)?.link().peer())
     }
 
     /// The subscriber to a publisher: what it has done, for one.
