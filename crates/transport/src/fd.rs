@@ -136,6 +136,26 @@ impl From<OwnedFd> for Fd {
     }
 }
 
+macro_rules! from_std {
+    ($($owner:ty),+ $(,)?) => {
+        $(impl From<$owner> for Fd {
+            fn from(owner: $owner) -> Fd {
+                OwnedFd::from(owner).into()
+            }
+        })+
+    };
+}
+
+from_std!(
+    std::fs::File,
+    std::net::TcpListener,
+    std::net::TcpStream,
+    std::net::UdpSocket,
+    std::os::unix::net::UnixDatagram,
+    std::os::unix::net::UnixListener,
+    std::os::unix::net::UnixStream,
+);
+
 impl From<Fd> for OwnedFd {
     fn from(mut fd: Fd) -> OwnedFd {
         fd.fd.take().expect("an Fd is taken apart once")

@@ -283,7 +283,7 @@ fn slow_ones_are_seen_to_where_the_publisher_is() {
             .send_timeout(&number.to_le_bytes(), PATIENCE)
             .unwrap();
     }
-    assert_eq!(publisher.stats().disconnected, 1);
+    assert_eq!(publisher.stats().too_slow, 1);
     let mut next = 0_u64;
     let reason = loop {
         match dropped.recv() {

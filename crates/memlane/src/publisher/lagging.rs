@@ -338,7 +338,7 @@ impl Publisher {
             if peer.dismiss_absent() {
                 // Nobody reads what is kept here.
                 self.writer.roster().leave(lagging.subscriber);
-                self.stats.disconnected += 1;
+                self.stats.too_slow += 1;
                 any = true;
                 continue;
             }
@@ -355,7 +355,7 @@ impl Publisher {
                     continue;
                 }
             }
-            self.stats.disconnected += 1;
+            self.stats.too_slow += 1;
             any = true;
         }
         match ring {

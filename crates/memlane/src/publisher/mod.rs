@@ -136,11 +136,11 @@ pub struct PublisherStats {
     /// Times it left a full ring to subscribers that are slow, and went on in another
     /// ([`PublisherBuilder::spill_bytes`]).
     pub spills: u64,
-    /// Subscribers dropped because they were too slow ([`PublisherBuilder::when_full`]).
-    pub disconnected: u64,
-    /// Subscribers dropped because what they wrote made no sense, or because they have left too many notices of the pool
-    /// unread.
+    /// Subscribers dropped: what they wrote made no sense, they have left too many notices of the pool unread, or they were too
+    /// slow. They are told ([`Reason::Evicted`](crate::Reason::Evicted)).
     pub evicted: u64,
+    /// Those of them that were too slow ([`PublisherBuilder::when_full`]).
+    pub too_slow: u64,
     /// Subscribers that left, or died.
     pub left: u64,
     /// Subscribers whose place another has taken ([`Subscriber::ticket`](crate::Subscriber::ticket)).
@@ -698,7 +698,7 @@ impl Publisher {
     /// What it has done so far.
     pub fn stats(&self) -> PublisherStats {
         PublisherStats {
-            evicted: self.control.evicted(),
+            evicted: self.control.evicted() + self.stats.too_slow,
             left: self.control.left(),
             moved: self.control.moved(),
             refused: self.control.refused(),
