@@ -3,10 +3,11 @@
 use std::thread;
 
 use memlane::{
-    Encoded, Error, Link, Payload, PayloadError, Plain, Publisher, PublisherBuilder, RecvError,
-    Slice, Subscriber, SubscriberBuilder, Typed,
+    Async, Encoded, Error, Fds, Link, Payload, PayloadError, Plain, Publisher, PublisherBuilder,
+    RecvError, RecvTimeoutError, SendTimeoutError, Slice, Subscriber, SubscriberBuilder,
+    TryRecvError, Typed,
 };
-use memlane_tests::{Role, Scene, play};
+use memlane_tests::{Control, PATIENCE, Role, Scene, Tasks, play};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -251,4 +252,113 @@ fn typed_ends_live_in_threads() {
     (0..10_000).for_each(|value| publisher.send(&value).unwrap());
     drop(publisher);
     assert_eq!(sum.join().unwrap(), (0..10_000).sum());
+}
+
+/// What waits for so long, and no longer: in every form that bytes have.
+#[test]
+fn every_form_of_bytes_is_one_of_values() {
+    let _scene = Scene::new();
+    let short = std::time::Duration::from_millis(1);
+    let (publisher, subscriber) = of::<Plain<Point>>();
+    // SAFETY: the publisher is this test's.
+    let subscriber = unsafe { subscriber.into_inner().trust_publisher() }.of::<Plain<Point>>();
+    let (ours, theirs) = Link::pair().unwrap();
+    let mut publisher = publisher.unbound().unwrap();
+    publisher.attach(ours).unwrap();
+    let mut subscriber = subscriber.over(theirs).unwrap();
+    assert_eq!(publisher.subscribers(), 1);
+    let point = |x| Point {
+        x,
+        y: 0.0,
+        label: *b"anywhere",
+    };
+    let file: Fds = vec![std::fs::File::open("/dev/null").unwrap().into()].into();
+    publisher
+        .send_timeout_with(&point(1.0), &file, PATIENCE)
+        .unwrap();
+    let mut place = publisher.reserve_timeout(PATIENCE).unwrap();
+    *place = point(2.0);
+    place.attach_timeout(&file, PATIENCE).unwrap();
+    place.commit();
+    publisher.send(&point(3.0)).unwrap();
+    publisher.send(&point(4.0)).unwrap();
+    let (value, attachments) = subscriber.recv_timeout_with(PATIENCE).unwrap();
+    assert_eq!((value, attachments.len()), (point(1.0), 1));
+    let (value, attachments) = subscriber.try_recv_with().unwrap();
+    assert_eq!((value, attachments.len()), (point(2.0), 1));
+    assert_eq!(*subscriber.try_recv_ref().unwrap(), point(3.0));
+    assert_eq!(*subscriber.recv_timeout_ref(PATIENCE).unwrap(), point(4.0));
+    assert!(matches!(
+        subscriber.try_recv_ref().unwrap_err(),
+        PayloadError::Lane(TryRecvError::Empty)
+    ));
+    let late = subscriber.recv_timeout_ref(short).map(drop).unwrap_err();
+    assert!(matches!(
+        late,
+        PayloadError::Lane(RecvTimeoutError::TimedOut)
+    ));
+    let late = subscriber.recv_timeout_with(short).map(drop).unwrap_err();
+    assert!(matches!(
+        late,
+        PayloadError::Lane(RecvTimeoutError::TimedOut)
+    ));
+    while publisher.try_send(&point(5.0)).is_ok() {}
+    let late = publisher.reserve_timeout(short).map(drop).unwrap_err();
+    assert!(matches!(late, SendTimeoutError::TimedOut));
+    let late = publisher.send_timeout_with(&point(5.0), &file, short);
+    assert!(matches!(late, Err(SendTimeoutError::TimedOut)));
+    drop((publisher, subscriber));
+
+    let (publisher, subscriber) = of::<Slice<u16>>();
+    let (mut publisher, mut subscriber) = lane(publisher, subscriber).unwrap();
+    publisher
+        .send_timeout_with(&[1, 2], &file, PATIENCE)
+        .unwrap();
+    let mut place = publisher.reserve_timeout(3, PATIENCE).unwrap();
+    place.copy_from_slice(&[3, 4, 5]);
+    place.attach_timeout(&file, PATIENCE).unwrap();
+    place.commit();
+    for expected in [&[1, 2][..], &[3, 4, 5]] {
+        let mut slice = subscriber.recv().unwrap();
+        assert_eq!(slice.to_vec(), expected);
+        assert_eq!(slice.take_attachments().unwrap().len(), 1);
+    }
+    while publisher.try_send(&[0; 100]).is_ok() {}
+    let late = publisher.reserve_timeout(100, short).map(drop);
+    assert!(matches!(late, Err(SendTimeoutError::TimedOut)));
+}
+
+#[test]
+fn values_are_written_and_read_in_place_in_tasks() {
+    let _scene = Scene::new();
+    let (publisher, subscriber) = of::<Plain<Point>>();
+    // SAFETY: the publisher is this test's.
+    let subscriber = unsafe { subscriber.into_inner().trust_publisher() }.of::<Plain<Point>>();
+    let (ours, theirs) = Link::pair().unwrap();
+    let publisher = publisher.unbound().unwrap();
+    publisher.attach(ours).unwrap();
+    let subscriber = subscriber.over(theirs).unwrap();
+    let mut publisher = publisher.try_map(Async::new).unwrap();
+    let mut subscriber = subscriber.try_map(Async::new).unwrap();
+    let point = Point {
+        x: 1.0,
+        y: 2.0,
+        label: *b"in place",
+    };
+    Control::run(async {
+        let mut place = publisher.reserve().await.unwrap();
+        *place = point;
+        place.commit();
+        assert_eq!(*subscriber.recv_ref().await.unwrap(), point);
+    });
+    let (publisher, subscriber) = of::<Slice<u8>>();
+    let (publisher, subscriber) = lane(publisher, subscriber).unwrap();
+    let mut publisher = publisher.try_map(Async::new).unwrap();
+    let mut subscriber = subscriber.try_map(Async::new).unwrap();
+    Control::run(async {
+        let mut place = publisher.reserve(5).await.unwrap();
+        place.copy_from_slice(b"slice");
+        place.commit();
+        assert_eq!(subscriber.recv().await.unwrap().to_vec(), b"slice");
+    });
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use memlane::{
-    Answer, Async, CallError, Client, Encoded, Error, Link, Plain, Readiness, Server, Slice,
-    TryRecvError, Typed, Watched,
+    Answer, Async, CallError, Client, Encoded, Error, Link, PayloadError, Plain, Readiness, Server,
+    Slice, TryRecvError, Typed, Watched,
 };
 use memlane_tests::{Control, PATIENCE, Scene, Smol, Tasks, Tokio, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -307,4 +307,74 @@ fn a_future_that_is_dropped_has_cancelled_its_request() {
     until_gone(&mut server);
     let timed = server.recv_timeout(Duration::from_millis(1));
     assert!(matches!(timed, Err(memlane::RecvTimeoutError::TimedOut)));
+}
+
+#[test]
+fn every_form_of_requests_is_one_of_values() {
+    let _scene = Scene::new();
+    let (ours, theirs) = Link::pair().unwrap();
+    let server = Server::builder().of::<Plain<u32>, Plain<u64>>();
+    let mut server = server.named("number", "answer").unbound().unwrap();
+    server.attach(ours).unwrap();
+    let asking = thread::spawn(move || {
+        let client = Client::builder().of::<Plain<u32>, Plain<u64>>();
+        let mut client = client.named("number", "answer").over(theirs).unwrap();
+        let short = Duration::from_millis(1);
+        let mut items = client.send(&1).unwrap();
+        let item = client.next_timeout(&mut items, PATIENCE).unwrap();
+        assert_eq!(item, Some(10));
+        let late = client.next_timeout(&mut items, short).unwrap_err();
+        assert!(matches!(late, PayloadError::Lane(CallError::TimedOut)));
+        let late = client.recv_timeout(short).map(drop).unwrap_err();
+        assert!(matches!(late, PayloadError::Lane(CallError::TimedOut)));
+        // Which ends the first.
+        let other = client.send(&2).unwrap();
+        assert_eq!(client.next(&mut items).unwrap(), Some(11));
+        assert_eq!(client.next(&mut items).unwrap(), None);
+        match client.recv_timeout(PATIENCE).unwrap() {
+            (id, Answer::Last(20)) => assert_eq!(id, other.detach()),
+            other => panic!("{other:?}"),
+        }
+        for number in [3, 4] {
+            let error = client.call(&number).unwrap_err().to_string();
+            assert_eq!(error, format!("the server says: no {number}"));
+        }
+        assert_eq!(client.call(&5).unwrap(), 50);
+    });
+    let mut first = server.recv().unwrap();
+    first.try_send(&10).unwrap();
+    let (number, mut first) = first.defer();
+    assert_eq!(number, 1);
+    assert_eq!(server.clients(), 1);
+    let (number, mut second) = server.recv().unwrap().defer();
+    assert_eq!(number, 2);
+    first.try_send(&mut server, &11).unwrap();
+    first.finish(&mut server).unwrap();
+    second.try_reply(&mut server, &20).unwrap();
+    let again = second.try_reply(&mut server, &20).unwrap_err();
+    assert!(matches!(
+        again,
+        PayloadError::Lane(memlane::ReplyError::Answered)
+    ));
+    let (_, third) = server.recv().unwrap().defer();
+    third.fail(&mut server, "no 3").unwrap();
+    let (_, fourth) = server.recv().unwrap().defer();
+    fourth.post_failure("no 4");
+    let mut fifth = server.recv().unwrap();
+    fifth.try_reply(&50).unwrap();
+    drop(fifth);
+    asking.join().unwrap();
+
+    // Other names are other types.
+    let (ours, theirs) = Link::pair().unwrap();
+    server.attach(ours).unwrap();
+    let asking = thread::spawn(move || {
+        let client = Client::builder().of::<Plain<u32>, Plain<u64>>();
+        client.named("number", "reply").over(theirs).unwrap_err()
+    });
+    while !asking.is_finished() {
+        let _ = server.try_recv();
+    }
+    let error = asking.join().unwrap().to_string();
+    assert!(error.contains("plain answer"), "{error}");
 }

@@ -85,6 +85,29 @@ impl<Q: Values, A: Values> Asked<'_, Q, A> {
         self.answering.send(bytes).map_err(PayloadError::Lane)
     }
 
+    /// Sends the reply, the last one, if there is room ([`Request::try_reply`](crate::Request::try_reply)).
+    ///
+    /// # Errors
+    ///
+    /// Those of there, and [`PayloadError::Encode`]. The request is still to be answered, unless it has been or its client is
+    /// gone.
+    pub fn try_reply(&mut self, reply: &A::Value) -> Result<(), PayloadError<ReplyError>> {
+        let bytes = A::bytes(reply, self.copy, self.answering.max_reply());
+        let bytes = bytes.map_err(PayloadError::widen)?;
+        self.answering.try_reply(bytes).map_err(PayloadError::Lane)
+    }
+
+    /// Sends an item of a stream, if there is room ([`Request::try_send`](crate::Request::try_send)).
+    ///
+    /// # Errors
+    ///
+    /// Those of there, and [`PayloadError::Encode`].
+    pub fn try_send(&mut self, item: &A::Value) -> Result<(), PayloadError<ReplyError>> {
+        let bytes = A::bytes(item, self.copy, self.answering.max_reply());
+        let bytes = bytes.map_err(PayloadError::widen)?;
+        self.answering.try_send(bytes).map_err(PayloadError::Lane)
+    }
+
     /// Ends a stream.
     ///
     /// # Errors
@@ -164,6 +187,65 @@ impl<A: Values> Answers<A> {
         sent.map_err(PayloadError::Lane)
     }
 
+    /// Sends the reply, the last one, if there is room ([`Responder::try_reply`]).
+    ///
+    /// # Errors
+    ///
+    /// Those of there, and [`PayloadError::Encode`].
+    pub fn try_reply<E: AsServer, Q>(
+        &mut self,
+        server: &mut Typed<E, (Q, A)>,
+        reply: &A::Value,
+    ) -> Result<(), PayloadError<ReplyError>> {
+        let (server, copy) = server.end_and_copy();
+        let bytes = A::bytes(reply, copy, usize::MAX).map_err(PayloadError::widen)?;
+        let replied = self.responder.try_reply(server.as_server(), bytes);
+        replied.map_err(PayloadError::Lane)
+    }
+
+    /// Sends an item of a stream, if there is room ([`Responder::try_send`]).
+    ///
+    /// # Errors
+    ///
+    /// Those of there, and [`PayloadError::Encode`].
+    pub fn try_send<E: AsServer, Q>(
+        &mut self,
+        server: &mut Typed<E, (Q, A)>,
+        item: &A::Value,
+    ) -> Result<(), PayloadError<ReplyError>> {
+        let (server, copy) = server.end_and_copy();
+        let bytes = A::bytes(item, copy, usize::MAX).map_err(PayloadError::widen)?;
+        let sent = self.responder.try_send(server.as_server(), bytes);
+        sent.map_err(PayloadError::Lane)
+    }
+
+    /// Ends a stream ([`Responder::finish`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn finish<E: AsServer, Q>(self, server: &mut Typed<E, (Q, A)>) -> Result<(), ReplyError> {
+        self.responder.finish(server.end_mut().as_server())
+    }
+
+    /// Tells the client that there is no reply, and why ([`Responder::fail`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn fail<E: AsServer, Q>(
+        self,
+        server: &mut Typed<E, (Q, A)>,
+        why: &str,
+    ) -> Result<(), ReplyError> {
+        self.responder.fail(server.end_mut().as_server(), why)
+    }
+
+    /// Has the server tell the client that there is no reply, and why, when it next receives ([`Responder::post_failure`]).
+    pub fn post_failure(self, why: impl Into<String>) {
+        self.responder.post_failure(why);
+    }
+
     /// Has the server send this reply, the last one, when it next receives ([`Responder::post`]).
     ///
     /// # Errors
@@ -183,7 +265,7 @@ impl<A> Answers<A> {
         self.responder.is_cancelled()
     }
 
-    /// The responder, whose replies are bytes: to end a stream, and to fail.
+    /// The responder, whose replies are bytes.
     pub fn into_inner(self) -> Responder {
         self.responder
     }

@@ -373,20 +373,6 @@ impl<P: Payload> Typed<Publisher, P> {
         self.get_ref().wait_for_subscribers_timeout(count, timeout)
     }
 
-    /// How many subscribers there are. By the next line there may be more, or fewer.
-    pub fn subscribers(&self) -> usize {
-        self.get_ref().subscribers()
-    }
-
-    /// Takes a link that was made elsewhere ([`Publisher::attach`]).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub fn attach(&self, link: Link) -> Result<(), Error> {
-        self.get_ref().attach(link)
-    }
-
     /// Makes a ticket, with which another process goes on ([`Publisher::ticket`]).
     ///
     /// # Errors

@@ -50,6 +50,19 @@ impl<T: Trust, P: Payload> Typed<Subscriptions<T>, P> {
         self.get_mut().add(subscriber.into_inner())
     }
 
+    /// Adds a subscriber, under a label of the user's ([`Subscriptions::add_as`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn add_as(
+        &mut self,
+        label: &str,
+        subscriber: Typed<Subscriber<T>, P>,
+    ) -> Result<Key, Error> {
+        self.get_mut().add_as(label, subscriber.into_inner())
+    }
+
     /// Takes a subscriber out again ([`Subscriptions::remove`]).
     pub fn remove(&mut self, key: Key) -> Option<Typed<Subscriber<T>, P>> {
         self.get_mut().remove(key).map(Typed::new)

@@ -5,6 +5,7 @@ mod asking;
 mod builders;
 mod description;
 mod encoded;
+mod ends;
 mod error;
 mod many;
 mod plain;

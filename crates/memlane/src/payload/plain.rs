@@ -94,6 +94,22 @@ impl<E: AsPublisher, T: IntoBytes + Immutable> Typed<E, Plain<T>> {
         self.publisher()
             .try_send_with(value.as_bytes(), attachments)
     }
+
+    /// Sends a copy of `value` with descriptors attached; waits for room no longer than `timeout`
+    /// ([`Publisher::send_timeout_with`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_timeout_with`].
+    pub fn send_timeout_with(
+        &mut self,
+        value: &T,
+        attachments: &Fds,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.publisher()
+            .send_timeout_with(value.as_bytes(), attachments, timeout)
+    }
 }
 
 impl<E: AsPublisher, T: FromBytes + IntoBytes + Immutable + KnownLayout> Typed<E, Plain<T>> {
@@ -124,6 +140,23 @@ impl<E: AsPublisher, T: FromBytes + IntoBytes + Immutable + KnownLayout> Typed<E
     pub fn try_reserve(&mut self) -> Result<PlainReservation<'_, T>, TrySendError> {
         const { is_aligned::<T>() };
         let place = self.publisher().try_reserve(size_of::<T>())?;
+        Ok(PlainReservation {
+            place,
+            value: PhantomData,
+        })
+    }
+
+    /// Makes room for a value, to be written in place; waits for it no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::reserve_timeout`].
+    pub fn reserve_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<PlainReservation<'_, T>, SendTimeoutError> {
+        const { is_aligned::<T>() };
+        let place = self.publisher().reserve_timeout(size_of::<T>(), timeout)?;
         Ok(PlainReservation {
             place,
             value: PhantomData,
@@ -196,6 +229,19 @@ impl<E: Receives, T: FromBytes + IntoBytes> Typed<E, Plain<T>> {
     pub fn try_recv_with(&mut self) -> Result<(T, Fds), PayloadError<TryRecvError>> {
         value_with(self.end_mut().try_recv().map_err(PayloadError::Lane)?)
     }
+
+    /// [`recv_with`](Typed::recv_with), waiting no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`recv_timeout`](Typed::recv_timeout), and [`PayloadError::Attachments`].
+    pub fn recv_timeout_with(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<(T, Fds), PayloadError<RecvTimeoutError>> {
+        let message = self.end_mut().recv_timeout(timeout);
+        value_with(message.map_err(PayloadError::Lane)?)
+    }
 }
 
 impl<E: Receives<Trust = Trusted>, T: FromBytes + Immutable + KnownLayout> Typed<E, Plain<T>> {
@@ -210,11 +256,32 @@ impl<E: Receives<Trust = Trusted>, T: FromBytes + Immutable + KnownLayout> Typed
     pub fn recv_ref(&mut self) -> Result<PlainMessage<'_, T>, PayloadError<RecvError>> {
         const { is_aligned::<T>() };
         let message = self.end_mut().recv().map_err(PayloadError::Lane)?;
-        check::<T, _>(message.len())?;
-        Ok(PlainMessage {
-            message,
-            value: PhantomData,
-        })
+        PlainMessage::new(message)
+    }
+
+    /// Receives the next value, in place, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Subscriber::try_recv`](crate::Subscriber::try_recv), and [`PayloadError::Length`].
+    pub fn try_recv_ref(&mut self) -> Result<PlainMessage<'_, T>, PayloadError<TryRecvError>> {
+        const { is_aligned::<T>() };
+        let message = self.end_mut().try_recv().map_err(PayloadError::Lane)?;
+        PlainMessage::new(message)
+    }
+
+    /// Receives the next value, in place; waits for it no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Subscriber::recv_timeout`](crate::Subscriber::recv_timeout), and [`PayloadError::Length`].
+    pub fn recv_timeout_ref(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<PlainMessage<'_, T>, PayloadError<RecvTimeoutError>> {
+        const { is_aligned::<T>() };
+        let message = self.end_mut().recv_timeout(timeout);
+        PlainMessage::new(message.map_err(PayloadError::Lane)?)
     }
 }
 
@@ -237,6 +304,39 @@ impl<R: Readiness, T: IntoBytes + Immutable> Typed<Async<Publisher, R>, Plain<T>
         self.get_mut()
             .send_with(value.as_bytes(), attachments)
             .await
+    }
+}
+
+impl<R: Readiness, T: FromBytes + IntoBytes + Immutable + KnownLayout>
+    Typed<Async<Publisher, R>, Plain<T>>
+{
+    /// Makes room for a value, to be written in place and then committed; as [`Async::reserve`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::reserve`].
+    pub async fn reserve(&mut self) -> Result<PlainReservation<'_, T>, SendError> {
+        const { is_aligned::<T>() };
+        let place = self.get_mut().reserve(size_of::<T>()).await?;
+        Ok(PlainReservation {
+            place,
+            value: PhantomData,
+        })
+    }
+}
+
+impl<E: Receiving<Trust = Trusted>, R: Readiness, T: FromBytes + Immutable + KnownLayout>
+    Typed<Async<E, R>, Plain<T>>
+{
+    /// Receives the next value, in place; as [`Async::recv`] does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Async::recv`], and [`PayloadError::Length`].
+    pub async fn recv_ref(&mut self) -> Result<PlainMessage<'_, T>, PayloadError<RecvError>> {
+        const { is_aligned::<T>() };
+        let message = self.get_mut().recv().await;
+        PlainMessage::new(message.map_err(PayloadError::Lane)?)
     }
 }
 
@@ -322,6 +422,19 @@ impl<T> PlainReservation<'_, T> {
     pub fn try_attach(&mut self, attachments: &Fds) -> Result<(), TrySendError> {
         self.place.try_attach(attachments)
     }
+
+    /// Attaches descriptors to the message; waits no longer than `timeout` ([`Reservation::attach_timeout`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn attach_timeout(
+        &mut self,
+        attachments: &Fds,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.place.attach_timeout(attachments, timeout)
+    }
 }
 
 impl<T: FromBytes + Immutable + KnownLayout> Deref for PlainReservation<'_, T> {
@@ -353,6 +466,18 @@ impl<T> fmt::Debug for PlainReservation<'_, T> {
 pub struct PlainMessage<'a, T> {
     message: Message<'a, Trusted>,
     value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T> PlainMessage<'a, T> {
+    fn new<E: std::error::Error>(
+        message: Message<'a, Trusted>,
+    ) -> Result<PlainMessage<'a, T>, PayloadError<E>> {
+        check::<T, _>(message.len())?;
+        Ok(PlainMessage {
+            message,
+            value: PhantomData,
+        })
+    }
 }
 
 impl<T> PlainMessage<'_, T> {

@@ -114,11 +114,27 @@ macro_rules! described {
             }
             Typed::new(builder)
         }
+
+        fn named_in_order(self, sent: &str, received: &str) -> Self {
+            let mut builder = self.into_inner();
+            let sends = builder.$sent.carries().clone().with_name(sent);
+            builder.$sent = builder.$sent.carrying(sends);
+            if let Some(receives) = builder.$received.carries().cloned() {
+                let receives = receives.with_name(received);
+                builder.$received = builder.$received.carrying(receives);
+            }
+            Typed::new(builder)
+        }
     };
 }
 
 impl<T: Trust, Q: Payload, A: Payload> Typed<ClientBuilder<T>, (Q, A)> {
     described!(ClientBuilder, requests, replies);
+
+    /// Says what the types of requests and replies are called, in place of what the compiler calls them.
+    pub fn named(self, requests: &str, replies: &str) -> Self {
+        self.named_in_order(requests, replies)
+    }
 
     /// Connects to a server of this user's ([`ClientBuilder::connect`]).
     ///
@@ -163,6 +179,11 @@ impl<T: Trust, Q: Payload, A: Payload> Typed<ClientBuilder<T>, (Q, A)> {
 
 impl<T: Trust, Q: Payload, A: Payload> Typed<ServerBuilder<T>, (Q, A)> {
     described!(ServerBuilder, replies, requests);
+
+    /// Says what the types of requests and replies are called, in place of what the compiler calls them.
+    pub fn named(self, requests: &str, replies: &str) -> Self {
+        self.named_in_order(replies, requests)
+    }
 
     /// Binds a service of this user's ([`ServerBuilder::bind`]).
     ///

@@ -100,6 +100,22 @@ impl<E: AsPublisher, T: IntoBytes + Immutable> Typed<E, Slice<T>> {
         self.publisher()
             .try_send_with(values.as_bytes(), attachments)
     }
+
+    /// Sends a copy of `values` with descriptors attached; waits for room no longer than `timeout`
+    /// ([`Publisher::send_timeout_with`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::send_timeout_with`].
+    pub fn send_timeout_with(
+        &mut self,
+        values: &[T],
+        attachments: &Fds,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.publisher()
+            .send_timeout_with(values.as_bytes(), attachments, timeout)
+    }
 }
 
 /// So many values are more bytes than any message has.
@@ -131,6 +147,24 @@ impl<E: AsPublisher, T: FromBytes + IntoBytes + Immutable + KnownLayout> Typed<E
     #[inline]
     pub fn try_reserve(&mut self, count: usize) -> Result<SliceReservation<'_, T>, TrySendError> {
         let place = self.publisher().try_reserve(bytes_of::<T>(count))?;
+        Ok(SliceReservation {
+            place,
+            values: PhantomData,
+        })
+    }
+
+    /// Makes room for up to `count` values, to be written in place; waits for it no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::reserve_timeout`].
+    pub fn reserve_timeout(
+        &mut self,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<SliceReservation<'_, T>, SendTimeoutError> {
+        let len = bytes_of::<T>(count);
+        let place = self.publisher().reserve_timeout(len, timeout)?;
         Ok(SliceReservation {
             place,
             values: PhantomData,
@@ -197,6 +231,23 @@ impl<R: Readiness, T: IntoBytes + Immutable> Typed<Async<Publisher, R>, Slice<T>
     }
 }
 
+impl<R: Readiness, T: FromBytes + IntoBytes + Immutable + KnownLayout>
+    Typed<Async<Publisher, R>, Slice<T>>
+{
+    /// Makes room for up to `count` values, to be written in place and then committed; as [`Async::reserve`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Publisher::reserve`].
+    pub async fn reserve(&mut self, count: usize) -> Result<SliceReservation<'_, T>, SendError> {
+        let place = self.get_mut().reserve(bytes_of::<T>(count)).await?;
+        Ok(SliceReservation {
+            place,
+            values: PhantomData,
+        })
+    }
+}
+
 impl<E: Receiving, R: Readiness, T: FromBytes + IntoBytes> Typed<Async<E, R>, Slice<T>> {
     /// Receives the next slice; as [`Async::recv`] does.
     ///
@@ -249,6 +300,19 @@ impl<T> SliceReservation<'_, T> {
     /// As there.
     pub fn try_attach(&mut self, attachments: &Fds) -> Result<(), TrySendError> {
         self.place.try_attach(attachments)
+    }
+
+    /// Attaches descriptors to the message; waits no longer than `timeout` ([`Reservation::attach_timeout`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn attach_timeout(
+        &mut self,
+        attachments: &Fds,
+        timeout: Duration,
+    ) -> Result<(), SendTimeoutError> {
+        self.place.attach_timeout(attachments, timeout)
     }
 
     fn count(&self) -> usize {

@@ -237,6 +237,24 @@ impl<'a> Answering<'a> {
         self.put(LAST, reply, false)
     }
 
+    /// As [`Request::try_reply`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn try_reply(&mut self, reply: &[u8]) -> Result<(), ReplyError> {
+        self.put(LAST, reply, true)
+    }
+
+    /// As [`Request::try_send`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn try_send(&mut self, item: &[u8]) -> Result<(), ReplyError> {
+        self.put(ITEM, item, true)
+    }
+
     /// As [`Request::send`].
     ///
     /// # Errors
