@@ -22,6 +22,8 @@
 //! # }
 //! ```
 //!
+//! Import ends by name: beside a `use memlane::*`, `tokio` is ambiguous, which may be this module or the crate.
+//!
 //! # Panics
 //! What makes one of these types panics outside a runtime, or in one without I/O.
 

@@ -146,6 +146,13 @@ macro_rules! from_std {
     };
 }
 
+/// Whatever it is: of a file that came from elsewhere, reading may block, and never end.
+impl From<Fd> for std::fs::File {
+    fn from(fd: Fd) -> std::fs::File {
+        OwnedFd::from(fd).into()
+    }
+}
+
 from_std!(
     std::fs::File,
     std::net::TcpListener,

@@ -64,7 +64,9 @@ use crate::{
 /// loop {
 ///     let request = server.recv()?;
 ///     let sum: u8 = request.to_vec().iter().sum();
-///     request.reply(&[sum])?;
+///     if let Err(error) = request.reply(&[sum]) {
+///         eprintln!("{error}"); // that client is gone, say: others are not
+///     }
 /// #   break;
 /// }
 /// # asking.join().unwrap();
