@@ -3,9 +3,9 @@
 use std::thread;
 
 use memlane::{
-    Async, Encoded, Error, Fds, Link, Payload, PayloadError, Plain, Publisher, PublisherBuilder,
-    RecvError, RecvTimeoutError, SendTimeoutError, Slice, Subscriber, SubscriberBuilder,
-    TryRecvError, Typed,
+    Async, Encoded, Error, Fd, Fds, Link, Payload, PayloadError, Plain, Publisher,
+    PublisherBuilder, RecvError, RecvTimeoutError, SendTimeoutError, Slice, Subscriber,
+    SubscriberBuilder, TryRecvError, Typed,
 };
 use memlane_tests::{Control, PATIENCE, Role, Scene, Tasks, play};
 use serde::{Deserialize, Serialize};
@@ -272,7 +272,11 @@ fn every_form_of_bytes_is_one_of_values() {
         y: 0.0,
         label: *b"anywhere",
     };
-    let file: Fds = vec![std::fs::File::open("/dev/null").unwrap().into()].into();
+    // A file becomes a descriptor of any kind, and is one again.
+    let fd = Fd::from(std::fs::File::open("/dev/null").unwrap());
+    let null = std::fs::File::from(fd);
+    assert_eq!(std::io::read_to_string(&null).unwrap(), "");
+    let file: Fds = vec![null.into()].into();
     publisher
         .send_timeout_with(&point(1.0), &file, PATIENCE)
         .unwrap();

@@ -318,6 +318,60 @@ fn all_are_told_of_time_and_of_death() {
     all_are_told::<Tokio>(&scene);
 }
 
+/// As the blocking forms do: what is late is late, whether it was sent or waited for room.
+fn one_task_is_told_of_time<K: Tasks>() {
+    let (ours, theirs) = Link::pair().unwrap();
+    let mut server = Server::builder().unbound().unwrap();
+    server.attach(ours).unwrap();
+    let mut client = options().begin_over(theirs).unwrap();
+    let client = loop {
+        let _ = server.try_recv();
+        if let Some(client) = client.try_finish().unwrap() {
+            break client;
+        }
+    };
+    K::run(async {
+        let mut client = Async::with(client, K::readiness).unwrap();
+        let short = Duration::from_millis(5);
+        let error = client.call_timeout(b"late", short).await.map(drop);
+        assert!(
+            matches!(error, Err(CallError::DeadlineExceeded)),
+            "{error:?}"
+        );
+        let mut sent = 0;
+        let error = loop {
+            match client.send_timeout(&[0; 500], short).await {
+                Ok(call) => drop(call.detach()),
+                Err(error) => break error,
+            }
+            sent += 1;
+            assert!(sent < 100, "the lane is full one day");
+        };
+        assert!(matches!(error, CallError::DeadlineExceeded), "{error:?}");
+        // Which leaves nothing behind.
+        while let Ok(request) = server.try_recv() {
+            drop(request);
+        }
+        let call = client.send_timeout(b"in time", PATIENCE).await.unwrap();
+        let request = loop {
+            if let Ok(request) = server.try_recv() {
+                break request;
+            }
+        };
+        assert_eq!(request.to_vec(), b"in time");
+        request.reply(b"an answer").unwrap();
+        assert_eq!(client.wait(call).await.unwrap().to_vec(), b"an answer");
+    });
+}
+
+#[test]
+fn one_task_is_told_of_time_whoever_runs_it() {
+    let _scene = Scene::after(Smol::start);
+    one_task_is_told_of_time::<Control>();
+    one_task_is_told_of_time::<Smol>();
+    one_task_is_told_of_time::<Tokio>();
+}
+
 #[test]
 fn a_request_that_is_dropped_is_told_to_its_task_alone() {
     let scene = Scene::new();
