@@ -16,7 +16,7 @@
 use std::fmt;
 
 use memlane_region::pool::MAX_SEGMENTS;
-use memlane_transport::{Fd, FdRef, Fds, Limits};
+use memlane_transport::{Fd, FdRef, Fds, Limits, SharedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, PayloadType, Reason};
@@ -269,14 +269,15 @@ pub(crate) enum NoticeRef<'a> {
         id: u32,
         chunks: u32,
         chunk_size: u64,
-        memory: FdRef<'a>,
+        /// Sent without a duplicate: there may be no descriptor left for one.
+        memory: &'a SharedFd,
     },
     /// Nothing will name it any more.
     Removed { id: u32 },
     /// The last one, before the publisher hangs up.
     Farewell(&'a Farewell),
     /// Another ring, of the first one's capacity.
-    Ring { id: u32, memory: FdRef<'a> },
+    Ring { id: u32, memory: &'a SharedFd },
     /// No ring's end will name it any more.
     RingRemoved { id: u32 },
     /// Of the message whose record begins at this position, if its header has this tag.
@@ -490,6 +491,7 @@ mod tests {
     fn as_documented() {
         let fd: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         let one = || FdRef::new(&fd);
+        let shared = SharedFd::from(fd.try_clone().unwrap());
         says("opening: version 4", &Opening { version: VERSION });
 
         let bytes = PayloadType::bytes();
@@ -629,12 +631,12 @@ mod tests {
             id: 0,
             chunks: 4,
             chunk_size: 256 << 10,
-            memory: one(),
+            memory: &shared,
         };
         says("added: segment 0, 4 chunks of 256 KiB", &added);
         says("segment: as below", &PacketRef::Segment(added));
         says("removed: segment 300", &NoticeRef::Removed { id: 300 });
-        let memory = one();
+        let memory = &shared;
         says("ring: 1", &NoticeRef::Ring { id: 1, memory });
         says("ring removed: 1", &NoticeRef::RingRemoved { id: 1 });
 

@@ -71,7 +71,8 @@ impl<E: End> Watched<E> {
     /// # Errors
     ///
     /// [`Error::Option`] if it was told to [`Poll`](crate::WaitPolicy::Poll): the other side does not wake it then.
-    /// [`Error::Os`] if descriptors are short: a publisher takes two more. The end is dropped.
+    /// [`Error::Os`] if descriptors are short: a publisher takes up to four more, a client six; none is needed
+    /// later. The end is dropped.
     pub fn new(mut end: E) -> Result<Watched<E>, Error> {
         end.watch()?;
         Ok(Watched { end })

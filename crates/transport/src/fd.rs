@@ -212,7 +212,13 @@ impl Drop for Fd {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct SharedFd(Arc<Fd>);
+pub struct SharedFd(Counted);
+
+#[derive(Clone, Debug)]
+enum Counted {
+    Fd(Arc<Fd>),
+    Owned(Arc<OwnedFd>),
+}
 
 impl From<OwnedFd> for SharedFd {
     fn from(fd: OwnedFd) -> SharedFd {
@@ -222,13 +228,23 @@ impl From<OwnedFd> for SharedFd {
 
 impl From<Fd> for SharedFd {
     fn from(fd: Fd) -> SharedFd {
-        SharedFd(Arc::new(fd))
+        SharedFd(Counted::Fd(Arc::new(fd)))
+    }
+}
+
+/// Of one that others have, too, in their own way.
+impl From<Arc<OwnedFd>> for SharedFd {
+    fn from(fd: Arc<OwnedFd>) -> SharedFd {
+        SharedFd(Counted::Owned(fd))
     }
 }
 
 impl AsFd for SharedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        match &self.0 {
+            Counted::Fd(fd) => fd.as_fd(),
+            Counted::Owned(fd) => fd.as_fd(),
+        }
     }
 }
 
@@ -267,7 +283,12 @@ impl Serialize for Fd {
 
 impl Serialize for SharedFd {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        scope::lend(serializer, || Ok(Lent::Shared(Arc::clone(&self.0))))
+        scope::lend(serializer, || {
+            Ok(match &self.0 {
+                Counted::Fd(fd) => Lent::Shared(Arc::clone(fd)),
+                Counted::Owned(fd) => Lent::Counted(Arc::clone(fd)),
+            })
+        })
     }
 }
 

@@ -23,11 +23,15 @@ fn a_batch_is_a_sequence_of_descriptors() {
         let inodes: Vec<_> = files.iter().map(inode).collect();
         let batch = Fds::from(files);
         let single = SharedFd::from(memfd());
+        let counted = SharedFd::from(std::sync::Arc::new(memfd()));
         // In the middle of other descriptors, so that it does not start at the first.
-        left.send(&(&single, &batch, &single)).unwrap();
-        let (_, received, last): (Fd, Fds, Fd) = right.recv().unwrap();
+        left.send(&(&counted, &batch, &single)).unwrap();
+        let (first, received, last): (Fd, Fds, Fd) = right.recv().unwrap();
         assert_eq!(received.iter().map(inode).collect::<Vec<_>>(), inodes);
-        assert_eq!(inode(last), inode(&single));
+        assert_eq!(
+            (inode(first), inode(last)),
+            (inode(&counted), inode(&single))
+        );
 
         left.send(&batch).unwrap();
         let received: Vec<Fd> = right.recv().unwrap();

@@ -17,7 +17,7 @@ use rustix::{
 /// Beside those of the two lanes.
 const TOKEN: u64 = 2;
 
-/// Made at the first deadline.
+/// Made by a client that is watched.
 #[derive(Debug, Default)]
 pub(super) struct Alarm {
     timer: Option<OwnedFd>,
@@ -42,8 +42,8 @@ impl Alarm {
         self.start(watched, at)
     }
 
-    #[cold]
-    fn start(&mut self, watched: &OwnedFd, at: Option<Instant>) -> io::Result<()> {
+    /// Makes all that it takes, so that no call has to say later that it cannot tell when a request is late.
+    pub(super) fn prepare(&mut self, watched: &OwnedFd) -> io::Result<()> {
         if self.timer.is_none() {
             let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
             let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -51,6 +51,12 @@ impl Alarm {
             epoll::add(watched, &timer, token, EventFlags::IN)?;
             self.timer = Some(timer);
         }
+        Ok(())
+    }
+
+    #[cold]
+    fn start(&mut self, watched: &OwnedFd, at: Option<Instant>) -> io::Result<()> {
+        self.prepare(watched)?;
         let Some(timer) = &self.timer else {
             return Ok(());
         };

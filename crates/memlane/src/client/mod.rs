@@ -376,7 +376,7 @@ impl<T: Trust> Watch for Client<T> {
             self.publisher.unwatch();
             return Err(error);
         }
-        let watched = || -> std::io::Result<OwnedFd> {
+        let mut watched = || -> std::io::Result<OwnedFd> {
             let both = epoll::create(CreateFlags::CLOEXEC)?;
             for (token, lane) in [self.publisher.descriptor(), self.subscriber.descriptor()]
                 .into_iter()
@@ -385,6 +385,7 @@ impl<T: Trust> Watch for Client<T> {
                 let token = EventData::new_u64(token as u64);
                 epoll::add(&both, &**lane, token, EventFlags::IN)?;
             }
+            self.alarm.prepare(&both)?;
             Ok(both)
         };
         match watched() {

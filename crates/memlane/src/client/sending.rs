@@ -1,6 +1,9 @@
 //! How requests get into their lane, and what is said of those that were given up.
 
-use std::time::Instant;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use memlane_signaling::remaining;
 use rustix::{
@@ -14,6 +17,9 @@ use crate::{
     envelope::{CANCEL, REQUEST, REQUEST_HEADER, given_up, now, put},
     watched::Watch,
 };
+
+/// A client that has no descriptor left to wait with for room and for replies looks for both this often.
+const AGAIN: Duration = Duration::from_millis(2);
 
 impl<T: Trust> Client<T> {
     /// Sends a request without a deadline, if there is room for it in the ring, and nothing else is to be seen to: all that most
@@ -126,10 +132,8 @@ impl<T: Trust> Client<T> {
             return self.write(id, request, deadline);
         };
         let polls = self.publisher.polls() || self.subscriber.polls();
-        let watches = self.watched.is_none() && !polls;
-        if watches {
-            Watch::watch(self).map_err(unwatched)?;
-        }
+        // There may be no descriptor for that.
+        let watches = self.watched.is_none() && !polls && Watch::watch(self).is_ok();
         let written = loop {
             if let Err(error) = self.take_in() {
                 break Err(error);
@@ -143,6 +147,9 @@ impl<T: Trust> Client<T> {
             }
             if polls {
                 std::hint::spin_loop();
+            } else if self.watched.is_none() {
+                let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+                thread::sleep(left.map_or(AGAIN, |left| left.min(AGAIN)));
             } else if let Err(error) = self.wait_for_either(until) {
                 break Err(error);
             }
@@ -238,13 +245,6 @@ fn in_words(deadline: Instant) -> u64 {
     let left = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
     // 0 is none.
     now().saturating_add(left).max(1)
-}
-
-fn unwatched(error: crate::Error) -> CallError {
-    CallError::Wait(match error {
-        crate::Error::Os { source, .. } => source,
-        error => std::io::Error::other(error),
-    })
 }
 
 #[cfg(test)]

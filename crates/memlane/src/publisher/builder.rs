@@ -438,6 +438,7 @@ impl PublisherBuilder {
             batch: None,
             wakes: None,
             wakes_loans: false,
+            short: false,
             attach: Attach::default(),
             alive: 0,
             pacer: Pacer::new(self.wait),

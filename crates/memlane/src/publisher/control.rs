@@ -17,7 +17,7 @@ use memlane_region::{
     pool::{self, Change, Geometry, Pool},
     ring::Roster,
 };
-use memlane_transport::{FdRef, Link, Listener};
+use memlane_transport::{Link, Listener, SharedFd};
 use rustix::{
     event::{
         Timespec,
@@ -137,7 +137,7 @@ pub(super) struct State {
 pub(super) struct Segment {
     id: u32,
     geometry: Geometry,
-    memory: Arc<OwnedFd>,
+    memory: SharedFd,
 }
 
 impl Segment {
@@ -146,7 +146,7 @@ impl Segment {
             id: self.id,
             chunks: self.geometry.chunks,
             chunk_size: self.geometry.chunk_size,
-            memory: FdRef::new(&*self.memory),
+            memory: &self.memory,
         }
     }
 }
@@ -155,14 +155,14 @@ impl Segment {
 #[derive(Debug)]
 pub(super) struct Ring {
     id: u32,
-    memory: OwnedFd,
+    memory: SharedFd,
 }
 
 impl Ring {
     fn notice(&self) -> NoticeRef<'_> {
         NoticeRef::Ring {
             id: self.id,
-            memory: FdRef::new(&self.memory),
+            memory: &self.memory,
         }
     }
 }
@@ -357,7 +357,7 @@ impl Control {
         let segment = Segment {
             id: added.id,
             geometry: added.geometry,
-            memory: added.descriptor.clone(),
+            memory: added.descriptor.clone().into(),
         };
         self.tell(&state, &segment.notice());
         state.segments.push(segment);
@@ -366,6 +366,7 @@ impl Control {
     /// Tells every subscriber of a ring, before the publisher goes on in it.
     pub(super) fn add_ring(&self, id: u32, memory: OwnedFd) {
         let mut state = self.state();
+        let memory = memory.into();
         let ring = Ring { id, memory };
         self.tell(&state, &ring.notice());
         state.rings.push(ring);
@@ -485,7 +486,7 @@ impl Control {
 
     /// Takes the ring of a subscriber. One that has closed its end of the doorbell has left, and whether or not its link
     /// says so too, there is nothing more to be heard of it.
-    fn rung(&self, source: u32, hung_up: bool) {
+    pub(super) fn rung(&self, source: u32, hung_up: bool) {
         let state = self.state();
         let (peer, reader) = match state.links.get(&source) {
             Some(Connection::Joined {

@@ -15,6 +15,7 @@ mod passage;
 mod peer;
 mod reservation;
 mod room;
+mod short;
 #[cfg(feature = "stream")]
 mod sink;
 mod spill;
@@ -110,6 +111,8 @@ pub struct Publisher {
     /// What wakes it, once it has waited or is watched, and whether dropped loans do.
     wakes: Option<Arc<Wakes>>,
     wakes_loans: bool,
+    /// There was no descriptor for that, the last time.
+    short: bool,
     attach: Attach,
     /// Signs of life that it has given.
     alive: u64,
@@ -714,6 +717,7 @@ impl Watch for Publisher {
         }
         // All that it takes, so that no call has to say later that it cannot tell when there is room.
         self.watch_loans()
+            .and_then(|()| self.wakes()?.set_alarm(None))
             .map_err(Error::os("watch for what wakes the publisher"))?;
         self.watched = true;
         Ok(())

@@ -88,10 +88,25 @@ fn look(
                 PoolError::Exhausted {
                     held: 0, loaned, ..
                 } => NoRoomInTime::Loaned { bytes: loaned },
+                // What subscribers have of this size will do.
+                PoolError::Os(error) if is_out_of_numbers(&error) && pool.sent(len) > 0 => {
+                    NoRoomInTime::Full
+                }
                 PoolError::Os(error) => NoRoomInTime::Memory(error),
                 _ => NoRoomInTime::Full,
             })
         }
+    }
+}
+
+/// Whether it is for want of descriptors, of this process or of all.
+fn is_out_of_numbers(error: &memlane_region::Error) -> bool {
+    match error {
+        memlane_region::Error::Os { source, .. } => {
+            let errno = Errno::from_io_error(source);
+            errno.is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE)
+        }
+        _ => false,
     }
 }
 
@@ -208,7 +223,10 @@ impl Publisher {
                     let again = self.again(need);
                     let timeout = deadline.into_iter().chain(again).min().map(remaining);
                     let since = Instant::now();
-                    let woken = self.take_wakes(timeout.as_ref());
+                    let woken = match self.short {
+                        true => self.control.await_rings(self.control.is_driven(), timeout),
+                        false => self.take_wakes(timeout.as_ref()),
+                    };
                     self.pacer.slept(since.elapsed(), deadline.is_none());
                     woken.map_err(NoRoomInTime::Wait).err().map(Err)
                 }
@@ -252,32 +270,29 @@ impl Publisher {
             // What has rung until now is seen by the look below.
             self.take_wakes(Some(&NOW)).map_err(NoRoomInTime::Wait)?;
         }
-        let found = self.wakes().map_err(NoRoomInTime::Wait).and_then(|_| {
-            loop {
-                self.wanting = true;
-                let wanted = self.wanted(need);
-                self.want(wanted);
-                match need {
-                    // A loan that is dropped makes no room here; a message's own may be, if it is given up for now.
-                    Need::Ring(_) | Need::Drained | Need::Attachments => {
-                        self.pool.await_no_loans();
-                    }
-                    Need::Chunk(_) => {
-                        self.watch_loans().map_err(NoRoomInTime::Wait)?;
-                        self.pool.await_loans();
-                    }
-                }
-                // This look fences before it loads cursors and slots, and a subscriber between its store of either and
-                // its look at what is wanted: it sees that, or its store is seen here.
-                match self.look(need) {
-                    // What makes way for it is less than room, and was wanted above, too.
-                    Err(NoRoomInTime::Full) if self.make_way(need) => {}
-                    // The look found records passed whose chunks are held: nobody will pass them again.
-                    Err(NoRoomInTime::Full) if self.wanted(need) != wanted => {}
-                    found => return found,
+        // Of one that is watched they are there.
+        self.short = self.prepare_to_sleep(need).is_err();
+        let found = loop {
+            self.wanting = true;
+            let wanted = self.wanted(need);
+            self.want(wanted);
+            match need {
+                Need::Chunk(_) if !self.short => self.pool.await_loans(),
+                // A loan that is dropped makes no room here; a message's own may be, if it is given up for now.
+                Need::Ring(_) | Need::Drained | Need::Attachments | Need::Chunk(_) => {
+                    self.pool.await_no_loans();
                 }
             }
-        });
+            // This look fences before it loads cursors and slots, and a subscriber between its store of either and
+            // its look at what is wanted: it sees that, or its store is seen here.
+            match self.look(need) {
+                // What makes way for it is less than room, and was wanted above, too.
+                Err(NoRoomInTime::Full) if self.make_way(need) => {}
+                // The look found records passed whose chunks are held: nobody will pass them again.
+                Err(NoRoomInTime::Full) if self.wanted(need) != wanted => {}
+                found => break found,
+            }
+        };
         if !matches!(found, Err(NoRoomInTime::Full)) {
             self.disarm();
         }
@@ -315,6 +330,14 @@ impl Publisher {
             self.wakes = Some(self.control.wakes(self.control.is_driven())?);
         }
         Ok(self.wakes.clone().expect("made above"))
+    }
+
+    /// What a sleep takes, made if need be: a publisher that never waits has no descriptors for it.
+    fn prepare_to_sleep(&mut self, need: Need) -> io::Result<()> {
+        match need {
+            Need::Chunk(_) => self.watch_loans(),
+            Need::Ring(_) | Need::Drained | Need::Attachments => self.wakes().map(drop),
+        }
     }
 
     /// Lets dropped loans wake it.

@@ -84,7 +84,7 @@ impl Told {
 mod tests {
     use std::{cell::RefCell, convert::Infallible, os::fd::OwnedFd};
 
-    use memlane_transport::FdRef;
+    use memlane_transport::SharedFd;
 
     use super::*;
 
@@ -104,10 +104,11 @@ mod tests {
 
     #[test]
     fn what_there_is_no_more_is_not_told_of() {
-        let memory: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let memory = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let memory = SharedFd::from(memory);
         let ring = |id| NoticeRef::Ring {
             id,
-            memory: FdRef::new(&memory),
+            memory: &memory,
         };
         let sent = RefCell::default();
         let mut told = Told::default();

@@ -324,6 +324,12 @@ impl Pool {
         held
     }
 
+    /// How many chunks for loans of `len` bytes readers have, as of the last look.
+    pub fn sent(&self, len: usize) -> usize {
+        let class = self.classes.get(class::class(len.div_ceil(self.page)));
+        class.map_or(0, |class| class.sent.len())
+    }
+
     /// Whether a reader is in the way of a loan, by its own word: its cursor has not passed the oldest record with a chunk, or a
     /// slot of it keeps one that every cursor has passed. It joined at `start`. As of the last look.
     pub fn is_held_up_by<H: Holder>(&self, start: u64, reader: &H) -> bool {

@@ -142,6 +142,7 @@ impl Fds {
                 Lent::Own(fd) => batch.fds.push(fd),
                 Lent::Unknown(fd) => batch.fds.push(fd.into()),
                 Lent::Shared(fd) => batch.fds.push(fd.as_fd().try_clone_to_owned()?),
+                Lent::Counted(fd) => batch.fds.push(fd.try_clone()?),
                 Lent::Batch(other) => {
                     for fd in other.as_slice() {
                         batch.fds.push(fd.try_clone()?);

@@ -22,6 +22,8 @@ use crate::fd::batch::Batch;
 #[allow(dead_code, reason = "held, not read: the numbers are beside them")]
 pub(crate) enum Lent {
     Shared(Arc<Fd>),
+    /// Of this process's own.
+    Counted(Arc<OwnedFd>),
     Batch(Arc<Batch>),
     Own(OwnedFd),
     Unknown(Fd),
@@ -31,7 +33,7 @@ impl Lent {
     /// Whether there may be one among them that a peer chose, and that close(2) may wait for.
     pub(super) fn is_unknown(&self) -> bool {
         match self {
-            Lent::Own(_) => false,
+            Lent::Own(_) | Lent::Counted(_) => false,
             Lent::Unknown(_) => true,
             Lent::Shared(fd) => fd.is_unknown(),
             Lent::Batch(batch) => batch.is_received(),
@@ -42,6 +44,7 @@ impl Lent {
         match self {
             Lent::Shared(fd) => numbers.push(fd.as_fd().as_raw_fd()),
             Lent::Batch(fds) => numbers.extend(fds.as_slice().iter().map(AsRawFd::as_raw_fd)),
+            Lent::Counted(fd) => numbers.push(fd.as_raw_fd()),
             Lent::Own(fd) => numbers.push(fd.as_raw_fd()),
             Lent::Unknown(fd) => numbers.push(fd.as_fd().as_raw_fd()),
         }
