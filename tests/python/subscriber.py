@@ -12,6 +12,7 @@ from memory import (
     CURSOR,
     INLINE,
     LAST_START,
+    MAX_EMPTY,
     MAX_RINGS,
     MAX_SEGMENTS,
     MAX_SLACK,
@@ -39,6 +40,7 @@ class Subscriber:
         self.rings, self.announced, self.arrived, self.capacity = {}, {}, None, None
         # First rings of publishers that may take the place of this one, and what those are rung by.
         self.homes, self.moved = {}, []
+        self.empty, self.dismissed = 0, (None, None, None)
         self.page = Region.create("memlane-control", PAGE)
         self.bell, theirs = doorbell()
         greeting = bytes([3, 0, 1, 1, 0, 0])
@@ -97,11 +99,11 @@ class Subscriber:
             packet.byte(2, "a bool")
             sequence = packet.number()
             expect(sequence <= self.start // 8, "as many records as fit before the start", sequence)
-            at = packet.number()
+            self.at = packet.number()
             expect(packet.number() == 0, "no messages to skip", "some")
             self.home = packet.number()
             self.rings[self.home] = self.first
-            self.ring = self.known(at)
+            self.ring = self.known(self.at)
             packet.end()
             return True
 
@@ -149,7 +151,10 @@ class Subscriber:
             self.leave_old()
         else:
             expect(kind == 2, "a notice of a lane", kind)
-            why = packet.byte(3, "a farewell")
+            why = packet.byte(4, "a farewell")
+            if why == 3:
+                self.dismissed = (packet.string(), packet.number(), packet.number())
+                return packet.end()
             self.reason = ("closed", "panicked", "evicted")[why] + (": " + packet.string() if why == 2 else "")
         packet.end()
 
@@ -224,7 +229,7 @@ class Subscriber:
         if header == 0:
             self.export()
             return None
-        if header >> 32 == SWITCH and (self.arrived is None or self.arrived < (self.position, header & 0xFFFFFFFF)):
+        if header >> 32 == SWITCH and not self.circles(header & 0xFFFFFFFF):
             return self.try_receive() if self.follow(header & 0xFFFFFFFF) else None
         advance, kind, slack = header & 0xFFFFFFFF, header >> 32 & 0xFF, header >> 40 & 0xFF
         length = advance - 8 - slack
@@ -243,10 +248,14 @@ class Subscriber:
         self.export()
         fence()
         self.read_link(all=True)
+        why, ring, end = self.dismissed
+        if (ring, end) == (self.at, self.position):
+            self.reason = "evicted: " + why
         if self.reason.startswith("evicted"):
             self.ended = True
             return False
-        self.ring, self.arrived = self.known(identity), (self.position, identity)
+        self.empty = self.empty + (identity <= self.at) if self.arrived == self.position else 0
+        self.ring, self.at, self.arrived = self.known(identity), identity, self.position
         if identity in self.homes:
             if self.theirs:
                 self.theirs.close()
@@ -256,6 +265,10 @@ class Subscriber:
                 ring(self.theirs)
             self.leave_old()
         return True
+
+    def circles(self, identity):
+        """Whether too many rings have been left here without a record in them."""
+        return self.arrived == self.position and identity <= self.at and self.empty >= MAX_EMPTY
 
     def leave_old(self):
         """Of publishers before this one."""

@@ -245,4 +245,5 @@ pub enum Farewell {
     Closed,
     Panicked,
     Evicted { why: String },
+    Dismissed { why: String, ring: u32, end: u64 },
 }

@@ -372,7 +372,15 @@ pub(crate) enum Notice {
 pub(crate) enum Farewell {
     Closed,
     Panicked,
-    Evicted { why: String },
+    Evicted {
+        why: String,
+    },
+    /// The same, once it comes to the end of this ring, which is at this position. If it has gone on from there, nothing has changed.
+    Dismissed {
+        why: String,
+        ring: u32,
+        end: u64,
+    },
 }
 
 impl From<Farewell> for Reason {
@@ -380,7 +388,7 @@ impl From<Farewell> for Reason {
         match farewell {
             Farewell::Closed => Reason::Closed,
             Farewell::Panicked => Reason::Panicked,
-            Farewell::Evicted { why } => Reason::Evicted { why },
+            Farewell::Evicted { why } | Farewell::Dismissed { why, .. } => Reason::Evicted { why },
         }
     }
 }
@@ -686,6 +694,13 @@ mod tests {
             "farewell: evicted, \"no\"",
             Farewell::Evicted { why: why() },
         );
+        let (ring, end) = (3, 4096);
+        let dismissed = Farewell::Dismissed {
+            why: why(),
+            ring,
+            end,
+        };
+        farewell("farewell: dismissed, \"no\", ring 3, at 4096", dismissed);
 
         let fds = (0..2)
             .map(|_| fd.try_clone().unwrap())

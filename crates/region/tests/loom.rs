@@ -602,6 +602,9 @@ fn a_ring_that_is_used_again_by_relaxed_cursors() {
     switch_under_way(RELAXED_EXPORT);
 }
 
+/// What it is told that is to end with the first ring.
+const FIRST: u64 = 1;
+
 /// A reader is dismissed while it may be going on from the first ring to the second: it is told first, and looks whether it
 /// was before it goes on, so that what it reads is left to it. Exhaustive.
 fn dismiss_at_a_switch(looks: bool) {
@@ -620,19 +623,29 @@ fn dismiss_at_a_switch(looks: bool) {
                 assert_eq!(side.poll(), Ok(None));
                 assert_eq!(side.switched(), Some(1));
                 // As a look at the link: what was said before the fence is there.
-                if looks && told.load(Ordering::Relaxed) == 1 {
+                if looks && told.load(Ordering::Relaxed) == FIRST {
                     return;
                 }
                 side.follow(second);
                 Messages::Half.receive(&mut side, 1);
             }
         });
-        told.store(1, Ordering::Relaxed);
-        if writer.dismiss(id) == Dismissal::LeaveRing {
-            writer.switch(2, Some(Memory::new(HONEST)));
-        }
-        for n in 2..4 {
-            assert!(Messages::Half.try_send(&mut writer, n), "no room");
+        writer.sync();
+        let end = writer.end_of(id).unwrap();
+        assert_eq!(end.ring, 0);
+        told.store(FIRST, Ordering::Relaxed);
+        match writer.dismiss(id, end) {
+            Dismissal::Done => {
+                for n in 2..4 {
+                    assert!(Messages::Half.try_send(&mut writer, n), "no room");
+                }
+            }
+            // It is waited for as before, whichever ring it is in.
+            Dismissal::Passed => {
+                Messages::Half.try_send(&mut writer, 2);
+                Messages::Half.try_send(&mut writer, 3);
+            }
+            Dismissal::LeaveRing => unreachable!("it was in the first ring"),
         }
         reader.join().unwrap();
     });

@@ -11,7 +11,7 @@ use std::{
 use memlane_region::{
     HeapWords, WordsMut,
     ring::{
-        Corrupt, Dismissal, LAP_WORDS, LEFT, LossyReader, NoRoom, Polled, Reader, Record,
+        Corrupt, Dismissal, End, LAP_WORDS, LEFT, LossyReader, NoRoom, Polled, Reader, Record,
         RingReader, RingWriter,
     },
 };
@@ -60,9 +60,13 @@ struct Side {
     ring: RingReader<HeapWords, HeapPage>,
     peer: HeapPage,
     queue: VecDeque<(u64, usize)>,
+    /// The number of the ring that it reads.
+    at: u32,
+    /// Where it was told to end.
+    told: Option<End>,
     /// It was dismissed when so many were in the queue: it gets no more of them.
     dismissed: bool,
-    /// It has seen that it was.
+    /// It has come to that end.
     over: bool,
 }
 
@@ -83,6 +87,8 @@ struct Model {
     /// Switches, and the most rings that there were.
     switches: u64,
     most: usize,
+    /// Of those, the ones from rings in which nothing was written.
+    empty: usize,
     history: u64,
 }
 
@@ -103,6 +109,7 @@ impl Model {
             lossy: Vec::new(),
             switches: 0,
             most: 1,
+            empty: 0,
             history: history as u64,
         }
     }
@@ -125,6 +132,8 @@ impl Model {
             queue: (joined.sequence..sent)
                 .map(|sequence| (sequence, self.lengths[sequence as usize]))
                 .collect(),
+            at: joined.ring,
+            told: None,
             dismissed: false,
             over: false,
         };
@@ -170,8 +179,14 @@ impl Model {
                 let mut must_switch = false;
                 for id in &over {
                     let side = self.sides.iter_mut().find(|side| side.id == *id).unwrap();
+                    let end = self.writer.end_of(*id).unwrap();
+                    side.told = Some(end);
                     side.dismissed = true;
-                    must_switch |= self.writer.dismiss(*id) == Dismissal::LeaveRing;
+                    must_switch |= match self.writer.dismiss(*id, end) {
+                        Dismissal::Done => false,
+                        Dismissal::LeaveRing => true,
+                        Dismissal::Passed => return Err(TestCaseError::fail("it was not there")),
+                    };
                 }
                 if over.is_empty() || must_switch || self.writer.laggards(len).next().is_some() {
                     self.switch();
@@ -187,7 +202,37 @@ impl Model {
         Ok(true)
     }
 
+    /// Dismisses a reader that is in nobody's way, and reads so many messages between being told so and the writer's last look.
+    fn drop_one(&mut self, at: usize, times: usize) -> Tested {
+        let id = self.sides[at].id;
+        let fresh = self.writer.is_fresh();
+        self.writer.sync();
+        let Some(end) = self.writer.end_of(id) else {
+            return Ok(());
+        };
+        if self.sides[at].dismissed || fresh && self.empty >= 32 {
+            return Ok(());
+        }
+        self.sides[at].told = Some(end);
+        for _ in 0..times {
+            self.poll(at)?;
+        }
+        match self.writer.dismiss(id, end) {
+            Dismissal::Done => {}
+            Dismissal::LeaveRing => self.switch(),
+            Dismissal::Passed => {
+                if self.sides[at].over {
+                    self.leave(at);
+                }
+                return Ok(());
+            }
+        }
+        self.sides[at].dismissed = true;
+        Ok(())
+    }
+
     fn switch(&mut self) {
+        self.empty += usize::from(self.writer.is_fresh());
         match self.writer.spare() {
             Some(spare) => self.writer.switch(spare, None),
             None => {
@@ -278,18 +323,23 @@ impl Rings {
         if side.over {
             return Ok(());
         }
-        let mut found = side.ring.poll().unwrap();
+        let found = side.ring.poll().unwrap();
         if found.is_none() {
             if let Some(ring) = side.ring.switched() {
-                if side.dismissed {
+                let position = side.ring.position();
+                let here = End {
+                    ring: side.at,
+                    position,
+                };
+                if side.told == Some(here) {
                     side.over = true;
                     return Ok(());
                 }
                 let words = self.words.get(&ring);
                 prop_assert!(words.is_some(), "ring {} is gone", ring);
                 side.ring.follow(words.unwrap().map());
-                found = side.ring.poll().unwrap();
-                prop_assert!(side.ring.switched().is_none());
+                side.at = ring;
+                return self.take(side);
             }
         }
         let next = side.queue.pop_front();
@@ -308,6 +358,7 @@ impl Rings {
 #[derive(Clone, Debug)]
 enum Operation {
     Append { len: usize, dismiss: bool },
+    Drop { side: Index, times: usize },
     Poll { side: Index, times: usize },
     PollLossy { reader: Index, times: usize },
     Join { history: u64 },
@@ -326,6 +377,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (0..12u64).prop_map(|history| Join { history }),
         1 => Just(JoinLossy),
         1 => any::<Index>().prop_map(Leave),
+        1 => (any::<Index>(), 0..6usize).prop_map(|(side, times)| Drop { side, times }),
         1 => Just(GiveUp),
     ]
 }
@@ -347,7 +399,16 @@ fn run(
                 dismissed = dismissed.max(now);
                 // One that is written in, what each has at most, and what is free by now.
                 let kept = 2 * usize::from(history > 0);
-                prop_assert!(model.writer.rings() <= 2 + budget + kept + 2 * dismissed);
+                prop_assert!(
+                    model.writer.rings() <= 2 + budget + kept + 2 * dismissed + model.empty
+                );
+            }
+            Operation::Drop { side, times } => {
+                if !model.sides.is_empty() {
+                    model.drop_one(side.index(model.sides.len()), *times)?;
+                }
+                let now = model.sides.iter().filter(|side| side.dismissed).count();
+                dismissed = dismissed.max(now);
             }
             Operation::Poll { side, times } => {
                 for _ in 0..*times {
@@ -436,11 +497,66 @@ fn a_ring_that_is_still_read_is_no_spare() {
     assert_eq!(model.writer.spare(), Some(0));
 }
 
+/// Who was told to end, and had gone on by then, goes on for good.
 #[test]
-#[should_panic(expected = "nothing was written in this ring")]
-fn a_ring_is_left_once_something_is_in_it() {
+fn one_that_has_gone_on_is_no_laggard_any_more() {
     let mut model = Model::new(128, 0);
-    model.switch();
+    model.join(0).unwrap();
+    model.join(0).unwrap();
+    model.append(40, 1, false).unwrap();
+    model.append(40, 1, false).unwrap();
+    model.append(40, 1, false).unwrap();
+    assert_eq!(model.switches, 1);
+    let end = model.writer.end_of(model.sides[0].id).unwrap();
+    assert_eq!(end.ring, 0);
+    assert_eq!(
+        model.writer.dismiss(model.sides[0].id, end),
+        Dismissal::Done
+    );
+    model.leave(0);
+    for _ in 0..3 {
+        model.poll(0).unwrap();
+    }
+    // At the end of its ring it has been told by now, or has gone on.
+    assert_eq!(
+        model.writer.dismiss(model.sides[0].id, end),
+        Dismissal::Passed
+    );
+    model.sides[0].told = Some(end);
+    for _ in 0..8 {
+        assert!(model.append(40, 9, false).unwrap());
+    }
+    assert!(model.switches > 2);
+    for _ in 0..8 {
+        model.poll(0).unwrap();
+    }
+    assert!(model.sides[0].queue.is_empty());
+}
+
+/// One that has released all there is, in a ring just begun, ends there; others do not notice.
+#[test]
+fn a_ring_is_left_with_nothing_in_it() {
+    let mut model = Model::new(128, 0);
+    model.join_lossy();
+    for _ in 0..30 {
+        model.join(0).unwrap();
+    }
+    for _ in 0..30 {
+        assert!(model.writer.is_fresh());
+        model.drop_one(0, 0).unwrap();
+        let dropped = model.sides.remove(0);
+        assert!(dropped.dismissed);
+        model.sides.push(dropped);
+    }
+    assert_eq!((model.empty, model.writer.rings()), (30, 31));
+    model.join(0).unwrap();
+    model.append(8, 0, false).unwrap();
+    for at in 0..31 {
+        model.poll(at).unwrap();
+        assert_eq!(model.sides[at].over, at < 30);
+    }
+    model.poll_lossy(0).unwrap();
+    model.finish().unwrap();
 }
 
 #[test]
@@ -459,9 +575,16 @@ fn rings_without_records_are_corrupt() {
     first.store(0, switch(1));
     second.store(0, switch(0));
     let mut reader = RingReader::new(first.map(), HeapPage::default(), 0);
-    assert_eq!(reader.poll(), Ok(None));
-    assert_eq!(reader.switched(), Some(1));
-    reader.follow(second.map());
+    // A publisher leaves some in a row, if it goes on without those who are there.
+    for turn in 0..65 {
+        assert_eq!(reader.poll(), Ok(None));
+        assert_eq!(reader.switched(), Some(1 - turn % 2));
+        reader.follow(if turn % 2 == 0 {
+            second.map()
+        } else {
+            first.map()
+        });
+    }
     let corrupt = Corrupt {
         position: 0,
         header: switch(0),
@@ -476,7 +599,10 @@ fn rings_without_records_are_corrupt() {
     // Whoever does not know it asks again.
     assert_eq!(reader.poll(&mut []), Ok(Polled::Switch(1)));
     assert!(!reader.is_empty());
-    reader.follow(Some(second));
+    for turn in 0..65 {
+        assert_eq!(reader.poll(&mut []), Ok(Polled::Switch(1 - turn % 2)));
+        reader.follow((turn % 2 == 0).then(|| second.map()));
+    }
     assert_eq!(reader.poll(&mut []), Err(corrupt.into()));
 }
 

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use memlane::{
-    Error, Link, Reason, RecvError, Subscriber,
+    Error, Link, Reason, RecvError, Subscriber, TryRecvError,
     region::{Shared, page_size},
 };
 use memlane_tests::{
     PATIENCE, Scene,
-    wire::{Answer, Greeting, Notice, Opening, VERSION, Welcome},
+    wire::{Answer, Farewell, Greeting, Notice, Opening, VERSION, Welcome},
 };
 use memlane_transport::Fd;
 
@@ -127,6 +127,7 @@ fn rings_in_circles() {
     store(&mut lane.ring, 0, switch(1));
     store(&mut second, 0, switch(0));
     for _ in 0..3 {
+        // More of them than a publisher leaves that has dropped as many subscribers.
         let error = lane.subscriber.recv().unwrap_err();
         assert!(matches!(error, RecvError::Corrupt(_)), "{error}");
     }
@@ -151,6 +152,80 @@ fn rings_in_circles() {
         assert_eq!(lane.subscriber.recv().unwrap().len(), 8);
     }
     assert!(lane.subscriber.try_recv().is_err());
+}
+
+/// A publisher's word that a subscriber is to end where it has gone on from by now means nothing, for good: the subscriber receives
+/// what follows, in this ring and in others, and hears why the publisher goes in the end.
+#[test]
+fn a_word_that_comes_too_late_is_void() {
+    let _scene = Scene::new();
+    let header = memlane_tests::wire::header(16, 8);
+    let too_late = |ring, end| {
+        Notice::Farewell(Farewell::Dismissed {
+            why: "too slow".to_owned(),
+            ring,
+            end,
+        })
+    };
+    for empty in [false, true] {
+        let (mut second, memory) = another_ring(page_size());
+        let (mut third, other) = another_ring(page_size());
+        let mut lane = Hostile::new(&[(1, memory), (2, other)]);
+        store(&mut lane.ring, 0, header);
+        store(&mut lane.ring, 16, switch(1));
+        assert_eq!(lane.subscriber.recv().unwrap().len(), 8);
+        // It goes on into the second ring.
+        assert!(matches!(
+            lane.subscriber.try_recv(),
+            Err(TryRecvError::Empty)
+        ));
+        lane.link.send(&too_late(0, 16)).unwrap();
+        let mut next = 16;
+        if !empty {
+            store(&mut second, 16, header);
+            next = 32;
+        }
+        store(&mut third, next, header);
+        store(&mut second, next, switch(2));
+        let expected = if empty { 1 } else { 2 };
+        for _ in 0..expected {
+            assert_eq!(lane.subscriber.recv().unwrap().len(), 8);
+        }
+        // Of the ring that it reads, but not of its end; and of that.
+        lane.link.send(&too_late(2, next + 8)).unwrap();
+        store(&mut lane.ring, next + 16, header);
+        store(&mut third, next + 16, switch(0));
+        assert_eq!(lane.subscriber.recv().unwrap().len(), 8);
+        lane.link.send(&too_late(0, next + 32)).unwrap();
+        store(&mut lane.ring, next + 32, switch(1));
+        let error = lane.subscriber.recv().unwrap_err();
+        let RecvError::Disconnected { reason } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(
+            reason.to_string(),
+            Reason::Evicted {
+                why: "too slow".to_owned()
+            }
+            .to_string()
+        );
+    }
+    let (mut second, memory) = another_ring(page_size());
+    let mut lane = Hostile::new(&[(1, memory)]);
+    store(&mut lane.ring, 0, switch(1));
+    store(&mut second, 0, header);
+    assert_eq!(lane.subscriber.recv().unwrap().len(), 8);
+    lane.link.send(&too_late(0, 0)).unwrap();
+    lane.link.send(&Notice::Farewell(Farewell::Closed)).unwrap();
+    drop(lane.link);
+    let error = lane.subscriber.recv().unwrap_err();
+    let closed = matches!(
+        error,
+        RecvError::Disconnected {
+            reason: Reason::Closed
+        }
+    );
+    assert!(closed, "{error}");
 }
 
 /// Who ends a link for what comes over it has left, to an honest publisher: what comes next in memory is not for it any more.

@@ -116,6 +116,58 @@ fn one_that_keeps_the_pool_is_dropped() {
     assert!(matches!(other.try_recv(), Err(TryRecvError::Empty)));
 }
 
+/// The same of two, one after the other: nothing has been written yet in the ring that was begun for the first. That gives up less
+/// than is needed.
+#[test]
+fn two_that_keep_the_pool_are_dropped_in_turn() {
+    let _scene = Scene::new();
+    let builder = unbound(1 << 16).pool_bytes(1 << 20).max_message(200_000);
+    let after = Duration::from_millis(30);
+    let when_full = WhenFull::Disconnect { after };
+    let mut publisher = builder.when_full(when_full).unbound().unwrap();
+    let mut first = subscribe(&publisher, Overflow::Disconnect);
+    let mut second = subscribe(&publisher, Overflow::Block);
+    let mut other = subscribe(&publisher, Overflow::Block);
+    let mut held = Vec::new();
+    let mut send = |len: usize| {
+        let text = vec![len as u8; len];
+        let sent = publisher.send_timeout(&text, PATIENCE);
+        sent.expect("room beside those who are dropped");
+        let dropped = publisher.stats().disconnected;
+        if dropped == 0 {
+            held.push((text.clone(), second.recv().unwrap().hold().expect("a slot")));
+            let message = first.recv().unwrap();
+            match len < 100_000 {
+                true => held.push((text.clone(), message.hold().expect("a slot"))),
+                false => drop(message),
+            }
+            for keeper in [&mut first, &mut second] {
+                assert!(matches!(keeper.try_recv(), Err(TryRecvError::Empty)));
+            }
+        }
+        assert_eq!(other.recv().unwrap().to_vec(), text);
+        // Its cursor is known, too.
+        publisher.drain(Duration::ZERO).unwrap();
+        dropped
+    };
+    assert_eq!(send(70_000), 0);
+    let mut sent = 0;
+    let dropped = loop {
+        sent += 1;
+        match send(200_000) {
+            0 => {}
+            dropped => break dropped,
+        }
+    };
+    assert_eq!((sent, dropped), (5, 2));
+    assert_eq!(send(100), 2);
+    assert_eq!(publisher.stats().spills, 2);
+    for keeper in [&mut first, &mut second] {
+        assert_too_slow(&keeper.recv().unwrap_err().to_string());
+    }
+    assert!(held.iter().all(|(text, held)| held.to_vec() == *text));
+}
+
 /// Where one that is waited for has the pool, one that asks to be dropped, and reads, is not in the way.
 #[test]
 fn one_that_keeps_up_is_not_in_the_way_of_the_pool() {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlane_region::ring::Dismissal;
+use memlane_region::ring::{Dismissal, End, Joined};
 
 use super::{Publisher, peer::Peer, room::Need};
 use crate::Overflow;
@@ -292,14 +292,10 @@ impl Publisher {
     fn in_the_way_of_the_pool(&mut self) -> Vec<Slow> {
         // For a look at the cursors: there was room in the ring, so that nobody may have looked for long.
         self.writer.is_drained();
-        // There, who has released all there was could not be left anything.
-        let fresh = self.writer.is_fresh();
         let readers = self.writer.standings();
         let slow = readers.filter(|slow| {
-            let in_the_way = self
-                .pool
-                .is_held_up_by(slow.joined.start, &*slow.joined.reader);
-            in_the_way && !(fresh && slow.behind == 0)
+            let Joined { start, reader, .. } = slow.joined;
+            self.pool.is_held_up_by(*start, &**reader)
         });
         let slow = slow.map(|slow| Slow {
             peer: slow.joined.reader.clone(),
@@ -325,16 +321,27 @@ impl Publisher {
 
     /// Goes on without these, and leaves them what they may be reading. False if that cannot be now.
     fn drop_laggards(&mut self, slow: &[Slow]) -> bool {
-        // Where nothing has been written in this ring, whoever is in the way (of the pool) reads another one, and ends there.
-        let ring = match self.writer.is_fresh() {
-            true => None,
-            false => match self.another_ring() {
+        // Each ends with the ring that it reads. If that is the one which is written, it is left, be it empty.
+        let here = self.writer.ring();
+        let mut ends = slow.iter().filter_map(|slow| self.end_of(slow));
+        let ring = match ends.any(|end| end.ring == here) {
+            false => None,
+            true => match self.another_ring() {
                 None => return false,
                 ring => ring,
             },
         };
         let (mut any, mut leave) = (false, false);
-        for Slow { peer, lagging, .. } in slow {
+        for slow in slow {
+            // It has left, or has come this far since.
+            let Some(end) = self
+                .end_of(slow)
+                .filter(|end| end.ring != here || ring.is_some())
+            else {
+                any = true;
+                continue;
+            };
+            let Slow { peer, lagging, .. } = slow;
             if peer.dismiss_absent() {
                 // Nobody reads what is kept here.
                 self.writer.roster().leave(lagging.subscriber);
@@ -343,15 +350,16 @@ impl Publisher {
                 continue;
             }
             // Told first: it looks for that before it goes on into another ring.
-            if !peer.dismiss(lagging.to_string()) {
+            if !peer.dismiss(lagging.to_string(), end) {
                 continue;
             }
-            match self.writer.dismiss(lagging.subscriber) {
+            match self.writer.dismiss(lagging.subscriber, end) {
                 Dismissal::Done => {}
                 Dismissal::LeaveRing => leave = true,
-                Dismissal::UpToDate => {
-                    // By now it is in nobody's way. It ends with this ring, as it was told; until then it is one like others.
+                Dismissal::Passed => {
+                    // Unless it ends there, it may be in nobody's way by now.
                     peer.retain();
+                    any = true;
                     continue;
                 }
             }
@@ -369,6 +377,12 @@ impl Publisher {
             peer.wake_again();
         }
         any
+    }
+}
+
+impl Publisher {
+    fn end_of(&self, slow: &Slow) -> Option<End> {
+        self.writer.end_of(slow.lagging.subscriber)
     }
 }
 

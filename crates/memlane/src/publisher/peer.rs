@@ -9,7 +9,7 @@ use std::{
 use memlane_region::{
     Remote,
     pool::{self, NOTHING},
-    ring::{self, LEFT},
+    ring::{self, End, LEFT},
 };
 use memlane_signaling::{CARRIED, Doorbell, Look, Ringer, Rung};
 use memlane_transport::{Error as LinkError, Link};
@@ -96,12 +96,18 @@ impl Peer {
         self.pid
     }
 
-    /// Tells it that this publisher goes on without it, before that is so. False if it cannot be told now: then it must not be so.
+    /// Tells it that this publisher goes on without it, and where it ends, before that is so. False if it cannot be told now: then it
+    /// must not be so.
     /// It may read on in what is left to it, and closes the link when it is done: until then that stays open in both directions,
     /// since who finds one closed may close the other.
-    pub(super) fn dismiss(&self, why: String) -> bool {
+    pub(super) fn dismiss(&self, why: String, end: End) -> bool {
+        let farewell = Farewell::Dismissed {
+            why,
+            ring: end.ring,
+            end: end.position,
+        };
         let told = self.with_link(|link| {
-            let told = say(link, &Farewell::Evicted { why });
+            let told = say(link, &farewell);
             self.dismissed.store(told, Ordering::Relaxed);
             told
         });

@@ -10,7 +10,7 @@ use memlane_transport::{Error as LinkError, Fd, Fds, Link, dispose};
 use super::{Next, attachments::Attachments, homes::Homes, page::Slots, rings::Rings};
 use crate::{
     AttachmentError, ChunkError, Reason,
-    protocol::{MAX_ATTACHED, MAX_RINGS, Notice},
+    protocol::{Farewell, MAX_ATTACHED, MAX_RINGS, Notice},
 };
 
 /// So many notices are taken in one go: more than an honest publisher has to give.
@@ -32,6 +32,10 @@ pub(super) struct Chunks {
     refused: Option<(Option<u32>, String)>,
     /// What the publisher said last, or why nothing more is heard of it.
     farewell: Option<Reason>,
+    /// With which ring it ends, where, and why, if the publisher goes on without it by then.
+    dismissed: Option<(u32, u64, String)>,
+    /// The number of the ring that is read.
+    pub(super) reads: u32,
     /// What it has said of a move.
     pub(super) moving: Moving,
 }
@@ -74,6 +78,8 @@ impl Chunks {
             homes: Homes::default(),
             refused: None,
             farewell: None,
+            dismissed: None,
+            reads: 0,
             moving: Moving::default(),
         }
     }
@@ -104,11 +110,18 @@ impl Chunks {
         self.farewell.as_ref().filter(evicted)
     }
 
-    /// The same, or why it does whatever it says.
-    pub(super) fn ended(&self) -> Option<&Reason> {
-        match self.is_broken() {
-            true => self.farewell.as_ref(),
-            false => self.evicted(),
+    /// The same, of a subscriber at the end of its ring, which is here; or why it does whatever it says.
+    pub(super) fn ended(&mut self, position: u64) -> Option<Reason> {
+        if self.is_broken() {
+            return self.farewell.clone();
+        }
+        // What was said of an end that it has gone on from is void, and another may be said.
+        self.dismissed.take_if(|(_, end, _)| *end < position);
+        match &self.dismissed {
+            Some((ring, end, why)) if (*ring, *end) == (self.reads, position) => {
+                Some(Reason::Evicted { why: why.clone() })
+            }
+            _ => self.evicted().cloned(),
         }
     }
 
@@ -293,6 +306,9 @@ impl Chunks {
             Notice::Removed { id } => {
                 self.reader.remove(id);
                 self.refused.take_if(|(refused, _)| *refused == Some(id));
+            }
+            Notice::Farewell(Farewell::Dismissed { why, ring, end }) => {
+                self.dismissed = Some((ring, end, why));
             }
             Notice::Farewell(farewell) => {
                 self.farewell.get_or_insert(farewell.into());

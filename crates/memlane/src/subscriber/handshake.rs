@@ -274,6 +274,7 @@ impl<T: Trust> Handshake<T> {
         }
         chunks.rings.begin(home, first.clone(), capacity as usize);
         let memory = chunks.rings.get(at).map_err(|why| Error::Welcome { why })?;
+        chunks.reads = at;
         let lossy = (builder.overflow == Overflow::Overwrite).then(|| {
             let other = (at != home).then(|| (at, memory.clone()));
             Box::new(Lossy::new(

@@ -940,15 +940,16 @@ fn go_on(
         if let Some(done) = chunks.attachments.untold(ring.position()) {
             ring.page().took(done);
         }
-        if let Some(reason) = chunks.ended() {
+        if let Some(reason) = chunks.ended(ring.position()) {
             ring.stop();
             if ring.page().holds().taken() == 0 {
                 // What was left to this reader is the publisher's again.
                 let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
             }
-            return Err(Why::Disconnected(reason.clone()).into());
+            return Err(Why::Disconnected(reason).into());
         }
         ring.follow(chunks.ring(following).map_err(Why::Chunk)?);
+        chunks.reads = following;
         if chunks.come_to(following) {
             if let Some(home) = chunks.homes.come() {
                 ring.page_mut().settle(*home);

@@ -409,6 +409,7 @@ impl<T: Trust> Subscriber<T> {
             **lossy = Lossy::new(first, other, start, sequence, 0);
         }
         self.ring.begin_at(memory, start);
+        self.chunks.reads = at;
         self.first = sequence;
         Ok(())
     }

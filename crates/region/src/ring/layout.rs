@@ -36,6 +36,10 @@ const IN_LINE: usize = (LINE - HEADER) as usize;
 /// The smallest ring: [`max_payload`] fits it wherever the last record ended, padding included.
 pub(super) const MIN_CAPACITY: u64 = 2 * LINE;
 
+/// So many rings may be left at one position, without a record in any of them: a publisher that goes on without somebody leaves
+/// the one that it has, be it empty.
+pub(super) const MAX_EMPTY: u32 = 64;
+
 /// Set in the word of a writer that waits, beside the position it waits for, which is a multiple of 8.
 pub(super) const WAITING: u64 = 1;
 
@@ -166,7 +170,7 @@ mod tests {
         MAX_SLACK,
         LINE
     );
-    documented!(MIN_CAPACITY, WAITING, LEFT);
+    documented!(MIN_CAPACITY, MAX_EMPTY, WAITING, LEFT);
 
     #[test]
     fn as_documented() {

@@ -130,8 +130,9 @@ pub struct LossyReader<M> {
     ring: u32,
     /// The ring in which the position is, if that is another one.
     next: Option<u32>,
-    /// Where it came to this ring.
+    /// Where it came to this ring, and how many it has left there since the last record.
     arrived: Option<u64>,
+    empty: u32,
     laps: LapWords,
     position: u64,
     sequence: u64,
@@ -174,6 +175,7 @@ impl<M: Words> LossyReader<M> {
             ring: 0,
             next: None,
             arrived: None,
+            empty: 0,
             laps: LapWords { at: laps },
             position: start & !7,
             sequence,
@@ -232,8 +234,12 @@ impl<M: Words> LossyReader<M> {
                 }
                 Found::Nothing => Ok(Polled::Empty),
                 Found::Longer(len) => Ok(Polled::Longer(len)),
-                // A writer comes to a ring to write in it, or hands over at once to one that is made later.
-                Found::Switch(ring) if self.arrived != Some(self.position) || ring > self.ring => {
+                // A writer comes to a ring to write in it, as a rule, or hands over at once to one that is made later.
+                Found::Switch(ring)
+                    if self.arrived != Some(self.position)
+                        || ring > self.ring
+                        || self.empty < layout::MAX_EMPTY =>
+                {
                     self.next = Some(ring);
                     Ok(Polled::Switch(ring))
                 }
@@ -261,8 +267,12 @@ impl<M: Words> LossyReader<M> {
                 "a ring of another size"
             );
         }
-        self.ring = ring;
         self.other = memory;
+        self.empty = match self.arrived == Some(self.position) {
+            true => self.empty + u32::from(ring <= self.ring),
+            false => 0,
+        };
+        self.ring = ring;
         self.arrived = Some(self.position);
     }
 

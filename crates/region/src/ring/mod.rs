@@ -129,7 +129,7 @@ pub use layout::{Corrupt, TAGS, end, max_payload};
 pub use lossy::{LossyError, LossyReader, Polled, Taken};
 pub use reader::{Carried, CursorPage, Look, Record, RingReader};
 pub use roster::{From, Joined, LEFT, NoSuccession, Reader, Roster};
-pub use spill::{Dismissal, Laggard};
+pub use spill::{Dismissal, End, Laggard};
 pub use writer::{NoRoom, RingWriter};
 
 /// The word of a writer that waits until a reader has released the record at `position`; see [`RingWriter::want`].

@@ -105,6 +105,8 @@ pub struct RingReader<M, P> {
     next: Option<u32>,
     /// Where it came to this ring, and the number of that.
     arrived: Option<(u64, u32)>,
+    /// How many rings it has left there since the last record, for others that were there before.
+    empty: u32,
     /// It reads nothing more.
     stopped: bool,
 }
@@ -136,6 +138,7 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             corrupt: None,
             next: None,
             arrived: None,
+            empty: 0,
             stopped: false,
         }
     }
@@ -252,12 +255,11 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
             return Ok(());
         }
         let next = layout::parse_switch(header);
-        // A writer comes to a ring to write in it: two that lead to one another would have no end. One that hands over at once leads
-        // to a ring that is made later.
-        let arrived = self
-            .arrived
-            .is_none_or(|(position, ring)| position != self.position || next > Some(ring));
-        let honest = self.kind == layout::KIND_INLINE && arrived;
+        // A writer comes to a ring to write in it, as a rule: two that lead to one another would have no end. One that hands over at
+        // once leads to a ring that is made later.
+        let back = |(position, ring): (u64, u32)| position == self.position && next <= Some(ring);
+        let circles = self.arrived.is_some_and(back) && self.empty >= layout::MAX_EMPTY;
+        let honest = self.kind == layout::KIND_INLINE && !circles;
         if let (Some(next), true) = (next, honest) {
             self.next = Some(next);
             self.advance = 0;
@@ -317,6 +319,12 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
         );
         let Some(next) = self.next.take() else {
             return memory;
+        };
+        self.empty = match self.arrived {
+            Some((position, ring)) if position == self.position => {
+                self.empty + u32::from(next <= ring)
+            }
+            _ => 0,
         };
         self.arrived = Some((self.position, next));
         std::mem::replace(&mut self.memory, memory)

@@ -59,6 +59,15 @@ pub struct Laggard<'a, R> {
     pub rings: usize,
 }
 
+/// Where the stream leaves a ring, or would: the end of all for a reader that is [dismissed](RingWriter::dismiss).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// The number of the ring.
+    pub ring: u32,
+    /// The position. There may be several rings that end at the same, one behind the other.
+    pub position: u64,
+}
+
 /// What has become of a reader that was to be [dismissed](RingWriter::dismiss).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -68,8 +77,8 @@ pub enum Dismissal {
     /// Likewise, but it may be in the writer's own ring, which must be left to it by a [`switch`](RingWriter::switch) now, before
     /// anything else is called.
     LeaveRing,
-    /// It is a reader as before: it has released all there is, and nothing has been written in this ring that could be left to it.
-    UpToDate,
+    /// It is a reader as before: it has come to that end meanwhile, and may have gone on from there before it was told.
+    Passed,
 }
 
 impl<M: WordsMut, R: Reader> RingWriter<M, R> {
@@ -153,7 +162,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.free_rings().count() < self.past.len()
     }
 
-    /// Whether nothing has been written in this ring, so that it cannot be left.
+    /// Whether nothing has been written in this ring.
     pub fn is_fresh(&self) -> bool {
         self.position == self.base
     }
@@ -192,13 +201,13 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     /// `ring` is the number of the other one: of a [`spare`](RingWriter::spare) one, or of a new one, whose `memory` is given then.
     /// Readers must have been told of it, since they find nothing but its number.
     ///
-    /// The writer must have written in this one since it came to it.
+    /// A writer that leaves more than 64 rings at one position, without having written in them, is taken for one that leads its
+    /// readers in circles.
     ///
     /// # Panics
     ///
-    /// If the capacity is another, the ring is none that it has left and is not free, or nothing was written in this one.
+    /// If the capacity is another, or the ring is none that it has left and is not free.
     pub fn switch(&mut self, ring: u32, memory: Option<M>) {
-        assert!(!self.is_fresh(), "nothing was written in this ring");
         let memory = memory.unwrap_or_else(|| {
             let at = self.past.iter().position(|past| past.ring == ring);
             let past = self.past.remove(at.expect("a ring that was left"));
@@ -243,40 +252,58 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         Some(past.memory)
     }
 
-    /// Waits for a reader no longer. What it may be reading is not written again until it has [left](super::Roster::leave):
-    /// all of the ring that it is in. There it has to end: before it goes on into another ring, it exports its cursor, fences
-    /// (`SeqCst`), and looks whether it was dismissed, of which it must have been told before this call.
+    /// The end of the ring that a reader is in, as of the last look at it: where it would end if it was
+    /// [dismissed](RingWriter::dismiss) now. `None` if it is no reader.
+    pub fn end_of(&self, id: u64) -> Option<End> {
+        let seen = self.readers.iter().find(|seen| seen.joined.id == id)?;
+        // If it is at the very end of one, it may be in the next, or on its way to it.
+        let past = self.past.iter().filter(|past| past.end > seen.position);
+        let past = past.min_by_key(|past| past.end);
+        Some(match past {
+            Some(past) => End {
+                ring: past.ring,
+                position: past.end,
+            },
+            None => End {
+                ring: self.ring,
+                position: self.position,
+            },
+        })
+    }
+
+    /// Waits for a reader no longer, which ends [here](RingWriter::end_of), and must have been told so before this call. What it may be
+    /// reading is not written again until it has [left](super::Roster::leave): all of the ring that it is in. Before it goes on
+    /// into another ring, it exports its cursor, fences (`SeqCst`), and looks whether it was to end there.
     ///
-    /// One that turns out to be [up to date](Dismissal::UpToDate) where nothing has been written since goes on as a reader, to the end of
-    /// the writer's ring. In a ring [where something has been](RingWriter::is_fresh), there is none.
-    pub fn dismiss(&mut self, id: u64) -> Dismissal {
-        // Pairs with the reader's fence between its cursor and its look whether it was dismissed: what it says now is where
-        // it has been, at most one ring ago, or it knows.
+    /// One that has got there [by then](Dismissal::Passed) is waited for as before: what it was told holds for it as long as it has not
+    /// gone on, and means nothing to it after that.
+    pub fn dismiss(&mut self, id: u64, end: End) -> Dismissal {
+        // Pairs with the reader's fence between its cursor and its look whether it was dismissed: it is seen here to be at that end,
+        // or knows.
         fence(Ordering::SeqCst);
         self.take_roster();
         let Some(at) = self.readers.iter().position(|seen| seen.joined.id == id) else {
             return Dismissal::Done;
         };
         let Seen { joined, position } = &self.readers[at];
-        let found = match joined.reader.cursor() {
-            LEFT => u64::MAX,
-            cursor => joined.start.wrapping_add(cursor),
-        };
-        let position = (*position).max(found.min(self.position));
-        // If it is at the very end of one, it may be in the next.
-        let ends = self.past.iter().map(|past| past.end);
-        let stop = ends.filter(|&end| end > position).min();
-        if stop.is_none() && self.is_fresh() {
-            return Dismissal::UpToDate;
+        let position = match joined.reader.cursor() {
+            LEFT => return Dismissal::Done,
+            cursor => joined.start.wrapping_add(cursor).min(self.position),
         }
-        self.roster.dismiss(id, stop.unwrap_or(self.position));
+        .max(*position);
+        // Nobody has gone on from the writer's own ring.
+        let here = end.ring == self.ring;
+        if !here && position >= end.position {
+            return Dismissal::Passed;
+        }
+        self.roster.dismiss(id, end.position);
         self.take_roster();
         if let Some(gone) = self.dismissed.iter_mut().find(|gone| gone.joined.id == id) {
             gone.position = position;
         }
-        match stop {
-            Some(_) => Dismissal::Done,
-            None => Dismissal::LeaveRing,
+        match here {
+            true => Dismissal::LeaveRing,
+            false => Dismissal::Done,
         }
     }
 
