@@ -23,6 +23,7 @@ const ROLES: &[(&str, Part)] = &[
     ("last descriptor", last_descriptor),
     ("watched publisher", watched_publisher),
     ("subscriber", subscriber),
+    ("holder", holder),
     ("receiver", receiver),
     ("watcher", watcher),
     ("client", client),
@@ -393,6 +394,83 @@ fn a_subscriber_waits_for_its_publisher() {
         wait_asleep(subscriber.id(), subscriber.hear());
         drop(publisher);
         subscriber.finish();
+    }
+}
+
+/// Keeps a message of a lane that ends for want of a descriptor.
+fn holder(role: &Role) {
+    let trusts: bool = role.hear();
+    let builder = Subscriber::builder();
+    if trusts {
+        // SAFETY: the publisher is this crate's, and its test.
+        #[allow(unsafe_code)]
+        let builder = unsafe { builder.trust_publisher() };
+        holds(role, builder.connect("lane").expect("a publisher"));
+    } else {
+        holds(role, builder.connect("lane").expect("a publisher"));
+    }
+}
+
+fn holds<T: memlane::Trust>(role: &Role, mut subscriber: Subscriber<T>) {
+    let held = subscriber.recv().expect("a message").hold();
+    let held = held.expect("a slot");
+    let shortage = Shortage::new();
+    role.tell(&());
+    // Memory that it cannot be told of.
+    let error = subscriber.recv().map(drop).unwrap_err();
+    assert!(matches!(error, RecvError::Chunk(_)), "{error}");
+    let end = subscriber.recv().map(drop);
+    assert!(
+        matches!(
+            &end,
+            Err(RecvError::Disconnected {
+                reason: Reason::Broken { .. }
+            })
+        ),
+        "{end:?}"
+    );
+    role.tell(&());
+    role.hear::<()>();
+    check(0, &held.to_vec());
+    // Nor is it given back by this alone.
+    drop(subscriber);
+    role.tell(&());
+    role.hear::<()>();
+    check(0, &held.to_vec());
+    drop(held);
+    role.tell(&());
+    role.hear::<()>();
+    drop(shortage);
+}
+
+#[test]
+fn what_is_held_is_kept_when_the_lane_breaks() {
+    for trusts in [false, true] {
+        let scene = Scene::new();
+        let address = scene.address("lane");
+        let mut publisher = unbound(page_size())
+            .pool_bytes(8 * LONG)
+            .bind_to(&address)
+            .unwrap();
+        let holder = scene.spawn("holder", &trusts);
+        publisher.wait_for_subscribers(1).unwrap();
+        publisher.send(&Wait::Chunks.message(0)).unwrap();
+        holder.hear::<()>();
+        // Another size: another segment.
+        publisher.send(&[1; 2 * LONG]).unwrap();
+        for _ in 0..2 {
+            holder.hear::<()>();
+            // It holds up nobody, and keeps what it has.
+            for number in 1..50 {
+                publisher.send(&Wait::Chunks.message(number)).unwrap();
+            }
+            assert_eq!(publisher.stats().left, 0);
+            holder.tell(&());
+        }
+        holder.hear::<()>();
+        wait_until("it has left", || publisher.stats().left == 1);
+        holder.tell(&());
+        holder.finish();
     }
 }
 

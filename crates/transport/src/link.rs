@@ -73,6 +73,7 @@ pub struct Link {
     fd: Arc<Fd>,
     limits: Limits,
     adoption: Adoption,
+    lingers: bool,
     end: OnceLock<End>,
     /// Held for calls that do not wait.
     outbox: Mutex<Outbox>,
@@ -93,6 +94,7 @@ impl Link {
             fd: Arc::new(Fd::socket(fd)),
             limits: Limits::new(),
             adoption: Adoption::Refused,
+            lingers: false,
             end: OnceLock::new(),
             outbox: Mutex::default(),
             inbox: Mutex::new(match kind {
@@ -120,6 +122,14 @@ impl Link {
     #[must_use]
     pub fn adopting(mut self) -> Link {
         self.adoption = Adoption::Allowed;
+        self
+    }
+
+    /// The link, not hung up when what comes over it breaks a rule, or its end is read: it has ended here, but the peer hears of that when
+    /// this value is dropped. For who has something of the peer's that it may take back when this side is gone.
+    #[must_use]
+    pub fn lingering(mut self) -> Link {
+        self.lingers = true;
         self
     }
 
@@ -468,7 +478,7 @@ impl Link {
     }
 
     fn finish(&self, end: End) {
-        if self.end.set(end).is_ok() {
+        if self.end.set(end).is_ok() && !self.lingers {
             // Fails when the peer is gone, which is as good.
             let _ = shutdown(&self.fd, Shutdown::Both);
         }

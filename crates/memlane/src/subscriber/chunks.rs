@@ -1,4 +1,4 @@
-use std::{error::Error as _, sync::Arc};
+use std::{error::Error as _, os::fd::AsFd, sync::Arc};
 
 use memlane_region::{
     Remote,
@@ -6,6 +6,8 @@ use memlane_region::{
     ring::Record,
 };
 use memlane_transport::{Error as LinkError, Fd, Fds, Link, dispose};
+
+use rustix::net::{Shutdown, shutdown};
 
 use super::{Next, attachments::Attachments, homes::Homes, page::Slots, rings::Rings};
 use crate::{
@@ -23,6 +25,8 @@ const MAX_LOOKS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Chunks {
     pub(super) reader: PoolReader,
+    /// What is held of it, once there is a lane.
+    pub(super) holds: Option<Arc<Holds<Slots>>>,
     pub(super) rings: Rings,
     pub(super) attachments: Attachments,
     /// Of the message that was found last, if it is more than a payload in the ring.
@@ -72,6 +76,7 @@ impl Chunks {
     pub(super) fn new(quota: usize, rings: usize) -> Chunks {
         Chunks {
             reader: PoolReader::new(quota),
+            holds: None,
             rings: Rings::new(rings),
             attachments: Attachments::default(),
             noted: None,
@@ -267,14 +272,8 @@ impl Chunks {
                 Ok(notice) => self.take(notice),
                 Err(LinkError::WouldBlock) => return true,
                 Err(error) if error.is_disconnected() => return true,
-                // The link has ended by that.
                 Err(error) => {
-                    let why = match error.source() {
-                        Some(source) => format!("{error}: {source}"),
-                        None => error.to_string(),
-                    };
-                    self.refused = Some((None, why.clone()));
-                    self.farewell.get_or_insert(Reason::Broken { why });
+                    self.break_off(link, &error);
                     return true;
                 }
             }
@@ -282,8 +281,25 @@ impl Chunks {
         false
     }
 
-    /// Whether the link was ended on this side, for what came over it. To the publisher this subscriber has left then: nothing of
-    /// its memory may be read any more.
+    /// The link has ended by this. What is held keeps it open towards the publisher, who would take that back.
+    pub(super) fn break_off(&mut self, link: &Link, error: &LinkError) {
+        let why = match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        self.refused = Some((None, why.clone()));
+        self.farewell.get_or_insert(Reason::Broken { why });
+        let holds = self.holds.as_ref().is_some_and(|holds| holds.taken() > 0);
+        let how = match holds {
+            // This side alone finds it closed.
+            true => Shutdown::Read,
+            false => Shutdown::Both,
+        };
+        let _ = shutdown(link.as_fd(), how);
+    }
+
+    /// Whether the link was ended on this side, for what came over it. To the publisher this subscriber has left then, or leaves when it
+    /// next looks for a message: nothing of its memory may be read any more but what is held.
     pub(super) fn is_broken(&self) -> bool {
         matches!(self.refused, Some((None, _)))
     }

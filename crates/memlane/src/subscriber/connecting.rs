@@ -197,7 +197,7 @@ impl<T: Trust> Meeting<T> {
             Awaits::Server | Awaits::Latest => LIMITS,
             _ => limits_of_subscriber(self.builder.max_attachments),
         };
-        let link = Arc::new(link.with_limits(limits));
+        let link = Arc::new(link.with_limits(limits).lingering());
         self.step = Step::Greet(Box::new(Greeting {
             link,
             prepared: Prepared::new(&self.builder)?,

@@ -287,6 +287,7 @@ impl<T: Trust> Handshake<T> {
         });
         let signs = Signs::new(builder.liveliness, first.load_word(ALIVE));
         let page = Page::new(mine, ringer, first, link.clone());
+        chunks.holds = Some(page.holds().clone());
         let mut subscriber = Subscriber {
             ring: RingReader::new(memory, page, start),
             lossy,

@@ -7,7 +7,7 @@ use super::{Trust, Untrusted, attachments::Attached, page::Slots, trust::Trusted
 use crate::AttachmentError;
 
 /// A message that is kept for as long as one likes, while others are received: on any thread, beyond its subscriber, and
-/// beyond the publisher's life.
+/// beyond the publisher's life. A lane that [breaks](crate::Reason::Broken) on this side takes nothing of it away.
 ///
 /// A long one stays in the publisher's memory, which is one chunk less for it meanwhile; a short one was copied.
 /// A subscriber that was dropped counts as one until all that it held is dropped, too, and holds up nobody.

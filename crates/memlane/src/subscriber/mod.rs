@@ -385,6 +385,7 @@ impl<T: Trust> Subscriber<T> {
             self.ring.stop();
             if let (true, Err(error)) = (T::TRUSTED, &fds) {
                 let why = error.to_string();
+                self.leave_dropped();
                 return Err(Why::Chunk(ChunkError { why }).into());
             }
         }
@@ -436,6 +437,9 @@ impl<T: Trust> Subscriber<T> {
                 // It was not told of it any more.
                 self.leave_dropped();
                 return Err(Why::Disconnected(reason).into());
+            }
+            if self.chunks.is_broken() {
+                self.leave_dropped();
             }
         }
         let chunk = self.chunks.resolve(found);
@@ -536,7 +540,7 @@ impl<T: Trust> Subscriber<T> {
                     Some(error) => Why::Chunk(error.clone()),
                     None => {
                         let reason = self.chunks.farewell(&self.link);
-                        if matches!(reason, Reason::Evicted { .. }) {
+                        if matches!(reason, Reason::Evicted { .. }) || self.chunks.is_broken() {
                             self.leave_dropped();
                         }
                         Why::Disconnected(reason)
@@ -945,6 +949,8 @@ fn go_on(
             if ring.page().holds().taken() == 0 {
                 // What was left to this reader is the publisher's again.
                 let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
+            } else if chunks.is_broken() {
+                ring.leave();
             }
             return Err(Why::Disconnected(reason).into());
         }

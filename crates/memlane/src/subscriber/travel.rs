@@ -445,7 +445,10 @@ impl<T: Trust> Subscriber<T> {
             }
             Err(error) if error.is_disconnected() => Err(Error::HungUp),
             Err(LinkError::TimedOut) => Err(Error::NoAnswer { waited: PATIENCE }),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                self.chunks.break_off(&self.link, &error);
+                Err(error.into())
+            }
         }
     }
 }
