@@ -1,14 +1,20 @@
 //! To subscribers that are slow, or stopped.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use memlane::{
-    AttachmentError, Link, Overflow, SendTimeoutError, Subscriber, TrySendError, WhenFull,
+    AttachmentError, Decision, Link, Overflow, Publisher, SendTimeoutError, Subscriber,
+    TrySendError, Watched, WhenFull,
 };
 use memlane_tests::{
     Dice, PATIENCE, Policy, Role, Scene, alive, attachments, check, check_attachments, fill,
     none_is_kept, unbound, wait_asleep,
 };
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::streams::{MOST, assert_closed, of};
 
@@ -203,41 +209,144 @@ fn a_laggard_has_its_attachments() {
     readers.into_iter().for_each(|reader| reader.finish());
 }
 
-/// Whoever takes no attachments is waited for, whatever is decided about the slow: a message that waits for that is written already,
-/// where the ring may not be left.
+/// Who does not take its attachments is in the way as one that does not read: it is dropped, if that was asked for, and the message
+/// that had waited for it is what it was, in whichever ring.
 #[test]
-fn a_message_that_waits_stays_where_it_was_written() {
+fn who_takes_no_attachments_is_dropped() {
     let _scene = Scene::new();
-    let after = Duration::ZERO;
-    let mut publisher = unbound(1 << 14)
-        .attachments_in_flight(1)
-        .when_full(WhenFull::Disconnect { after })
-        .unbound()
-        .unwrap();
-    let [mut fast, mut slow] = [(); 2].map(|()| {
-        let (here, there) = Link::pair().unwrap();
-        publisher.attach(here).unwrap();
-        Subscriber::builder().over(there).unwrap()
-    });
-    for number in 0..100_u64 {
-        let message = number.to_le_bytes();
-        let receive = |subscriber: &mut Subscriber| {
+    let at_once = WhenFull::Disconnect {
+        after: Duration::ZERO,
+    };
+    let later = WhenFull::Disconnect {
+        after: Duration::from_millis(20),
+    };
+    for (when_full, overflow) in [
+        (at_once, Overflow::Block),
+        (later, Overflow::Block),
+        (WhenFull::AsAsked, Overflow::Disconnect),
+    ] {
+        let mut publisher = unbound(1 << 14)
+            .attachments_in_flight(1)
+            .when_full(when_full)
+            .unbound()
+            .unwrap();
+        let subscribe = |publisher: &Publisher, overflow| {
+            let (here, there) = Link::pair().unwrap();
+            publisher.attach(here).unwrap();
+            Subscriber::builder()
+                .overflow(overflow)
+                .over(there)
+                .unwrap()
+        };
+        let mut fast = subscribe(&publisher, Overflow::Block);
+        let mut slow = subscribe(&publisher, overflow);
+        let check_next = |subscriber: &mut Subscriber, number| {
             let mut message = subscriber.recv().unwrap();
-            assert_eq!(message.to_vec(), number.to_le_bytes());
+            check(number, &message.to_vec());
             check_attachments(number, 1, message.take_attachments().unwrap());
         };
-        publisher
-            .send_with(&message, &attachments(number, 1))
-            .unwrap();
-        receive(&mut fast);
-        let other = [0xff; 100];
-        let short = Duration::from_millis(1);
-        let timed_out = publisher.send_timeout_with(&other, &attachments(7, 1), short);
+        for number in 0..20_u64 {
+            let len = [8, 1000, 100_000][number as usize % 3];
+            let fds = attachments(number, 1);
+            // It is written by the time when it has to wait.
+            let mut place = publisher.reserve(len).unwrap();
+            fill(number, &mut place);
+            place.attach(&fds).unwrap();
+            place.commit();
+            check_next(&mut fast, number);
+        }
+        assert_eq!(publisher.stats().too_slow, 1);
+        assert_eq!(publisher.subscribers(), 1);
+        check_next(&mut slow, 0);
+        let end = slow.recv().map(drop).unwrap_err().to_string();
+        assert!(end.contains("it was too slow"), "{end}");
+    }
+}
+
+/// A callback is asked about such a one, too; more rings are of no help to it.
+#[test]
+fn a_callback_decides_about_who_takes_no_attachments() {
+    let _scene = Scene::new();
+    let decision = Arc::new(Mutex::new(Decision::Spill));
+    let decide = decision.clone();
+    let mut publisher = unbound(1 << 14)
+        .attachments_in_flight(1)
+        .spill_bytes(2 << 14)
+        .on_lagging(move |_| *decide.lock().unwrap())
+        .unbound()
+        .unwrap();
+    let (here, there) = Link::pair().unwrap();
+    publisher.attach(here).unwrap();
+    let slow = Subscriber::builder().over(there).unwrap();
+    publisher.send_with(b"one", &attachments(0, 1)).unwrap();
+    let fds = attachments(1, 1);
+    for waits in [Decision::Spill, Decision::Wait] {
+        *decision.lock().unwrap() = waits;
+        let timed_out = publisher.send_timeout_with(b"two", &fds, Duration::from_millis(30));
         assert!(
             matches!(timed_out, Err(SendTimeoutError::TimedOut)),
             "{timed_out:?}"
         );
-        receive(&mut slow);
     }
-    assert_eq!(publisher.stats().too_slow, 0);
+    *decision.lock().unwrap() = Decision::Disconnect;
+    publisher.send_timeout_with(b"two", &fds, PATIENCE).unwrap();
+    let stats = publisher.stats();
+    assert_eq!((stats.too_slow, stats.messages), (1, 2));
+    drop(slow);
+}
+
+/// A loop that found no room for them is woken when it is time to drop who is in the way.
+#[test]
+fn a_loop_drops_who_takes_no_attachments() {
+    let _scene = Scene::new();
+    let publisher = unbound(1 << 14)
+        .attachments_in_flight(1)
+        .when_full(WhenFull::Disconnect {
+            after: Duration::from_millis(20),
+        })
+        .unbound()
+        .unwrap();
+    let (here, there) = Link::pair().unwrap();
+    publisher.attach(here).unwrap();
+    let _slow = Subscriber::builder().over(there).unwrap();
+    let mut publisher = Watched::new(publisher).unwrap();
+    let fds = attachments(0, 1);
+    publisher.try_send_with(b"one", &fds).unwrap();
+    while let Err(error) = publisher.try_send_with(b"two", &fds) {
+        assert!(matches!(error, TrySendError::Full), "{error}");
+        poll(&mut [PollFd::new(&publisher, PollFlags::IN)], None).unwrap();
+        publisher.drive().unwrap();
+    }
+    assert_eq!(publisher.stats().too_slow, 1);
+}
+
+/// A place that is kept for a successor who does not come is given up, and its ticket is void.
+#[test]
+fn a_successor_that_does_not_come_is_in_the_way_of_attachments() {
+    let _scene = Scene::new();
+    let mut publisher = unbound(1 << 14)
+        .when_full(WhenFull::Disconnect {
+            after: Duration::from_millis(20),
+        })
+        .unbound()
+        .unwrap();
+    let (here, there) = Link::pair().unwrap();
+    publisher.attach(here).unwrap();
+    let mut subscriber = Subscriber::builder().over(there).unwrap();
+    publisher.send_with(b"one", &attachments(0, 1)).unwrap();
+    let mut message = subscriber.recv().unwrap();
+    check_attachments(0, 1, message.take_attachments().unwrap());
+    drop(message);
+    let ticket = subscriber.ticket().unwrap();
+    subscriber.depart().map_err(|stays| stays.error).unwrap();
+    publisher.send(b"two").unwrap();
+    let fds = attachments(1, 1);
+    publisher
+        .send_timeout_with(b"three", &fds, PATIENCE)
+        .unwrap();
+    assert_eq!(publisher.stats().too_slow, 1);
+    assert!(ticket.arrive().is_err());
+    publisher
+        .send_timeout_with(b"four", &fds, PATIENCE)
+        .unwrap();
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::VecDeque,
     io,
+    sync::Arc,
     sync::atomic::{Ordering, fence},
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use rustix::io::Errno;
 
 use super::{
     Publisher,
-    control::{Control, State},
+    control::{Connection, Control, State},
     peer::Peer,
     room::{Need, NoRoomInTime},
 };
@@ -245,6 +246,24 @@ impl Control {
         told
     }
 
+    /// Those that a message with attachments waits for, as of the last look: they have not taken what is on its way to them, or
+    /// have departed without a successor.
+    pub(super) fn in_the_way_of_attachments(&self) -> Vec<Arc<Peer>> {
+        let state = self.state();
+        let links = state.links.values();
+        let slow = links.filter_map(|connection| match connection {
+            Connection::Joined { peer, place, .. } => match place.is_own() {
+                true => peer.flight().full.then_some(peer),
+                false => place.is_kept().then_some(peer),
+            },
+            _ => None,
+        });
+        let slow = slow.filter(|peer| {
+            !(peer.is_lossy() || peer.has_left() || peer.evicted() || peer.dismissed())
+        });
+        slow.cloned().collect()
+    }
+
     /// The message has been committed: those who join from now on need not be told.
     fn attached(&self) {
         self.state().attaching = None;
@@ -285,10 +304,11 @@ impl Attach {
 
 impl Publisher {
     /// Attaches descriptors to the message for which there is room in the ring: all subscribers have been told of them. The
-    /// tag for its header; none if there are no descriptors.
+    /// tag for its header; none if there are no descriptors. So many bytes of the message are written in the ring.
     pub(super) fn attach_next(
         &mut self,
         fds: &Fds,
+        written: Option<usize>,
         room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
     ) -> Result<Option<u16>, NoRoomInTime> {
         if fds.is_empty() {
@@ -299,7 +319,7 @@ impl Publisher {
             return Err(NoRoomInTime::TooManyAttachments { count, max });
         }
         self.attach.fds = fds.clone();
-        let attached = room(self, Need::Attachments);
+        let attached = room(self, Need::Attachments(written));
         self.attach.fds = Fds::default();
         attached.map(|()| Some(self.attach.tag))
     }

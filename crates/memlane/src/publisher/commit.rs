@@ -107,7 +107,7 @@ impl Publisher {
         room: impl Fn(&mut Publisher, Need) -> Result<(), NoRoomInTime>,
     ) -> Result<(), (NoRoomInTime, Loan)> {
         let attached = room(self, Need::Ring(ChunkRef::LEN));
-        match attached.and_then(|()| self.attach_next(attachments, room)) {
+        match attached.and_then(|()| self.attach_next(attachments, None, room)) {
             Ok(tag) => {
                 let sent = self.put_attached_chunk(loan, tag);
                 debug_assert!(sent.is_ok(), "it was reserved");

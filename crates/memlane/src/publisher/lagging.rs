@@ -232,8 +232,8 @@ impl Publisher {
         let mut slow = match need {
             Need::Ring(len) => self.in_the_way(len),
             Need::Chunk(_) => self.in_the_way_of_the_pool(),
-            // Their message may be written already, in the ring that would have to be left.
-            Need::Attachments | Need::Drained => return false,
+            Need::Attachments(_) => self.in_the_way_of_attachments(),
+            Need::Drained => return false,
         };
         if slow.is_empty() {
             return false;
@@ -251,7 +251,7 @@ impl Publisher {
             }
         }
         let any = !dropped.is_empty();
-        if any && !self.drop_laggards(&dropped) {
+        if any && !self.drop_laggards_beside(need, &dropped) {
             self.laggards.look_again(now + ASK_EVERY);
             return false;
         }
@@ -305,6 +305,42 @@ impl Publisher {
                 .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
         });
         slow.collect()
+    }
+
+    /// Those who have not taken attachments of messages before. More rings are of no help to them.
+    fn in_the_way_of_attachments(&mut self) -> Vec<Slow> {
+        // For a look at the cursors, too.
+        self.writer.is_drained();
+        let peers = self.control.in_the_way_of_attachments();
+        let readers = self.writer.standings();
+        let slow = readers.filter(|slow| {
+            let reader = &slow.joined.reader;
+            peers.iter().any(|peer| Arc::ptr_eq(peer, reader))
+        });
+        let slow = slow.map(|slow| Slow {
+            peer: slow.joined.reader.clone(),
+            may_spill: false,
+            lagging: self
+                .describe(slow.joined.id, &slow.joined.reader, slow.joined.start)
+                .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
+        });
+        slow.collect()
+    }
+
+    /// Goes on without these. What is written of the message that waits for them is found in whichever ring that leads to.
+    fn drop_laggards_beside(&mut self, need: Need, slow: &[Slow]) -> bool {
+        let Need::Attachments(Some(written)) = need else {
+            return self.drop_laggards(slow);
+        };
+        let before = self.writer.ring();
+        let text = self.writer.payload(written).to_vec();
+        let dropped = self.drop_laggards(slow);
+        if self.writer.ring() != before {
+            let room = self.writer.reserve(written);
+            debug_assert!(room.is_ok(), "nothing is in the way in a ring just begun");
+            self.writer.payload_mut(written).copy_from_slice(&text);
+        }
+        dropped
     }
 
     fn describe(&self, id: u64, peer: &Peer, start: u64) -> Lagging {

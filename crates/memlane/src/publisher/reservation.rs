@@ -115,7 +115,11 @@ impl<'a> Reservation<'a> {
     ) -> Result<(), NoRoomInTime> {
         // One that fails may have told some subscribers of a new attempt, by which what they had is void.
         self.tag = None;
-        self.tag = self.publisher.attach_next(attachments, room)?;
+        let written = match &self.place {
+            Place::Ring(len) => Some(*len),
+            Place::Chunk(_) => None,
+        };
+        self.tag = self.publisher.attach_next(attachments, written, room)?;
         Ok(())
     }
 

@@ -30,8 +30,9 @@ pub(super) enum Need {
     Ring(usize),
     /// A free chunk for so many bytes.
     Chunk(usize),
-    /// That all subscribers can be told of attachments, and are, of the message for which there is room in the ring.
-    Attachments,
+    /// That all subscribers can be told of attachments, and are, of the message for which there is room in the ring. So many bytes
+    /// of it may be written there already.
+    Attachments(Option<usize>),
     /// No message: that every subscriber has released all there were.
     Drained,
 }
@@ -69,7 +70,7 @@ fn look(
     need: Need,
 ) -> Result<(), NoRoomInTime> {
     match need {
-        Need::Attachments => attach.look(control, writer.position()),
+        Need::Attachments(_) => attach.look(control, writer.position()),
         Need::Ring(len) => match writer.reserve(len) {
             Ok(()) => Ok(()),
             Err(NoRoom::Full) => Err(NoRoomInTime::Full),
@@ -149,7 +150,7 @@ impl Publisher {
                 }
             }
             // What is found in the ring is waited for until the commit; no commit says that a loan was had.
-            Ok(()) if self.wanting && matches!(need, Need::Chunk(_) | Need::Attachments) => {
+            Ok(()) if self.wanting && matches!(need, Need::Chunk(_) | Need::Attachments(_)) => {
                 self.disarm();
                 Ok(())
             }
@@ -205,7 +206,7 @@ impl Publisher {
                 };
             }
             if self.pacer.policy() == WaitPolicy::Poll {
-                if matches!(need, Need::Attachments) {
+                if matches!(need, Need::Attachments(_)) {
                     // Nobody is to ring for it, but some have to be told.
                     self.wanting = true;
                     self.want(A_SLOT);
@@ -242,7 +243,7 @@ impl Publisher {
     /// When those who are in the way are to be looked at again, or what the kernel has refused is to be tried again.
     fn again(&mut self, need: Need) -> Option<Instant> {
         let again = match need {
-            Need::Attachments => self.await_attachments(),
+            Need::Attachments(_) => self.await_attachments(),
             _ => None,
         };
         self.laggards.again().into_iter().chain(again).min()
@@ -279,7 +280,7 @@ impl Publisher {
             match need {
                 Need::Chunk(_) if !self.short => self.pool.await_loans(),
                 // A loan that is dropped makes no room here; a message's own may be, if it is given up for now.
-                Need::Ring(_) | Need::Drained | Need::Attachments | Need::Chunk(_) => {
+                Need::Ring(_) | Need::Drained | Need::Attachments(_) | Need::Chunk(_) => {
                     self.pool.await_no_loans();
                 }
             }
@@ -336,7 +337,7 @@ impl Publisher {
     fn prepare_to_sleep(&mut self, need: Need) -> io::Result<()> {
         match need {
             Need::Chunk(_) => self.watch_loans(),
-            Need::Ring(_) | Need::Drained | Need::Attachments => self.wakes().map(drop),
+            Need::Ring(_) | Need::Drained | Need::Attachments(_) => self.wakes().map(drop),
         }
     }
 
@@ -359,7 +360,7 @@ impl Publisher {
             },
             Need::Drained => self.writer.want_drained(),
             Need::Chunk(_) => self.pool.want().unwrap_or(A_SLOT),
-            Need::Attachments => A_SLOT,
+            Need::Attachments(_) => A_SLOT,
         }
     }
 
