@@ -30,6 +30,8 @@ struct Rings {
     capacity: usize,
     made: u32,
     words: HashMap<u32, HeapWords>,
+    /// Those that nobody goes to but who was dismissed.
+    aside: Vec<u32>,
 }
 
 impl Rings {
@@ -39,6 +41,7 @@ impl Rings {
             capacity,
             made: 1,
             words: HashMap::from([(0, first)]),
+            aside: Vec::new(),
         }
     }
 
@@ -245,6 +248,9 @@ impl Model {
     }
 
     fn give_up(&mut self) {
+        if self.switches % 2 == 0 {
+            self.rings.aside.extend(self.writer.set_aside());
+        }
         self.writer.spare();
         let known: Vec<u32> = self.rings.words.keys().copied().collect();
         for ring in known {
@@ -337,6 +343,7 @@ impl Rings {
                 }
                 let words = self.words.get(&ring);
                 prop_assert!(words.is_some(), "ring {} is gone", ring);
+                prop_assert!(side.dismissed || !self.aside.contains(&ring));
                 side.ring.follow(words.unwrap().map());
                 side.at = ring;
                 return self.take(side);

@@ -325,3 +325,51 @@ fn places_of_the_dropped() {
     });
     drop(second);
 }
+
+/// More are dropped, and read on, than a subscriber can know rings: what is kept for them is no concern of the others.
+#[test]
+fn more_are_dropped_than_there_can_be_rings() {
+    const DROPPED: usize = 70;
+    let _scene = Scene::new();
+    let mut publisher = spilling(0).max_subscribers(80).unbound().unwrap();
+    let mut fast = subscribe(&publisher, Overflow::Block);
+    let mut number = 0;
+    let mut slow = Vec::new();
+    for dropped in 1..=DROPPED as u64 {
+        slow.push((number, subscribe(&publisher, Overflow::Disconnect)));
+        while publisher.stats().disconnected < dropped {
+            let text = message(number, LONGEST);
+            publisher.send_timeout(&text, PATIENCE).expect("room");
+            assert_eq!(fast.recv().unwrap().to_vec(), text);
+            number += 1;
+        }
+    }
+    assert!(publisher.ring_bytes() > DROPPED * RING);
+    // Who comes now hears of few.
+    let mut newcomer = subscribe(&publisher, Overflow::Block);
+    let text = message(number, LONGEST);
+    publisher.send(&text).unwrap();
+    for subscriber in [&mut fast, &mut newcomer] {
+        assert_eq!(subscriber.recv().unwrap().to_vec(), text);
+        // It says what it has released.
+        assert!(subscriber.try_recv().is_err());
+    }
+    for (first, mut slow) in slow {
+        for number in first.. {
+            match slow.recv() {
+                Ok(received) => assert_eq!(received.to_vec(), message(number, LONGEST)),
+                Err(error) => {
+                    assert!(number > first);
+                    assert_too_slow(&error.to_string());
+                    break;
+                }
+            }
+        }
+    }
+    wait_until("they have left", || {
+        publisher.trim(Duration::ZERO);
+        publisher.ring_bytes() <= 2 * RING
+    });
+    publisher.send(&text).unwrap();
+    assert_eq!(fast.recv().unwrap().to_vec(), text);
+}

@@ -108,6 +108,12 @@ impl Publisher {
         spill.before.len() + writer.rings()
     }
 
+    /// Those that a subscriber may come to which has not been dropped, and one that is kept for a successor.
+    fn rings_in_use(&mut self) -> usize {
+        let aside = self.writer.rings() - self.writer.rings_in_use();
+        self.rings_left() - aside + usize::from(self.spill.reserved)
+    }
+
     /// Where these rings end.
     pub(super) fn left_behind(&mut self) -> Vec<u64> {
         self.rings_left();
@@ -128,8 +134,14 @@ impl Publisher {
 
     fn make_ring(&mut self) -> Option<(u32, Option<Shared>)> {
         let id = self.spill.last.checked_add(1)?;
-        if self.rings_left() + usize::from(self.spill.reserved) >= MAX_RINGS {
-            return None;
+        if self.rings_in_use() >= MAX_RINGS {
+            // Those that are kept for subscribers who were dropped are not for anybody else: all others forget them.
+            for ring in self.writer.set_aside() {
+                self.control.remove_ring(ring);
+            }
+            if self.rings_in_use() >= MAX_RINGS {
+                return None;
+            }
         }
         let options = self.spill.options.clone();
         let made = Shared::create(options, page_size(), self.spill.ring_bytes);

@@ -19,6 +19,8 @@ pub(super) struct Past<M> {
     /// Where it begins, and where it says in which ring the stream goes on.
     pub(super) base: u64,
     pub(super) end: u64,
+    /// Only readers that were dismissed may read it, and nobody else will.
+    aside: bool,
 }
 
 /// The first ring of all, when it is not the writer's.
@@ -103,6 +105,41 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.past.len() + 1
     }
 
+    /// How many of them readers may come to that have not been dismissed.
+    pub fn rings_in_use(&self) -> usize {
+        self.past.iter().filter(|past| !past.aside).count() + 1
+    }
+
+    /// Sets those aside, but for the first, that only dismissed readers may be reading: their numbers. Others may unmap them; they are
+    /// gone once those readers have left, and no [spare](RingWriter::spare) ones before.
+    pub fn set_aside(&mut self) -> Vec<u32> {
+        self.refresh(0);
+        self.look_at_dismissed();
+        let mut past = std::mem::take(&mut self.past);
+        let mut aside = Vec::new();
+        for one in &mut past {
+            if one.ring != self.home
+                && !one.aside
+                && !self.is_read(one)
+                && self.is_left_to_somebody(one)
+            {
+                one.aside = true;
+                aside.push(one.ring);
+            }
+        }
+        self.past = past;
+        self.tell_rings();
+        aside
+    }
+
+    /// Says where rings begin that somebody may start in.
+    fn tell_rings(&self) {
+        let past = self.past.iter().filter(|past| !past.aside);
+        let bases = past.map(|past| (past.base, past.ring));
+        let bases = bases.chain([(self.base, self.ring)]).collect();
+        self.roster.set_rings(bases);
+    }
+
     /// The readers that are in the way of a payload of `len` bytes, as of the last [`reserve`](RingWriter::reserve).
     pub fn laggards(&self, len: usize) -> impl Iterator<Item = Laggard<'_, R>> {
         let needed = layout::furthest_end(self.position, len) + HEADER;
@@ -153,7 +190,11 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
     fn free_rings(&mut self) -> impl Iterator<Item = u32> {
         self.refresh(0);
         self.look_at_dismissed();
-        let free = self.past.iter().filter(|past| !self.is_needed(past));
+        let mut past = std::mem::take(&mut self.past);
+        past.retain(|past| !past.aside || self.is_needed(past));
+        self.past = past;
+        let past = self.past.iter().filter(|past| !past.aside);
+        let free = past.filter(|past| !self.is_needed(past));
         free.map(|past| past.ring)
     }
 
@@ -169,18 +210,23 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
 
     /// Whether anybody may be reading a ring, or looking for what comes behind it.
     fn is_needed(&self, past: &Past<M>) -> bool {
+        self.is_read(past) || self.is_left_to_somebody(past)
+    }
+
+    /// The same, of those who go on behind it, now or when they come.
+    fn is_read(&self, past: &Past<M>) -> bool {
         // At its end, a reader has still to see where the stream goes on.
-        self.readers
-            .iter()
-            .any(|seen| seen.position <= past.end && seen.joined.reader.cursor() != LEFT)
-            || self
-                .dismissed
-                .iter()
-                .any(|gone| gone.position <= past.end && past.end <= gone.stop)
-            || self
-                .history
-                .as_ref()
-                .is_some_and(|history| history.kept().position < past.end)
+        let reads =
+            |seen: &Seen<R>| seen.position <= past.end && seen.joined.reader.cursor() != LEFT;
+        let history = self.history.as_ref();
+        self.readers.iter().any(reads)
+            || history.is_some_and(|history| history.kept().position < past.end)
+    }
+
+    /// The same, of those who were dismissed.
+    fn is_left_to_somebody(&self, past: &Past<M>) -> bool {
+        let mut gone = self.dismissed.iter();
+        gone.any(|gone| gone.position <= past.end && past.end <= gone.stop)
     }
 
     fn look_at_dismissed(&mut self) {
@@ -220,13 +266,12 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             memory: std::mem::replace(&mut self.memory, memory),
             base: std::mem::replace(&mut self.base, self.position),
             end: self.position,
+            aside: false,
         };
         self.past.push(left);
         // Nothing is there for those who come.
         self.memory.store(self.position, 0);
-        let bases = self.past.iter().map(|past| (past.base, past.ring));
-        let bases = bases.chain([(self.base, self.ring)]).collect();
-        self.roster.set_rings(bases);
+        self.tell_rings();
         if self.laps.bound() != u64::MAX {
             // Who was overtaken in a ring that is given up later, or does not know this one, finds where it is.
             self.export(self.position + HEADER);
@@ -246,9 +291,7 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
             .iter()
             .position(|past| past.ring == ring && ring != self.home && !self.is_needed(past))?;
         let past = self.past.remove(at);
-        let bases = self.past.iter().map(|past| (past.base, past.ring));
-        let bases = bases.chain([(self.base, self.ring)]).collect();
-        self.roster.set_rings(bases);
+        self.tell_rings();
         Some(past.memory)
     }
 
