@@ -6,6 +6,7 @@ use std::{
 use rustix::{
     fd::AsFd,
     fs::{SealFlags, fcntl_add_seals},
+    io::Errno,
 };
 
 use crate::{
@@ -15,6 +16,22 @@ use crate::{
     memory::{self, Memory},
     pages::{Access, Pages, Wanted},
 };
+
+/// How often the kernel is asked to seal memory that it calls busy.
+const ATTEMPTS: usize = 8;
+
+/// Seals memory that nobody else has, as far as is known. The kernel calls it busy all the same while it has hold of one of its
+/// pages itself: it waits for 0.15 s then, and gives up (memfd_wait_for_pins in mm/memfd.c). Of a mapping that is in the way it
+/// says so at once.
+fn insist(mut seal: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    for _ in 1..ATTEMPTS {
+        match seal() {
+            Err(Errno::BUSY) => {}
+            sealed => return sealed,
+        }
+    }
+    seal()
+}
 
 /// A region of mine: nobody else has it, so that it is a plain `&mut [u8]`.
 ///
@@ -129,6 +146,9 @@ impl Region {
     /// Makes it immutable, for everybody and for ever: the kernel takes no write to it any more, and no one can
     /// resize it.
     ///
+    /// The kernel itself may have hold of a page for a moment, in reclaim or compaction: it is asked up to 8 times then, each
+    /// of which takes 0.16 s. So this can take longer than a second, though next to never.
+    ///
     /// # Errors
     ///
     /// [`Rejected`], with the region as it was: [`Error::Limit`] if it is to be [locked](Options::lock) and others have
@@ -151,7 +171,7 @@ impl Region {
         drop(pages);
         // The limit on locked memory counts each mapping: this one is locked once the other is gone.
         let sealed = read_only.lock().and_then(|()| {
-            fcntl_add_seals(&fd, FROZEN_SEALS | SealFlags::SEAL)
+            insist(|| fcntl_add_seals(&fd, FROZEN_SEALS | SealFlags::SEAL))
                 .map_err(|errno| Error::freezing(errno, len, SealFlags::empty()))
         });
         match sealed {
@@ -284,5 +304,27 @@ impl AsRef<[u8]> for Region {
 impl AsMut<[u8]> for Region {
     fn as_mut(&mut self) -> &mut [u8] {
         self
+    }
+}
+
+#[cfg(all(test, not(memlane_loom)))]
+mod tests {
+    use super::*;
+
+    /// A page that the kernel has isolated counts as pinned, which no test can bring about.
+    #[test]
+    fn memory_that_the_kernel_calls_busy_is_sealed_a_little_later() {
+        let sealed_after = |busy: usize, then: Result<(), Errno>| {
+            let mut asked = 0;
+            let sealed = insist(|| {
+                asked += 1;
+                if asked > busy { then } else { Err(Errno::BUSY) }
+            });
+            (asked, sealed)
+        };
+        assert_eq!(sealed_after(0, Ok(())), (1, Ok(())));
+        assert_eq!(sealed_after(7, Ok(())), (8, Ok(())));
+        assert_eq!(sealed_after(8, Ok(())), (8, Err(Errno::BUSY)));
+        assert_eq!(sealed_after(2, Err(Errno::PERM)), (3, Err(Errno::PERM)));
     }
 }
