@@ -14,6 +14,8 @@
 //! exhaustive. Each model has counterparts that break one rule and must be caught.
 #![cfg(memlane_loom)]
 
+mod places;
+
 use std::sync::Arc;
 
 use loom::{
