@@ -329,7 +329,7 @@ fn watched_publisher(role: &Role) {
         readable(&publisher);
         publisher.drive().expect("control work");
     }
-    assert_eq!(publisher.stats().disconnected, 1);
+    assert_eq!(publisher.stats().too_slow, 1);
     role.tell(&());
     role.hear::<()>();
     drop(shortage);

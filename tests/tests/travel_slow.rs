@@ -179,7 +179,7 @@ fn one_that_may_be_dropped() {
             assert!(departed.is_ok());
             other.tell(&read);
             send(MESSAGES);
-            let disconnected = publisher.stats().disconnected;
+            let disconnected = publisher.stats().too_slow;
             publisher.close();
             let (number, end) = other.hear::<(u64, String)>();
             if number == sent {
@@ -193,7 +193,7 @@ fn one_that_may_be_dropped() {
             other.finish();
         } else {
             send(MESSAGES);
-            assert_eq!(publisher.stats().disconnected, 1);
+            assert_eq!(publisher.stats().too_slow, 1);
             other.kill_and_reap();
             dropped += 1;
         }

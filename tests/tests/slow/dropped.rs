@@ -337,7 +337,7 @@ fn more_are_dropped_than_there_can_be_rings() {
     let mut slow = Vec::new();
     for dropped in 1..=DROPPED as u64 {
         slow.push((number, subscribe(&publisher, Overflow::Disconnect)));
-        while publisher.stats().disconnected < dropped {
+        while publisher.stats().too_slow < dropped {
             let text = message(number, LONGEST);
             publisher.send_timeout(&text, PATIENCE).expect("room");
             assert_eq!(fast.recv().unwrap().to_vec(), text);
