@@ -1,5 +1,6 @@
 //! A connected socket that carries typed messages.
 
+mod halves;
 mod inbox;
 mod making;
 pub(crate) mod outbox;
@@ -13,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
-use rustix::net::{Shutdown, shutdown};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -71,6 +71,8 @@ use outbox::{Outbox, Sent};
 pub struct Link {
     /// Shared with a message that carries the link, until that has left.
     fd: Arc<Fd>,
+    /// What it sends on, if that is another socket.
+    out: Option<Fd>,
     limits: Limits,
     adoption: Adoption,
     lingers: bool,
@@ -92,6 +94,7 @@ impl Link {
     pub(crate) fn new(fd: OwnedFd, kind: SocketKind) -> Link {
         Link {
             fd: Arc::new(Fd::socket(fd)),
+            out: None,
             limits: Limits::new(),
             adoption: Adoption::Refused,
             lingers: false,
@@ -133,9 +136,9 @@ impl Link {
         self
     }
 
-    /// The socket itself, for instance to hand it to a child. Its O_NONBLOCK may be set or not. Part of a message that was
-    /// still to be sent or received is lost: [`flush`](Link::flush) first, and ask
-    /// [`is_between_messages`](Link::is_between_messages).
+    /// The socket itself, for instance to hand it to a child; of one with [two](Link::send_over), the one it receives on. Its
+    /// O_NONBLOCK may be set or not. Part of a message that was still to be sent or received is lost: [`flush`](Link::flush)
+    /// first, and ask [`is_between_messages`](Link::is_between_messages).
     ///
     /// # Panics
     /// If a message that carries this link is on its way in the very moment (as for [`Fd`](crate::Fd)), and no descriptor
@@ -293,7 +296,7 @@ impl Link {
     /// # Errors
     /// No descriptor numbers left for the pidfd.
     pub fn peer(&self) -> io::Result<Peer> {
-        Peer::of(self.as_fd())
+        Peer::of(self.out())
     }
 
     /// Who is at the other end, without a pidfd: one system call, no descriptor.
@@ -302,7 +305,7 @@ impl Link {
     /// Those of getsockopt(2); none on a connected Unix socket.
     #[doc(alias = "SO_PEERCRED")]
     pub fn credentials(&self) -> io::Result<Credentials> {
-        Credentials::of(self.as_fd())
+        Credentials::of(self.out())
     }
 
     fn send_within<T: Serialize + ?Sized>(
@@ -329,7 +332,7 @@ impl Link {
         receipt: Option<OwnedFd>,
     ) -> Result<Outgoing, Error> {
         self.check()?;
-        Outgoing::new(value, receipt, &self.limits, self.as_fd())
+        Outgoing::new(value, receipt, &self.limits, self.out())
     }
 
     fn send_message(&self, message: Outgoing, patience: Patience) -> Result<(), Error> {
@@ -354,7 +357,7 @@ impl Link {
         self.check().map_err(outbox::Stop::Failed)?;
         let (result, finished) = {
             let mut outbox = self.outbox();
-            let result = outbox.send(self.as_fd(), message, &self.limits);
+            let result = outbox.send(self.out(), message, &self.limits);
             (result, outbox.take_finished())
         };
         drop(finished);
@@ -380,12 +383,12 @@ impl Link {
     ) -> Result<(), Error> {
         match stop {
             outbox::Stop::Full => {
-                wait::ready(self.as_fd(), PollFlags::OUT, patience)?;
+                wait::ready(self.out(), PollFlags::OUT, patience)?;
             }
             // The socket has room, so there is nothing to wait for but time, and the peer's end.
             outbox::Stop::Later => {
                 let left = patience.left(pause.next())?;
-                let found = wait::once(self.as_fd(), PollFlags::empty(), left)?;
+                let found = wait::once(self.out(), PollFlags::empty(), left)?;
                 if found.is_some_and(|found| found.contains(PollFlags::HUP)) {
                     return Err(Error::Disconnected);
                 }
@@ -434,8 +437,9 @@ impl Link {
     /// Waits for what the peer sends, and goes on sending what has begun: both ends may be in the middle of a message.
     fn wait_for_message(&self, patience: Patience, pause: &mut Pause) -> Result<(), Error> {
         let events = match self.advance(&mut None) {
-            Err(outbox::Stop::Full) => PollFlags::IN | PollFlags::OUT,
-            Err(outbox::Stop::Later) => {
+            Err(outbox::Stop::Full) if self.out.is_none() => PollFlags::IN | PollFlags::OUT,
+            // With room on another socket, one thing is waited for and the other asked for once in a while.
+            Err(outbox::Stop::Full | outbox::Stop::Later) => {
                 wait::once(self.as_fd(), PollFlags::IN, patience.left(pause.next())?)?;
                 return Ok(());
             }
@@ -479,8 +483,7 @@ impl Link {
 
     fn finish(&self, end: End) {
         if self.end.set(end).is_ok() && !self.lingers {
-            // Fails when the peer is gone, which is as good.
-            let _ = shutdown(&self.fd, Shutdown::Both);
+            self.hang_up();
         }
     }
 

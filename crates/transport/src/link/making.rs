@@ -146,7 +146,7 @@ impl Link {
 }
 
 /// What kind of link `fd` can be, or what it is instead.
-fn connected(fd: &OwnedFd) -> Result<SocketKind, String> {
+pub(super) fn connected(fd: &OwnedFd) -> Result<SocketKind, String> {
     let kind = socket::kind(fd)?;
     if sockopt::socket_acceptconn(fd) == Ok(true) {
         return Err("a listening one".to_owned());

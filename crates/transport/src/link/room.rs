@@ -1,6 +1,5 @@
 //! What can leave on a link right now: for a sender that never waits and wants two links to take something, or none.
 
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::event::PollFlags;
@@ -19,12 +18,12 @@ impl Link {
             Err(Stop::Full | Stop::Later) => return Ok(false),
             Err(Stop::Failed(error) | Stop::Torn(error)) => return Err(error),
         }
-        let found = wait::once(self.as_fd(), PollFlags::OUT, Duration::ZERO)?;
+        let found = wait::once(self.out(), PollFlags::OUT, Duration::ZERO)?;
         Ok(found.is_some_and(|found| found.contains(PollFlags::OUT)))
     }
 
     /// Messages with descriptors that the peer may not have received yet: never fewer than there are.
     pub(crate) fn in_flight(&self) -> Result<usize, Error> {
-        self.outbox().in_flight(self.as_fd())
+        self.outbox().in_flight(self.out())
     }
 }

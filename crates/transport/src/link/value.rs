@@ -14,12 +14,18 @@ use crate::socket;
 /// No descriptor number is needed for it beside the link's own.
 ///
 /// Refused while a message has left or come in part, which would be torn (see [`Link::is_between_messages`]), and on the
-/// link itself.
+/// link itself; and of a link with [two sockets](Link::send_over).
 impl Serialize for Link {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if !self.is_between_messages() {
             return Err(S::Error::custom(format_args!(
                 "the link with descriptor {} is in the middle of a message and cannot be sent",
+                self.as_raw_fd()
+            )));
+        }
+        if self.sends_over().is_some() {
+            return Err(S::Error::custom(format_args!(
+                "the link with descriptor {} sends over another socket and cannot be sent",
                 self.as_raw_fd()
             )));
         }

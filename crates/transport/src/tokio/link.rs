@@ -39,11 +39,16 @@ impl Link {
     /// Takes a link into the runtime of the calling task. Its O_NONBLOCK stays as it is.
     ///
     /// # Errors
-    /// [`Error::Io`]: no memory, or no epoll watches left for this user (epoll(7)); the link is dropped.
+    /// [`Error::Io`]: no memory, or no epoll watches left for this user (epoll(7)), or the link [sends over another
+    /// socket](crate::Link::send_over), which is not for tasks; the link is dropped.
     ///
     /// # Panics
     /// Outside a runtime, or in one without I/O.
     pub fn new(link: crate::Link) -> Result<Link, Error> {
+        if link.sends_over().is_some() {
+            let unsupported = std::io::Error::from(std::io::ErrorKind::Unsupported);
+            return Err(Error::io("watching a link of two sockets", unsupported));
+        }
         Ok(Link {
             io: reactor::register(link, Interest::READABLE | Interest::WRITABLE)?,
             abandoned: Notify::new(),
