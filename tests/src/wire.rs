@@ -1,6 +1,8 @@
 //! The protocol of a lane, spoken by hand: what the packets look like, as anybody may send and read them.
 
-use memlane_transport::{Fd, Fds};
+use std::os::fd::AsFd;
+
+use memlane_transport::{Fd, FdRef, Fds};
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol that these tests know.
@@ -227,6 +229,11 @@ pub enum Notice {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[allow(missing_docs)]
 pub struct Asks(u32);
+
+/// What a successor says after its opening: where it hears the publisher.
+pub fn arrives(link: &impl AsFd) -> (u32, FdRef<'_>) {
+    (11, FdRef::new(link))
+}
 
 #[allow(missing_docs)]
 impl Asks {

@@ -43,8 +43,7 @@ fn receive(subscriber: &mut Subscriber, next: &mut u64, messages: u64) {
 
 /// Has a subscriber for a while, again and again.
 fn traveller(role: &Role) {
-    let route: Route = role.hear();
-    let (from, to) = (route.from.adopting(), route.to);
+    let Route { from, to, policy } = role.hear();
     let mut dice = Dice::new();
     let mut kept = None;
     loop {
@@ -54,7 +53,7 @@ fn traveller(role: &Role) {
             Passed::Next(_) => unreachable!("it follows a ticket"),
             Passed::End => break,
         };
-        let builder = Subscriber::builder().wait(route.policy.into());
+        let builder = Subscriber::builder().wait(policy.into());
         let mut subscriber = builder.timeout(PATIENCE).arrive(ticket).unwrap();
         let Passed::Next(mut next) = from.recv().unwrap() else {
             unreachable!("it follows a ticket")

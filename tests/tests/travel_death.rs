@@ -1,11 +1,12 @@
 //! Subscribers that move while somebody dies, or is stopped.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use memlane::{Error, Link, Publisher, Reason, RecvError, Subscriber, Ticket, WhenFull};
 use memlane_tests::{
     Child, Dice, PATIENCE, Role, Scene, Stream, alive, fill, number, play, unbound, wait_until,
 };
+use memlane_transport::{Error as LinkError, Fd};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -67,7 +68,7 @@ fn successor(role: &Role) {
     let from: Link = role.hear();
     role.tell(&());
     // Or it was killed before.
-    let Ok(Pass { ticket }) = from.adopting().recv() else {
+    let Ok(Pass { ticket }) = from.recv() else {
         return role.tell(&None::<(u64, u64)>);
     };
     let builder = Subscriber::builder().timeout(PATIENCE);
@@ -239,6 +240,50 @@ fn who_has_given_a_ticket_in_vain_stays() {
     assert_eq!(publisher.subscribers(), 1);
     let stats = publisher.stats();
     assert_eq!((stats.moved, stats.evicted, stats.left), (0, 0, 0));
+}
+
+/// Whoever keeps a ticket hears nothing by it, and does not keep its taker's place.
+#[test]
+fn a_copy_of_a_ticket() {
+    let _scene = Scene::new();
+    let (mut publisher, mut subscriber) = lane();
+    send(&mut publisher, 0..20);
+    expect(&mut subscriber, 0..5);
+    let kept = subscriber.ticket().unwrap();
+    let (to, from) = Link::pair().unwrap();
+    to.send(&kept).unwrap();
+    let ticket: Ticket = from.recv().unwrap();
+    subscriber.depart().unwrap();
+    let mut successor = ticket.arrive().unwrap();
+    expect(&mut successor, 5..10);
+    let (_, socket, _): (u32, Fd, Option<String>) = {
+        to.send(&kept).unwrap();
+        from.recv().unwrap()
+    };
+    let copy = Link::from_fd(socket.into()).unwrap();
+    assert!(matches!(copy.try_recv::<u8>(), Err(LinkError::WouldBlock)));
+    drop(copy);
+    drop(successor);
+    wait_until("its place is free", || publisher.subscribers() == 0);
+    let stats = publisher.stats();
+    assert_eq!((stats.moved, stats.evicted, stats.left), (1, 0, 1));
+    drop(kept);
+}
+
+#[test]
+fn a_ticket_of_another_version_and_one_of_nothing() {
+    let _scene = Scene::new();
+    let (to, from) = Link::pair().unwrap();
+    let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    to.send(&(5_u32, Fd::from(null()), None::<String>)).unwrap();
+    let ticket: Ticket = from.recv().unwrap();
+    let error = ticket.arrive().unwrap_err();
+    let theirs = matches!(error, Error::Version { publisher: 5, .. });
+    assert!(theirs, "{error}");
+    to.send(&(4_u32, Fd::from(null()), None::<String>)).unwrap();
+    let ticket: Ticket = from.recv().unwrap();
+    let error = ticket.arrive().unwrap_err().to_string();
+    assert!(error.contains("expected a connected"), "{error}");
 }
 
 /// What is held stays held, and holds up nobody.

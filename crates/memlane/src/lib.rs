@@ -150,6 +150,16 @@ fn process_of(link: &Link) -> std::io::Result<Option<std::os::fd::OwnedFd>> {
     Ok(peer.into_pidfd())
 }
 
+/// Whether whoever has the other end of a link is gone, as far as either of its sockets tells, or the process.
+fn is_gone(link: &Link, process: Option<&std::os::fd::OwnedFd>) -> std::io::Result<bool> {
+    use std::os::fd::AsFd;
+    if memlane_signaling::gone(link.as_fd(), process.map(AsFd::as_fd))? {
+        return Ok(true);
+    }
+    link.sends_over()
+        .map_or(Ok(false), |out| memlane_signaling::gone(out, None))
+}
+
 /// A pidfd of the user's own, who says that its process has the other end of a link.
 fn pidfd_of(process: impl std::os::fd::AsFd) -> Result<std::os::fd::OwnedFd, Error> {
     use rustix::{

@@ -5,8 +5,9 @@
 //! the ring and a doorbell of its own, or refuses it. After that the link carries notices of the publisher's pool, and is
 //! there to hang up.
 //!
-//! A subscriber that is to move to another process asks for a link of its successor's, over which that one shakes hands as any
-//! subscriber does, and then waits for where to begin.
+//! A subscriber that is to move to another process asks for a socket, over which its successor speaks to the publisher. That one
+//! brings along the socket over which the publisher answers, shakes hands as any subscriber does, and then waits for where to
+//! begin.
 //!
 //! With a queue it is the publisher that connects, and says so; the receiver greets it as any subscriber would.
 //!
@@ -165,6 +166,10 @@ pub(crate) enum PacketRef<'a> {
     },
     /// From a subscriber: it does not move.
     Stays,
+    /// From a successor, after its opening: where it receives what the publisher says, which has said nothing until then.
+    Arrives {
+        link: FdRef<'a>,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -230,6 +235,9 @@ pub(crate) enum Packet {
         attachments: u64,
     },
     Stays,
+    Arrives {
+        link: Fd,
+    },
 }
 
 /// [`ServerRef`], received.
@@ -657,6 +665,7 @@ mod tests {
         };
         says("departed: at 4096 (64), two attachments", &departed);
         says("stays", &PacketRef::Stays);
+        says("arrives", &PacketRef::Arrives { link: one() });
         let given = NoticeRef::Ticket {
             number,
             link: one(),

@@ -9,7 +9,10 @@ use memlane::Link;
 use memlane_region::{Remote, Shared, Words, page_size};
 use memlane_tests::{
     PATIENCE, wait_until,
-    wire::{Answer, Asks, Bell, CURSOR, Greeting, Notice, Offer, Opening, WANTED, advance},
+    wire::{
+        Answer, Asks, Bell, CURSOR, Greeting, Notice, Offer, Opening, VERSION, WANTED, advance,
+        arrives,
+    },
 };
 use memlane_transport::Fd;
 use rustix::net::SendFlags;
@@ -80,7 +83,7 @@ pub(crate) fn greet(link: &Link, page: Fd, doorbell: Offer, trusts: bool) -> Res
 }
 
 impl Joined {
-    /// The link of a successor.
+    /// What a successor sends on, by which nothing comes.
     pub(crate) fn ticket(&self) -> Link {
         self.link
             .send_timeout(&Asks::TICKET, PATIENCE)
@@ -91,6 +94,17 @@ impl Joined {
                 return Link::from_fd(link.into()).expect("a link");
             }
         }
+    }
+
+    /// The link of a successor, which has said where it is answered.
+    pub(crate) fn successor(&self) -> Link {
+        let (mut link, back) = Link::pair().expect("a pair");
+        link.send_over(self.ticket().into_fd()).expect("a ticket");
+        let opening = Opening { version: VERSION };
+        link.send_timeout(&opening, PATIENCE).expect("room");
+        link.send_timeout(&arrives(&back), PATIENCE).expect("room");
+        let _: Opening = link.recv_timeout(PATIENCE).expect("an opening");
+        link
     }
 
     /// How far it is from this message, if there is one, to the next.

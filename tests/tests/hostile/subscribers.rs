@@ -160,6 +160,7 @@ fn nuisances() {
         BellUnconnected,
         RingsForEver,
         AsksForTickets,
+        ArrivesNowhere,
         Wavers,
     ];
     for policy in Policy::ALL {

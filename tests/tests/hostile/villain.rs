@@ -15,9 +15,11 @@ use memlane_region::page_size;
 use memlane_signaling::{Backing, Doorbell};
 use memlane_tests::{
     PATIENCE, Role, alive, wait_until,
-    wire::{ARMED, Answer, Asks, CURSOR, Greeting, Offer, Refusal, VERSION, WANTED},
+    wire::{
+        ARMED, Answer, Asks, CURSOR, Greeting, Offer, Opening, Refusal, VERSION, WANTED, arrives,
+    },
 };
-use memlane_transport::Fd;
+use memlane_transport::{Fd, Listener};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{OFlags, SealFlags, fcntl_setfl},
@@ -72,6 +74,7 @@ pub(crate) enum Villainy {
     BellUnconnected,
     RingsForEver,
     AsksForTickets,
+    ArrivesNowhere,
     Wavers,
     ShutsItsBell,
     // Dropped once the publisher wants to be woken by it.
@@ -301,9 +304,8 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
         DepartsBeyond | DepartsBefore => {
             let (mut joined, _) = join(link, none, false)?;
             joined.read(2000);
-            let successor = joined.ticket();
+            let successor = joined.successor();
             let (_page, page) = page();
-            open(&successor, VERSION);
             greet(&successor, page, Offer::default(), false)?;
             let _welcome: Answer = successor.recv_timeout(PATIENCE).expect("a welcome");
             let lie = if villainy == DepartsBeyond {
@@ -328,6 +330,39 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
             let (mut joined, _) = join(link, none, false)?;
             Ok(until_stopped(role, || {
                 drop(joined.ticket());
+                joined.drain();
+            }))
+        }
+        // With what nobody can be answered over, or ought to be, or twice.
+        ArrivesNowhere => {
+            let (mut joined, _) = join(link, none, false)?;
+            let name = format!("memlane-nowhere-{}", std::process::id());
+            let address = Address::abstract_name(name).expect("a name");
+            let listener = Listener::bind(&address).expect("a name");
+            let mut round = 0;
+            Ok(until_stopped(role, || {
+                round += 1;
+                if round % 6 == 0 {
+                    let successor = joined.successor();
+                    let (_other, back) = Link::pair().expect("a pair");
+                    let _ = successor.try_send(&arrives(&back));
+                    hung_up(&successor);
+                } else {
+                    let ticket = joined.ticket();
+                    let nowhere = match round % 6 {
+                        1 => null(),
+                        2 => stream_socket(),
+                        3 => copy(&listener),
+                        4 => OwnedFd::from(Link::connect(&address).expect("a client")).into(),
+                        // It would hear itself.
+                        _ => copy(&ticket),
+                    };
+                    let opening = Opening { version: VERSION };
+                    ticket.send_timeout(&opening, PATIENCE).expect("room");
+                    let _ = ticket.try_send(&arrives(&nowhere));
+                    hung_up(&ticket);
+                    while listener.try_accept().is_ok() {}
+                }
                 joined.drain();
             }))
         }

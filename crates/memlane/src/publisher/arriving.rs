@@ -171,15 +171,19 @@ impl Arriving {
     /// Takes what it needs to know of a subscriber, which hears nothing of it; and what that is to ring.
     fn know(&self, subscriber: Subscriber) -> Result<(Known, Option<OwnedFd>), Error> {
         let Subscriber {
-            link,
+            mut link,
             page,
             doorbell,
             process,
             overflow,
             start,
             sequence,
+            out,
             ..
         } = subscriber;
+        if let Some(out) = out {
+            link.send_over(out.into())?;
+        }
         let terms = &self.publisher.control.terms;
         let page = OwnedFd::from(page);
         let kept = page.try_clone().map_err(Error::os("keep a page"))?;
@@ -280,7 +284,7 @@ impl Control {
         let counts = going.counts.iter().map(|count| *count as usize);
         *peer.flight() = Flight::of(going.sent, going.taken, counts.collect());
         let (source, place) = (state.next_source(), Place::default());
-        let watched = peer.with_link(|link| self.watch(link, source, place.events()));
+        let watched = peer.with_link(|link| self.watch_link(link, source, place.events()));
         let watched = watched.unwrap_or(Ok(())).and_then(|()| match &process {
             Some(process) => self.watch(process, source, EventFlags::IN),
             None => Ok(()),

@@ -247,7 +247,8 @@ pub(super) enum Comes {
     Offered,
     /// It is that of another lane as well, the other way.
     Shared,
-    /// This side has made it, for whoever takes the place of the subscriber with this source.
+    /// This side has made it, for whoever takes the place of the subscriber with this source, and sends on it. What is
+    /// said to that one goes over a socket that it brings along.
     ToSucceed(u32),
 }
 
@@ -407,7 +408,35 @@ impl Control {
             true => place.events() | EventFlags::OUT | EventFlags::ET,
             false => place.events(),
         };
-        peer.with_link(|link| epoll::modify(&*self.epoll, link, self.token(source), flags));
+        peer.with_link(|link| match link.sends_over() {
+            None => epoll::modify(&*self.epoll, link, self.token(source), flags),
+            Some(out) => {
+                let room = (EventFlags::OUT | EventFlags::ET) & flags;
+                epoll::modify(&*self.epoll, out, self.token(source), room)
+            }
+        });
+    }
+
+    /// Watches a link: for its hang-up on both of its sockets, if it has two.
+    pub(super) fn watch_link(
+        &self,
+        link: &Link,
+        source: u32,
+        flags: EventFlags,
+    ) -> rustix::io::Result<()> {
+        self.watch(link, source, flags)?;
+        match link.sends_over() {
+            Some(out) => self.watch(out, source, EventFlags::empty()),
+            None => Ok(()),
+        }
+    }
+
+    /// Before it may be closed: a copy of a descriptor elsewhere would keep it registered.
+    pub(super) fn forget_link(&self, link: &Link) {
+        let _ = epoll::delete(&*self.epoll, link);
+        if let Some(out) = link.sends_over() {
+            let _ = epoll::delete(&*self.epoll, out);
+        }
     }
 
     /// Tells a subscriber that has fallen behind what it has not been told. It is woken then: it may wait for just that.
@@ -677,10 +706,9 @@ impl Control {
         let Some(connection) = state.links.remove(&source) else {
             return;
         };
-        // Deleted before anything is closed: a copy of the descriptor elsewhere would keep it registered.
         match &connection {
             Connection::Greeting(greeter) => {
-                let _ = epoll::delete(&*self.epoll, &greeter.link);
+                self.forget_link(&greeter.link);
                 match greeter.comes {
                     Comes::ToSubscribe | Comes::Shared => {}
                     Comes::Offered => self.changed.notify_all(),
@@ -728,7 +756,7 @@ impl Control {
 
     /// Closes the link of a subscriber, after which there are no events of it.
     pub(super) fn detach(&self, peer: &Peer, process: Option<&OwnedFd>) {
-        peer.with_link(|link| epoll::delete(&*self.epoll, link));
+        peer.with_link(|link| self.forget_link(link));
         if let Some(process) = process {
             let _ = epoll::delete(&*self.epoll, process);
         }

@@ -9,7 +9,7 @@ use std::{
 use memlane_region::{Remote, page_size};
 use memlane_signaling::{Backing, Ringer};
 use memlane_transport::{Error as LinkError, Fd, FdRef, Link, dispose};
-use rustix::event::epoll::{self, EventFlags};
+use rustix::event::epoll::EventFlags;
 
 use super::{
     control::{Comes, Connection, Control, Greeter, Pattern, State},
@@ -48,9 +48,11 @@ impl Control {
         let link = Arc::new(link.with_limits(limits));
         let source = state.next_source();
         self.watch(&link, source, EventFlags::IN | EventFlags::RDHUP)?;
-        let opening = Opening { version: VERSION };
-        // One that cannot be told the version will not be told anything: the link ends, and that is noticed.
-        let _ = link.try_send(&opening);
+        // A successor is told when it has said where.
+        if !matches!(comes, Comes::ToSucceed(_)) {
+            // One that cannot be told the version will not be told anything: the link ends, and that is noticed.
+            let _ = link.try_send(&Opening { version: VERSION });
+        }
         if comes == Comes::Offered {
             let _ = link.try_send(&PacketRef::Offer);
         }
@@ -114,6 +116,19 @@ impl Control {
                 }
             }
         }
+        let answered = !matches!(greeter.comes, Comes::ToSucceed(_));
+        if !answered && greeter.link.sends_over().is_none() {
+            let arrives = match greeter.link.try_recv::<Packet>() {
+                Err(LinkError::WouldBlock) => return,
+                Ok(Packet::Arrives { link }) => Arc::get_mut(&mut greeter.link)
+                    .is_some_and(|greeter| greeter.send_over(link.into()).is_ok()),
+                _ => false,
+            };
+            if !arrives {
+                return self.remove(state, source);
+            }
+            let _ = greeter.link.try_send(&Opening { version: VERSION });
+        }
         let greeting = match greeter.link.try_recv::<Packet>() {
             Err(LinkError::WouldBlock) => return,
             Ok(Packet::Greeting(greeting)) if self.terms.pattern == Pattern::Lane => greeting,
@@ -144,7 +159,7 @@ impl Control {
         };
         // Deleted first, since a refused link is closed. Events of it that are on their way name a source that
         // is no more.
-        let _ = epoll::delete(&*self.epoll, &greeter.link);
+        self.forget_link(&greeter.link);
         let comes = greeter.comes;
         match self.admit(state, greeting, *greeter) {
             Err(refusal) if comes == Comes::Offered => {
@@ -265,14 +280,14 @@ impl Control {
             false => Place::Fixed,
         };
         let source = state.next_source();
-        let watched = self
-            .watch(&link, source, place.events())
-            .and_then(|()| match &process {
-                Some(process) => self.watch(process, source, EventFlags::IN),
-                None => Ok(()),
-            });
+        let watched =
+            self.watch_link(&link, source, place.events())
+                .and_then(|()| match &process {
+                    Some(process) => self.watch(process, source, EventFlags::IN),
+                    None => Ok(()),
+                });
         if let Err(errno) = watched {
-            let _ = epoll::delete(&*self.epoll, &link);
+            self.forget_link(&link);
             return refuse(&link, short(errno.into()));
         }
         let peer = Arc::new(Peer::new(

@@ -16,7 +16,7 @@ use rustix::event::epoll::{self, EventFlags};
 use super::{
     control::{Connection, Control, State},
     moving::Place,
-    passage::{self, HandsOverRef, LIMITS, SubscriberRef, TakesOver},
+    passage::{self, HandsOverRef, LIMITS, LinkRef, SubscriberRef, TakesOver},
     peer::Peer,
 };
 use crate::{
@@ -298,15 +298,21 @@ impl Goer<'_> {
             (FdRef::new(ringer), eventfd)
         });
         let introduced = self.peer.with_link(|link| {
+            let out = link.sends_over();
             to.try_send(&HandsOverRef::Subscriber(SubscriberRef {
                 source: self.source,
-                link,
+                link: match out.is_some() && link.is_between_messages() {
+                    true => LinkRef::Half(FdRef::new(link)),
+                    // In the middle of a message it is refused.
+                    false => LinkRef::Whole(link),
+                },
                 page: FdRef::new(page),
                 doorbell,
                 process: self.process.map(FdRef::new),
                 overflow: self.peer.overflow(),
                 start: self.joined.start,
                 sequence: self.joined.sequence,
+                out: out.map(FdRef::from),
             }))
         });
         introduced.unwrap_or(Ok(()))

@@ -1,21 +1,23 @@
 //! Subscribers that move to another process: the place of one is kept until its successor has it.
 //!
-//! The publisher makes the link of the successor, since it receives on no socket that a subscriber has made, and the old end
-//! passes it on. What the successor shakes hands over is admitted as any subscriber is, and waits; it begins where the
+//! The publisher makes the socket on which it hears the successor, since it receives on none that a subscriber has made, and the
+//! old end passes the other end on; so does the successor for the other direction. What the successor shakes hands over is admitted as any subscriber is, and waits; it begins where the
 //! cursor of the old one is, once that one has departed or is gone. Until then that cursor keeps the ring.
 
 use std::sync::Arc;
 
 use memlane_region::ring::{From, LEFT, NoSuccession, Reader};
-use memlane_signaling::gone;
 use memlane_transport::{Error as LinkError, FdRef, Link};
-use rustix::{event::epoll::EventFlags, fd::AsFd};
+use rustix::event::epoll::EventFlags;
 
 use super::{
     control::{Comes, Connection, Control, State},
     peer::Peer,
 };
-use crate::protocol::{Farewell, NoticeRef, Packet, Refusal};
+use crate::{
+    is_gone,
+    protocol::{Farewell, NoticeRef, Packet, Refusal},
+};
 
 /// So many packets of a subscriber are read in one go, before others have their turn.
 const MAX_PACKETS: usize = 4;
@@ -91,13 +93,11 @@ impl Control {
                 _ => Link::try_recv::<Packet>,
             };
             let said = peer.with_link(|link| match said(link) {
-                // Its process may have ended while something else has its link.
-                Err(LinkError::WouldBlock) => {
-                    match gone(link.as_fd(), process.as_ref().map(AsFd::as_fd)) {
-                        Ok(true) => Some(None),
-                        _ => None,
-                    }
-                }
+                // Its process may have ended while something else has its link. What it has said before is there by now.
+                Err(LinkError::WouldBlock) => match is_gone(link, process.as_ref()) {
+                    Ok(true) => Some(said(link).ok()),
+                    _ => None,
+                },
                 said => Some(said.ok()),
             });
             let late = peer.evicted() && matches!(said, Some(Some(Some(_))));
@@ -150,7 +150,7 @@ impl Control {
         }
     }
 
-    /// Makes the link of a subscriber's successor. One that it had before is void.
+    /// Makes the socket that a subscriber's successor sends on. One that it had before is void.
     fn give_ticket(&self, state: &mut State, source: u32, number: u32) {
         let Some((_, Place::Own { successor, ticket })) = Control::place(state, source) else {
             return;
@@ -271,7 +271,7 @@ impl Control {
 
     /// Removes a successor that has hung up.
     fn look_after(&self, state: &mut State, source: u32) {
-        let ended = |link: &Link| matches!(gone(link.as_fd(), None), Ok(true));
+        let ended = |link: &Link| matches!(is_gone(link, None), Ok(true));
         let ended = match state.links.get(&source) {
             Some(Connection::Greeting(greeter)) => ended(&greeter.link),
             Some(Connection::Arriving { peer, .. }) => peer.with_link(ended) != Some(false),

@@ -51,7 +51,7 @@ pub(super) enum HandsOver {
 pub(super) struct SubscriberRef<'a> {
     /// What it is called from here on.
     pub(super) source: u32,
-    pub(super) link: &'a Link,
+    pub(super) link: LinkRef<'a>,
     pub(super) page: FdRef<'a>,
     /// What it is woken by, and whether that is an eventfd.
     pub(super) doorbell: Option<(FdRef<'a>, bool)>,
@@ -60,6 +60,16 @@ pub(super) struct SubscriberRef<'a> {
     /// Where it began, before so many messages.
     pub(super) start: u64,
     pub(super) sequence: u64,
+    /// What is said to it goes over this, where that is not its link: it has moved itself.
+    pub(super) out: Option<FdRef<'a>>,
+}
+
+/// What is received on; both are read as a link.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum LinkRef<'a> {
+    Whole(&'a Link),
+    Half(FdRef<'a>),
 }
 
 /// [`SubscriberRef`], received.
@@ -73,6 +83,7 @@ pub(super) struct Subscriber {
     pub(super) overflow: Overflow,
     pub(super) start: u64,
     pub(super) sequence: u64,
+    pub(super) out: Option<Fd>,
 }
 
 /// A client that has not greeted yet, or not all the way.

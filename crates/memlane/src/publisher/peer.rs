@@ -334,9 +334,7 @@ impl Peer {
 
     /// Ends the link, which tells the subscriber, and the control side too.
     pub(super) fn hang_up(&self) {
-        self.with_link(|link| {
-            let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
-        });
+        self.with_link(Link::hang_up);
     }
 
     /// What another process needs to know it: its control page, and its doorbell.
@@ -382,7 +380,7 @@ const UNREAD: &str = "it has left too many notices of the pool unread";
 
 /// Nothing more is said.
 fn shut(link: &Link) {
-    let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Write);
+    link.end_sending();
 }
 
 /// A last word. It finds room where notices do not any more: one that does not read them is told all the same. False if it does
@@ -392,8 +390,9 @@ fn say(link: &Link, farewell: &Farewell) -> bool {
     let mut said = link.try_send(&notice);
     if let Err(LinkError::WouldBlock) = said {
         // What is set is doubled (socket(7)), and what is asked for is what it is already.
-        let enlarged = sockopt::socket_send_buffer_size(link.as_fd())
-            .and_then(|size| sockopt::set_socket_send_buffer_size(link.as_fd(), size));
+        let socket = link.sends_over().unwrap_or_else(|| link.as_fd());
+        let enlarged = sockopt::socket_send_buffer_size(socket)
+            .and_then(|size| sockopt::set_socket_send_buffer_size(socket, size));
         if enlarged.is_ok() {
             said = link.try_send(&notice);
         }

@@ -290,12 +290,12 @@ impl Chunks {
         self.refused = Some((None, why.clone()));
         self.farewell.get_or_insert(Reason::Broken { why });
         let holds = self.holds.as_ref().is_some_and(|holds| holds.taken() > 0);
-        let how = match holds {
+        if holds {
             // This side alone finds it closed.
-            true => Shutdown::Read,
-            false => Shutdown::Both,
-        };
-        let _ = shutdown(link.as_fd(), how);
+            let _ = shutdown(link.as_fd(), Shutdown::Read);
+        } else {
+            link.hang_up();
+        }
     }
 
     /// Whether the link was ended on this side, for what came over it. To the publisher this subscriber has left then, or leaves when it

@@ -12,6 +12,7 @@ use rustix::event::epoll::EventFlags;
 use super::{
     Subscriber, SubscriberBuilder, Trust,
     handshake::{Awaits, Handshake, Prepared},
+    travel::{Passage, send_back},
 };
 use crate::{
     Error, after,
@@ -57,6 +58,8 @@ struct Greeting {
     prepared: Prepared,
     /// The version has been sent.
     opened: bool,
+    /// Where the publisher is to answer, if that does not go without saying, until it has been told.
+    back: Option<Link>,
 }
 
 /// What is done with the greeting of a lane of this side's.
@@ -85,21 +88,21 @@ impl<T: Trust> Meeting<T> {
         let mut meeting = Meeting::new(builder, Step::Over)?;
         meeting.given = process;
         meeting.awaits = awaits;
-        meeting.meet(link)?;
+        meeting.meet(link, None)?;
         meeting.begin()?;
         Ok(meeting)
     }
 
-    /// Over the link of a ticket.
+    /// With a ticket.
     pub(super) fn succeeding(
         builder: SubscriberBuilder<T>,
-        link: Link,
+        passage: Passage,
         address: Option<Address>,
     ) -> Result<Meeting<T>, Error> {
         let mut meeting = Meeting::new(builder, Step::Over)?;
         meeting.succeeds = true;
         meeting.address = address;
-        meeting.meet(link)?;
+        meeting.meet(passage.link, Some(passage.back))?;
         meeting.begin()?;
         Ok(meeting)
     }
@@ -185,13 +188,13 @@ impl<T: Trust> Meeting<T> {
             return Ok(Ok(()));
         };
         match Link::try_connect_with(address, self.builder.access.clone()) {
-            Ok(link) => self.meet(link).map(Ok),
+            Ok(link) => self.meet(link, None).map(Ok),
             Err(LinkError::WouldBlock | LinkError::Locked { .. }) => Ok(Err(self.attempts.later())),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn meet(&mut self, link: Link) -> Result<(), Error> {
+    fn meet(&mut self, link: Link, back: Option<Link>) -> Result<(), Error> {
         let limits = match self.awaits {
             // What comes has no attachments.
             Awaits::Server | Awaits::Latest => LIMITS,
@@ -202,6 +205,7 @@ impl<T: Trust> Meeting<T> {
             link,
             prepared: Prepared::new(&self.builder)?,
             opened: false,
+            back,
         }));
         Ok(())
     }
@@ -214,11 +218,18 @@ impl<T: Trust> Meeting<T> {
             link,
             prepared,
             opened,
+            back,
         } = &mut **greeting;
         let mut sent = Ok(());
         if !*opened {
             sent = prepared.send_opening(link, Duration::ZERO);
             *opened = sent.is_ok();
+        }
+        if let (Ok(()), Some(socket)) = (&sent, &*back) {
+            sent = send_back(link, socket, Duration::ZERO);
+            if sent.is_ok() {
+                *back = None;
+            }
         }
         let awaits = self.awaits;
         match sent.and_then(|()| prepared.send_greeting(link, awaits, Duration::ZERO)) {

@@ -224,7 +224,10 @@ impl<T: Trust> Handshake<T> {
                     why: refusal.told(self.sides.us).to_string(),
                 });
             }
-            Packet::Ticket { .. } | Packet::Departed { .. } | Packet::Stays => {
+            Packet::Ticket { .. }
+            | Packet::Departed { .. }
+            | Packet::Stays
+            | Packet::Arrives { .. } => {
                 let why = "expected a welcome, got what a subscriber says".to_owned();
                 return Err(Error::Welcome { why });
             }
@@ -427,7 +430,7 @@ impl Prepared {
 }
 
 /// A publisher that hangs up before it has read everything has said why.
-fn unless_gone(sent: Result<(), LinkError>) -> Result<(), LinkError> {
+pub(super) fn unless_gone(sent: Result<(), LinkError>) -> Result<(), LinkError> {
     match sent {
         Err(error) if error.is_disconnected() => Ok(()),
         sent => sent,

@@ -23,7 +23,7 @@ mod watch;
 use std::{
     io,
     marker::PhantomData,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -562,7 +562,7 @@ impl<T: Trust> Subscriber<T> {
         }
         self.ring.stop();
         if self.ring.page().holds().taken() == 0 {
-            let _ = rustix::net::shutdown(self.link.as_fd(), rustix::net::Shutdown::Both);
+            self.link.hang_up();
         } else if self.travel == Travel::Stays {
             self.ring.leave();
         }
@@ -948,7 +948,7 @@ fn go_on(
             ring.stop();
             if ring.page().holds().taken() == 0 {
                 // What was left to this reader is the publisher's again.
-                let _ = rustix::net::shutdown(link.as_fd(), rustix::net::Shutdown::Both);
+                link.hang_up();
             } else if chunks.is_broken() {
                 ring.leave();
             }

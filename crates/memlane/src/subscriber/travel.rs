@@ -2,21 +2,22 @@
 
 use std::{
     fmt,
-    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
-use memlane_transport::{Address, Error as LinkError, Fd, Link};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use memlane_transport::{Address, Error as LinkError, Fd, FdRef, Link, dispose};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Meeting, Subscriber, SubscriberBuilder, Trust,
-    handshake::{Handshake, Prepared, check_start, left},
+    handshake::{Awaits, Handshake, Prepared, check_start, left, unless_gone},
     lossy::Lossy,
 };
 use crate::{
-    Connecting, Error, Reason, after, process_of,
-    protocol::{PacketRef, limits_of_subscriber},
+    Connecting, Error, Reason, after,
+    error::Sides,
+    process_of,
+    protocol::{PacketRef, VERSION, limits_of_subscriber},
 };
 
 /// For how long a subscriber waits for its publisher's control side to answer.
@@ -35,60 +36,39 @@ pub(super) enum Travel {
 
 /// The right to go on where a subscriber stops, in whatever process has it ([`Subscriber::ticket`]).
 ///
-/// It can stand anywhere in a message of a [`Link`], to an end that [adopts](Link::adopting) links: whoever takes it receives
-/// on a socket that others have had, and trusts them, and the publisher, not to hold it up with that. Memory stays safe
-/// either way. Sending borrows it, as it does all descriptors: drop it once it has been sent, or the publisher
-/// does not notice when its taker dies.
+/// It can stand anywhere in a message of a [`Link`]. Sending borrows it, as it does all descriptors: whoever still has it once it
+/// has been sent can speak in its taker's name, and end what that one receives.
 ///
 /// Dropped everywhere, unused, it is void: the subscriber [stays](Error::Stays), or, if it has departed, is gone.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Ticket {
-    link: TicketLink,
+    /// Of the publisher's protocol: first in all versions.
+    version: u32,
+    /// The publisher has made it, and receives on its other end. Here nobody does: others may have it.
+    socket: Fd,
+    #[serde(with = "text")]
     address: Option<Address>,
 }
 
-/// On the way out nobody receives on it; on the way in it is a link, and nothing else.
-#[derive(Debug)]
-enum TicketLink {
-    Given(Fd),
-    Taken(Box<Link>),
-}
+/// An address in a message.
+mod text {
+    use memlane_transport::Address;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// A ticket in a message.
-#[derive(Serialize)]
-struct Sent<'a, L: Serialize> {
-    link: &'a L,
-    address: Option<String>,
-}
-
-/// The same, received.
-#[derive(Deserialize)]
-struct Received {
-    link: Link,
-    address: Option<String>,
-}
-
-impl Serialize for Ticket {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let address = self.address.as_ref().map(ToString::to_string);
-        match &self.link {
-            TicketLink::Given(link) => Sent { link, address }.serialize(serializer),
-            TicketLink::Taken(link) => {
-                let link = &**link;
-                Sent { link, address }.serialize(serializer)
-            }
-        }
+    pub(super) fn serialize<S: Serializer>(
+        address: &Option<Address>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let text = address.as_ref().map(ToString::to_string);
+        text.serialize(serializer)
     }
-}
 
-impl<'de> Deserialize<'de> for Ticket {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Ticket, D::Error> {
-        let Received { link, address } = Received::deserialize(deserializer)?;
-        let address = address.map(|address| address.parse()).transpose();
-        Ok(Ticket {
-            link: TicketLink::Taken(Box::new(link)),
-            address: address.map_err(serde::de::Error::custom)?,
-        })
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Address>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        let address = text.map(|address| address.parse()).transpose();
+        address.map_err(D::Error::custom)
     }
 }
 
@@ -102,14 +82,33 @@ impl Ticket {
         Subscriber::builder().arrive(self)
     }
 
-    fn into_parts(self) -> Result<(Link, Option<Address>), Error> {
-        let link = match self.link {
-            TicketLink::Taken(link) => *link,
-            TicketLink::Given(fd) => Link::from_fd(OwnedFd::from(fd))
-                .map_err(|error| Error::os("make a ticket a link")(error.into()))?,
-        };
-        Ok((link, self.address))
+    fn open(self) -> Result<(Passage, Option<Address>), Error> {
+        let Ticket {
+            version,
+            socket,
+            address,
+        } = self;
+        if version != VERSION {
+            dispose(socket.into());
+            return Err(Sides::new("publisher", "successor").version(version));
+        }
+        let (mut link, back) = Link::pair().map_err(Error::os("make a link"))?;
+        link.send_over(socket.into())?;
+        Ok((Passage { link, back }, address))
     }
+}
+
+/// A link of two sockets, of which the publisher still has to get one.
+#[derive(Debug)]
+pub(super) struct Passage {
+    pub(super) link: Link,
+    pub(super) back: Link,
+}
+
+/// Tells the publisher where to answer.
+pub(super) fn send_back(link: &Link, back: &Link, timeout: Duration) -> Result<(), LinkError> {
+    let link_back = FdRef::new(back);
+    unless_gone(link.send_timeout(&PacketRef::Arrives { link: link_back }, timeout))
 }
 
 impl<T: Trust> SubscriberBuilder<T> {
@@ -124,10 +123,13 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// the publisher is gone; else as [`connect`](SubscriberBuilder::connect). The ticket is void.
     pub fn arrive(self, ticket: Ticket) -> Result<Subscriber<T>, Error> {
         let deadline = after(self.timeout);
-        let (link, address) = ticket.into_parts()?;
+        let (Passage { link, back }, address) = ticket.open()?;
         let link = link.with_limits(limits_of_subscriber(self.max_attachments));
         let prepared = Prepared::new(&self)?;
-        prepared.send(&link, deadline)?;
+        prepared.send_opening(&link, left(deadline))?;
+        send_back(&link, &back, left(deadline))?;
+        drop(back);
+        prepared.send_greeting(&link, Awaits::Welcome, left(deadline))?;
         // The publisher has made it.
         let process = process_of(&link).map_err(Error::os("watch the publisher's process"))?;
         let handshake = Handshake::new(self, prepared, link.into(), process).succeeding(true);
@@ -142,8 +144,8 @@ impl<T: Trust> SubscriberBuilder<T> {
     ///
     /// As [`arrive`](SubscriberBuilder::arrive), as far as that is known at once.
     pub fn begin_arrival(self, ticket: Ticket) -> Result<Connecting<Subscriber<T>>, Error> {
-        let (link, address) = ticket.into_parts()?;
-        Meeting::succeeding(self, link, address).map(Connecting::new)
+        let (passage, address) = ticket.open()?;
+        Meeting::succeeding(self, passage, address).map(Connecting::new)
     }
 }
 
@@ -210,7 +212,7 @@ impl<T: Trust> Subscriber<T> {
     /// # let other = std::thread::spawn(move || {
     ///
     /// // in another process
-    /// let ticket: Ticket = from_the_first.adopting().recv()?;
+    /// let ticket: Ticket = from_the_first.recv()?;
     /// let mut successor = ticket.arrive()?;
     /// assert_eq!(successor.recv()?.to_vec(), b"two");
     /// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
@@ -229,10 +231,11 @@ impl<T: Trust> Subscriber<T> {
         let number = self.chunks.moving.next();
         self.tell(&PacketRef::Ticket { number }, deadline)?;
         loop {
-            if let Some(link) = self.chunks.moving.ticket.take() {
+            if let Some(socket) = self.chunks.moving.ticket.take() {
                 self.travel = Travel::Ticketed;
                 return Ok(Ticket {
-                    link: TicketLink::Given(link),
+                    version: VERSION,
+                    socket,
                     address: self.address.clone(),
                 });
             }
