@@ -188,6 +188,32 @@ impl Listener {
         }
     }
 
+    /// The same listener once more, as one that is about to be sent is: it can be kept here and go elsewhere, and whoever of the
+    /// two accepts first gets the next client. The file of a path address goes with the last of them.
+    ///
+    /// # Errors
+    /// [`Error::DescriptorLimit`].
+    pub fn try_clone(&self) -> Result<Listener, Error> {
+        let fd = self.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| Error::io("duplicating a listener", error))?;
+        Ok(Listener {
+            fd: Fd::socket(fd),
+            address: self.address.clone(),
+            kind: self.kind,
+            access: self.access.clone(),
+            limits: self.limits,
+            bound: self.bound,
+            announced: AtomicBool::new(!self.bound),
+            file: self.file.as_ref().map(OwnFile::share_with),
+        })
+    }
+
+    /// From its next accept on, new clients see this process as their [`Peer`](crate::Peer): for one that was sent, when the
+    /// other process has accepted, and does not any more.
+    pub fn announce_again(&self) {
+        self.announced.store(!self.bound, Ordering::Relaxed);
+    }
+
     /// Waits for the next client and gives its link.
     ///
     /// # Errors

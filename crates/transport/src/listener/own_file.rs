@@ -55,6 +55,11 @@ impl OwnFile {
         &self.path
     }
 
+    /// The file of a second listener of the same socket.
+    pub(super) fn share_with(&self) -> OwnFile {
+        OwnFile::received(self.share().clone())
+    }
+
     pub(super) fn is_sole(&self) -> bool {
         !self.shared.load(Ordering::Relaxed)
     }
