@@ -278,7 +278,7 @@ fn a_ticket_of_another_version_and_one_of_nothing() {
     to.send(&(5_u32, Fd::from(null()), None::<String>)).unwrap();
     let ticket: Ticket = from.recv().unwrap();
     let error = ticket.arrive().unwrap_err();
-    let theirs = matches!(error, Error::Version { publisher: 5, .. });
+    let theirs = matches!(error, Error::Version { theirs: 5, .. });
     assert!(theirs, "{error}");
     to.send(&(4_u32, Fd::from(null()), None::<String>)).unwrap();
     let ticket: Ticket = from.recv().unwrap();

@@ -39,8 +39,9 @@
 //!   subscriber's; words in shared memory are checked when they are read, and payload is copied out, unless
 //!   the user vouches for the publisher once ([`SubscriberBuilder::trust_publisher`]).
 //!
-//! - **Ends move.** A subscriber is carried on by another process, which gets exactly the next message ([`Subscriber::ticket`]);
-//!   a publisher by another one, and its subscribers do not notice ([`Publisher::ticket`]).
+//! - **Ends move.** A subscriber is carried on by another process, which gets exactly the next message ([`Subscriber::ticket`]); so is
+//!   a receiver, with all its senders ([`Receiver::ticket`]); a publisher by another one, and its subscribers do not notice
+//!   ([`Publisher::ticket`]).
 //! - **Bytes, or types.** [`PublisherBuilder::of`] makes messages plain values, slices, or any serde type.
 //!
 //! Each end blocks, or is polled (`try_`); in a loop of one's own it is a descriptor ([`Watched`]), and in a task it is
@@ -124,7 +125,7 @@ pub use publisher::{
     Decision, Lagging, Publisher, PublisherBuilder, PublisherStats, PublisherStays,
     PublisherTicket, Reservation, TooLong, WatchSender, WatchSenderBuilder, WhenFull,
 };
-pub use receiver::{Receiver, ReceiverStats, gather::Key};
+pub use receiver::{Receiver, ReceiverStats, ReceiverTicket, Remains, gather::Key};
 pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilder, ServerStats};
 #[cfg(feature = "stream")]
 pub use subscriber::Messages;
@@ -132,7 +133,7 @@ pub use subscriber::{
     Held, Message, Stays, Subscriber, SubscriberBuilder, SubscriberStats, Ticket, Trust, Trusted,
     Untrusted, WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats,
 };
-pub use subscriptions::{Ended, Received, Subscriptions, SubscriptionsStats};
+pub use subscriptions::{Ended, Received, Subscriptions, SubscriptionsStats, SubscriptionsTicket};
 pub use watched::{End, Watched};
 
 /// The sending end of a queue: a [`Publisher`] that has connected to a [`Receiver`] ([`Publisher::connect`]).

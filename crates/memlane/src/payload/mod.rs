@@ -12,6 +12,7 @@ mod plain;
 mod requests;
 mod senders;
 mod slice;
+mod travel;
 mod typed;
 mod values;
 mod watch;

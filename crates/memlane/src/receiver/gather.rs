@@ -110,6 +110,8 @@ impl Key {
 
 /// Tokens of the owner's sources begin here: no generation gets that far.
 pub(crate) const OTHERS: u64 = 1 << 63;
+/// Those of who goes on where others stop begin here.
+pub(crate) const ARRIVALS: u64 = OTHERS | 1 << 62;
 /// Token of what a watched reader keeps itself readable with.
 const MORE: u64 = u64::MAX;
 /// So many events are taken at a time; more wait for the next turn, and the kernel hands them out by turns.

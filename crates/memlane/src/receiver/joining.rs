@@ -23,7 +23,9 @@ const ACCEPT: EventFlags = EventFlags::IN.union(EventFlags::ET);
 #[derive(Debug)]
 pub(crate) struct Joining<T: Trust> {
     listener: Option<Listener>,
-    builder: SubscriberBuilder<T>,
+    /// Nobody is let in for now: another process may be listening.
+    paused: bool,
+    pub(crate) builder: SubscriberBuilder<T>,
     /// Who is to come, and who turns them away.
     awaits: Awaits,
     /// By token, and so the oldest first.
@@ -40,6 +42,7 @@ impl<T: Trust> Joining<T> {
     ) -> Joining<T> {
         Joining {
             listener,
+            paused: false,
             builder,
             awaits,
             links: BTreeMap::new(),
@@ -53,6 +56,62 @@ impl<T: Trust> Joining<T> {
             Some(listener) => gather.watch_other(listener, LISTENER, ACCEPT),
             None => Ok(()),
         }
+    }
+
+    /// Nobody is let in until it is to go on.
+    pub(crate) fn paused(mut self) -> Joining<T> {
+        self.paused = true;
+        self
+    }
+
+    /// Another listener for the same clients, if it has one.
+    pub(crate) fn listener(&self) -> Result<Option<Listener>, Error> {
+        let listener = self.listener.as_ref();
+        Ok(listener.map(Listener::try_clone).transpose()?)
+    }
+
+    /// Lets nobody in from now on who has not been accepted by then: they wait. Whoever waits is accepted first, since a receiver
+    /// that moves again and again, and is never idle, would accept nobody.
+    pub(crate) fn pause(&mut self, gather: &mut Gather<T>) {
+        self.accept(gather);
+        if let (false, Some(listener)) = (self.paused, &self.listener) {
+            gather.forget_other(listener);
+        }
+        self.paused = true;
+    }
+
+    /// Lets clients in again, those who wait at once.
+    pub(crate) fn resume(&mut self, gather: &mut Gather<T>) -> std::io::Result<()> {
+        if !std::mem::replace(&mut self.paused, false) {
+            return Ok(());
+        }
+        if let Some(listener) = &self.listener {
+            listener.announce_again();
+        }
+        self.listen(gather)?;
+        self.accept(gather);
+        Ok(())
+    }
+
+    /// Lets nobody in any more: another does.
+    pub(crate) fn retire(&mut self) {
+        self.listener = None;
+    }
+
+    /// Sees to the handshakes that have begun, and adds the lanes that come of them; whether there are more.
+    pub(crate) fn finish_begun(&mut self, gather: &mut Gather<T>) -> bool {
+        let tokens: Vec<u64> = self.links.keys().copied().collect();
+        for token in tokens {
+            if let Some((subscriber, _)) = self.handle(gather, token) {
+                self.refused += u64::from(gather.add(subscriber).is_err());
+            }
+        }
+        !self.links.is_empty()
+    }
+
+    /// What tells when there is more to see to.
+    pub(crate) fn begun(&self) -> impl Iterator<Item = &Meeting<T>> {
+        self.links.values()
     }
 
     /// One of its sources has something: a lane, if one is finished, and the greeting of the client that offered it, if it
@@ -76,6 +135,9 @@ impl<T: Trust> Joining<T> {
     }
 
     pub(crate) fn accept(&mut self, gather: &mut Gather<T>) {
+        if self.paused {
+            return;
+        }
         let Some(listener) = self.listener.take() else {
             return;
         };

@@ -1,8 +1,11 @@
 //! A queue that many processes send into.
 
+pub(crate) mod arriving;
 pub(crate) mod gather;
 pub(crate) mod joining;
+pub(crate) mod leaving;
 mod more;
+pub(crate) mod travel;
 
 use std::{
     io,
@@ -14,8 +17,11 @@ use std::{
 use memlane_signaling::WaitPolicy;
 use memlane_transport::{Address, Link, Listener, Peer};
 
-use gather::{Found, Gather, Key};
+use arriving::Arriving;
+use gather::{ARRIVALS, Found, Gather, Key};
 use joining::Joining;
+use leaving::Leaving;
+pub use travel::{ReceiverTicket, Remains};
 
 use crate::{
     Error, Message, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
@@ -60,6 +66,10 @@ pub struct Receiver<T: Trust = Untrusted> {
     /// Whom the last message came from.
     last: Option<Key>,
     stats: ReceiverStats,
+    /// It is about to move to another process.
+    leaving: Option<Box<Leaving>>,
+    /// It goes on where another stops.
+    arriving: Option<Box<Arriving<T>>>,
 }
 
 /// What a receiver has done so far.
@@ -144,6 +154,8 @@ impl<T: Trust> Receiver<T> {
             joining,
             last: None,
             stats: ReceiverStats::default(),
+            leaving: None,
+            arriving: None,
         })
     }
 
@@ -337,6 +349,9 @@ impl<T: Trust> Receiver<T> {
 
     #[cold]
     fn handle(&mut self, token: u64) {
+        if token >= ARRIVALS {
+            return self.take_over(token);
+        }
         let Some((subscriber, _)) = self.joining.handle(&mut self.gather, token) else {
             return;
         };

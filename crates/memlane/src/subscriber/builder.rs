@@ -30,7 +30,7 @@ pub struct SubscriberBuilder<T: Trust = Untrusted> {
     pub(crate) expects: Option<PayloadType>,
     pub(crate) max_senders: usize,
     pub(super) membarrier: Option<u64>,
-    pub(super) overflow: Overflow,
+    pub(crate) overflow: Overflow,
     pub(super) history: u64,
     pub(super) max_attachments: usize,
     trust: PhantomData<T>,

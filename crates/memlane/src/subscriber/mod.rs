@@ -7,6 +7,7 @@ mod gathered;
 mod handshake;
 mod held;
 mod homes;
+mod leaving;
 mod lossy;
 mod message;
 mod page;

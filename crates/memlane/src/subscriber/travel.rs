@@ -231,17 +231,23 @@ impl<T: Trust> Subscriber<T> {
         let number = self.chunks.moving.next();
         self.tell(&PacketRef::Ticket { number }, deadline)?;
         loop {
-            if let Some(socket) = self.chunks.moving.ticket.take() {
-                self.travel = Travel::Ticketed;
-                return Ok(Ticket {
-                    version: VERSION,
-                    socket,
-                    address: self.address.clone(),
-                });
+            if let Some(ticket) = self.take_ticket() {
+                return Ok(ticket);
             }
             self.stays_not()?;
             self.hear_notice(deadline)?;
         }
+    }
+
+    /// The ticket that was asked for, once it has come.
+    pub(super) fn take_ticket(&mut self) -> Option<Ticket> {
+        let socket = self.chunks.moving.ticket.take()?;
+        self.travel = Travel::Ticketed;
+        Some(Ticket {
+            version: VERSION,
+            socket,
+            address: self.address.clone(),
+        })
     }
 
     /// Whether a successor has shaken hands, and waits for this subscriber to depart: then whatever takes time has been done.
@@ -310,9 +316,8 @@ impl<T: Trust> Subscriber<T> {
                 subscriber: None,
             })),
             Err(error) => {
-                if self.travel == Travel::Departed && self.chunks.evicted().is_some() {
-                    // Whether its place is its own is not known, and the publisher goes on.
-                    self.ring.stop();
+                if self.travel == Travel::Departed {
+                    self.return_from_departure();
                 }
                 // The publisher knows, unless it was not asked.
                 let _ = self.stay();
@@ -356,7 +361,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     /// Its last word, once its cursor says the same.
-    fn say_where(&mut self) -> Result<PacketRef<'static>, Error> {
+    pub(super) fn say_where(&mut self) -> Result<PacketRef<'static>, Error> {
         self.ring.release_all();
         let stays = |why: &str| Error::Stays {
             why: why.to_owned(),
@@ -418,7 +423,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     /// Whether the publisher has said that there is no move.
-    fn stays_not(&mut self) -> Result<(), Error> {
+    pub(super) fn stays_not(&mut self) -> Result<(), Error> {
         match self.chunks.moving.stays.take() {
             Some(why) => {
                 self.travel = Travel::Stays;
@@ -437,7 +442,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     /// Waits for one more notice.
-    fn hear_notice(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+    pub(super) fn hear_notice(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         if self.chunks.is_over() {
             return Err(Error::HungUp);
         }

@@ -2,6 +2,7 @@
 
 mod future;
 mod received;
+mod travel;
 
 use std::{collections::HashMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -9,11 +10,16 @@ use memlane_signaling::WaitPolicy;
 use memlane_transport::{Address, Peer};
 
 pub use received::{Ended, Received};
+pub use travel::SubscriptionsTicket;
 
 use crate::{
     Error, Message, Reason, RecvError, RecvTimeoutError, Subscriber, SubscriberBuilder, Trust,
     TryRecvError, Untrusted, address_of, after,
-    receiver::gather::{self, Gather, Key},
+    receiver::{
+        arriving::Arriving,
+        gather::{self, Gather, Key},
+        leaving::Leaving,
+    },
     receiving::Finding,
     subscriber::{Next, NoMessage, Why},
     watched::{Watch, polls},
@@ -65,6 +71,10 @@ pub struct Subscriptions<T: Trust = Untrusted> {
     /// Whom the last message came from.
     last: Option<Key>,
     ended: u64,
+    /// It is about to move to another process.
+    leaving: Option<Box<Leaving>>,
+    /// It goes on where another stops.
+    arriving: Option<Box<Arriving<T>>>,
 }
 
 /// What a subscriber of many publishers has done so far.
@@ -118,6 +128,8 @@ impl<T: Trust> SubscriberBuilder<T> {
             labels: HashMap::new(),
             last: None,
             ended: 0,
+            leaving: None,
+            arriving: None,
         })
     }
 }
@@ -277,20 +289,27 @@ impl<T: Trust> Subscriptions<T> {
     #[inline]
     fn next(
         &mut self,
-        look: impl FnOnce(&mut Gather<T>) -> io::Result<Option<gather::Found>>,
+        look: impl Fn(&mut Gather<T>) -> io::Result<Option<gather::Found>>,
     ) -> Result<Found, NoMessage> {
-        if self.is_empty() {
-            return Err(Why::Disconnected(Reason::NoPublisher).into());
-        }
-        match look(&mut self.gather).map_err(Why::Wait)? {
-            None => Err(NoMessage::TimedOut),
-            Some(gather::Found::Record(key, next)) => Ok(Found::Message(key, next)),
-            // The kernel could not say whether it lives, and is asked again.
-            Some(gather::Found::Ended(_, error)) if matches!(error.cause(), Some(Why::Wait(_))) => {
-                Err(error)
+        loop {
+            if self.is_empty() && self.arriving.is_none() {
+                return Err(Why::Disconnected(Reason::NoPublisher).into());
             }
-            Some(gather::Found::Ended(key, why)) => Ok(Found::Ended(key, why)),
-            Some(gather::Found::Other(_)) => unreachable!("nothing else is watched"),
+            return match look(&mut self.gather).map_err(Why::Wait)? {
+                None => Err(NoMessage::TimedOut),
+                Some(gather::Found::Record(key, next)) => Ok(Found::Message(key, next)),
+                // The kernel could not say whether it lives, and is asked again.
+                Some(gather::Found::Ended(_, error))
+                    if matches!(error.cause(), Some(Why::Wait(_))) =>
+                {
+                    Err(error)
+                }
+                Some(gather::Found::Ended(key, why)) => Ok(Found::Ended(key, why)),
+                Some(gather::Found::Other(token)) => {
+                    self.take_over(token);
+                    continue;
+                }
+            };
         }
     }
 

@@ -1,0 +1,84 @@
+//! Typed ends of many lanes that move to another process.
+
+use std::time::Duration;
+
+use super::{Payload, Typed};
+use crate::{
+    Error, Receiver, ReceiverTicket, Remains, SubscriberBuilder, Subscriptions,
+    SubscriptionsTicket, Trust,
+};
+
+impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
+    /// Goes on where another receiver stops ([`SubscriberBuilder::arrive_receiver`]).
+    ///
+    /// # Errors
+    ///
+    /// As there. Lanes that carry something else stay where they are.
+    pub fn arrive_receiver(self, ticket: ReceiverTicket) -> Result<Typed<Receiver<T>, P>, Error> {
+        self.try_map(|builder| builder.arrive_receiver(ticket))
+    }
+
+    /// Goes on where other subscriptions stop ([`SubscriberBuilder::arrive_subscriptions`]).
+    ///
+    /// # Errors
+    ///
+    /// As there. Lanes that carry something else stay where they are.
+    pub fn arrive_subscriptions(
+        self,
+        ticket: SubscriptionsTicket,
+    ) -> Result<Typed<Subscriptions<T>, P>, Error> {
+        self.try_map(|builder| builder.arrive_subscriptions(ticket))
+    }
+}
+
+macro_rules! travels {
+    ($end:ident, $ticket:ident) => {
+        /// What does not depend on the values.
+        impl<T: Trust, P: Payload> Typed<$end<T>, P> {
+            #[doc = concat!("Makes a ticket, with which another process goes on ([`", stringify!($end), "::ticket`]).")]
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            pub fn ticket(&mut self) -> Result<$ticket, Error> {
+                self.get_mut().ticket()
+            }
+
+            #[doc = concat!("Whether somebody waits to go on ([`", stringify!($end), "::is_awaited`]).")]
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            pub fn is_awaited(&mut self) -> Result<bool, Error> {
+                self.get_mut().is_awaited()
+            }
+
+            #[doc = concat!("Waits until somebody waits to go on ([`", stringify!($end), "::wait_until_awaited`]).")]
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            pub fn wait_until_awaited(&mut self, timeout: Duration) -> Result<bool, Error> {
+                self.get_mut().wait_until_awaited(timeout)
+            }
+
+            #[doc = concat!("Takes its ticket back ([`", stringify!($end), "::stay`]).")]
+            pub fn stay(&mut self) {
+                self.get_mut().stay();
+            }
+
+            #[doc = concat!("Stops, and leaves its place to whoever has its ticket ([`", stringify!($end), "::depart`]).")]
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            pub fn depart(self) -> Result<(), Box<Remains<Typed<$end<T>, P>>>> {
+                let departed = self.into_inner().depart();
+                departed.map_err(|remains| Box::new(remains.map(Typed::new)))
+            }
+        }
+    };
+}
+
+travels!(Receiver, ReceiverTicket);
+travels!(Subscriptions, SubscriptionsTicket);

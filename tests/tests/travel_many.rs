@@ -1,0 +1,252 @@
+//! Ends of many lanes that move, with what there is beside bytes: attachments, values, labels.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use memlane::{
+    Encoded, Fds, Link, Overflow, Plain, Publisher, PublisherTicket, Received, Receiver,
+    ReceiverTicket, Subscriber, Subscriptions, SubscriptionsTicket,
+};
+use memlane_tests::{Dice, PATIENCE, Scene, alive, attachments, check_attachments, wait_until};
+use memlane_transport::Error as LinkError;
+
+/// Messages with attachments are sent while it moves: each is received once, with its own.
+#[test]
+fn attachments_on_their_way() {
+    let _scene = Scene::new();
+    let takes = || Subscriber::builder().max_attachments(8);
+    let mut receiver = takes().unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    receiver.attach(ours).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let sending = std::thread::spawn(move || {
+        let builder = Publisher::builder().ring_bytes(4096).max_attachments(8);
+        let mut sender = builder.over(theirs).unwrap();
+        let mut number = 0_u64;
+        while !stopped.load(Ordering::Relaxed) {
+            let fds = attachments(number, number as usize % 4);
+            let bytes = number.to_le_bytes();
+            match fds.len() {
+                0 => sender.send(&bytes).unwrap(),
+                _ => sender.send_with(&bytes, &fds).unwrap(),
+            }
+            number += 1;
+            alive();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        (sender, number)
+    });
+    let take = |receiver: &mut Receiver, taken: &mut Vec<_>| {
+        while let Ok(mut message) = receiver.try_recv() {
+            let attached = message.has_attachments();
+            let fds = attached.then(|| message.take_attachments().unwrap());
+            taken.push((message.to_vec(), fds));
+        }
+    };
+    let mut next = 0;
+    let mut check = |taken: Vec<(Vec<u8>, Option<Fds>)>| {
+        for (bytes, fds) in taken {
+            assert_eq!(bytes, u64::to_le_bytes(next));
+            let count = next as usize % 4;
+            assert_eq!(fds.is_some(), count > 0);
+            if let Some(fds) = fds {
+                check_attachments(next, count, fds);
+            }
+            next += 1;
+        }
+        next
+    };
+    let mut taken = Vec::new();
+    wait_until("the sender is there", || {
+        take(&mut receiver, &mut taken);
+        receiver.senders() == 1
+    });
+    for _ in 0..200 {
+        let (to, from) = Link::pair().unwrap();
+        to.send(&receiver.ticket().unwrap()).unwrap();
+        let arriving = std::thread::spawn(move || {
+            let from = from.adopting();
+            let ticket: ReceiverTicket = from.recv().unwrap();
+            let builder = Subscriber::builder().max_attachments(8);
+            let builder = builder.timeout(PATIENCE);
+            let mut receiver = builder.arrive_receiver(ticket).unwrap();
+            // Lanes that are late come while it receives.
+            let mut early = Vec::new();
+            while let Err(LinkError::WouldBlock) = from.try_recv::<()>() {
+                take(&mut receiver, &mut early);
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            (receiver, early)
+        });
+        take(&mut receiver, &mut taken);
+        while let Err(remains) = receiver.depart() {
+            receiver = remains.end;
+            take(&mut receiver, &mut taken);
+        }
+        drop(to);
+        let (successor, early) = arriving.join().unwrap();
+        receiver = successor;
+        taken.extend(early);
+        check(std::mem::take(&mut taken));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (sender, sent) = sending.join().unwrap();
+    wait_until("everything is received", || {
+        take(&mut receiver, &mut taken);
+        check(std::mem::take(&mut taken)) == sent
+    });
+    assert_eq!(sender.stats().moved, 200);
+    assert_eq!((sender.stats().evicted, sender.stats().left), (0, 0));
+}
+
+#[test]
+fn typed_ones_move() {
+    let _scene = Scene::new();
+    let typed = || Subscriber::builder().of::<Encoded<String>>();
+    let mut receiver = typed().unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    receiver.get_mut().attach(ours).unwrap();
+    let sending = std::thread::spawn(move || {
+        let builder = Publisher::builder().of::<Encoded<String>>();
+        builder.over(theirs).unwrap()
+    });
+    while receiver.get_ref().senders() == 0 {
+        let _ = receiver.try_recv();
+    }
+    let mut sender = sending.join().unwrap();
+    for round in 0..10 {
+        sender.send(&format!("{round}")).unwrap();
+        let ticket = receiver.ticket().unwrap();
+        let arriving = std::thread::spawn(move || match round {
+            // One that expects something else does not get the lane.
+            5 => {
+                let builder = Subscriber::builder().of::<Plain<u64>>();
+                drop(builder.arrive_receiver(ticket).unwrap());
+                None
+            }
+            _ => Some(typed().arrive_receiver(ticket).unwrap()),
+        });
+        match receiver.depart() {
+            Ok(()) => receiver = arriving.join().unwrap().unwrap(),
+            Err(remains) => {
+                assert_eq!(round, 5);
+                assert!(remains.to_string().contains("refused"), "{remains}");
+                receiver = remains.end;
+                assert!(arriving.join().unwrap().is_none());
+            }
+        }
+        assert_eq!(receiver.recv().unwrap(), format!("{round}"));
+    }
+}
+
+#[test]
+fn subscriptions_move() {
+    let _scene = Scene::new();
+    let mut publishers = Vec::new();
+    let mut subscriptions = Subscriptions::new().unwrap();
+    for (label, overflow) in [
+        ("left", Overflow::Block),
+        ("right", Overflow::Block),
+        ("lossy", Overflow::Overwrite),
+    ] {
+        let (ours, theirs) = Link::pair().unwrap();
+        let publisher = Publisher::builder().ring_bytes(4096).unbound().unwrap();
+        publisher.attach(ours).unwrap();
+        let subscriber = Subscriber::builder().overflow(overflow);
+        let subscriber = subscriber.over(theirs).unwrap();
+        subscriptions.add_as(label, subscriber).unwrap();
+        publishers.push(publisher);
+    }
+    let mut next = [0_u64; 3];
+    let names = ["left", "right", "lossy"];
+    let receive = |subscriptions: &mut Subscriptions, next: &mut [u64; 3]| {
+        loop {
+            let (key, number, missed) = match subscriptions.try_recv() {
+                Ok(Received::Message(key, message)) => (key, message.to_vec(), message.missed()),
+                _ => break,
+            };
+            let label = subscriptions.label(key).unwrap();
+            let at = names.iter().position(|name| *name == label).unwrap();
+            next[at] += missed;
+            assert_eq!(number, next[at].to_le_bytes());
+            next[at] += 1;
+        }
+    };
+    let mut dice = Dice::new();
+    let mut sent = [0_u64; 3];
+    for _ in 0..300 {
+        for at in 0..3 {
+            let most = [10, 10, 500][at];
+            for _ in 0..dice.below(most) {
+                publishers[at].send(&sent[at].to_le_bytes()).unwrap();
+                sent[at] += 1;
+            }
+        }
+        if dice.below(2) == 0 {
+            receive(&mut subscriptions, &mut next);
+        }
+        let ticket = subscriptions.ticket().unwrap();
+        let arriving = std::thread::spawn(move || ticket.arrive().unwrap());
+        while let Err(remains) = subscriptions.depart() {
+            subscriptions = remains.end;
+            receive(&mut subscriptions, &mut next);
+        }
+        subscriptions = arriving.join().unwrap();
+        receive(&mut subscriptions, &mut next);
+    }
+    receive(&mut subscriptions, &mut next);
+    assert_eq!(next, sent);
+    // Whose end has not been told of does not move.
+    drop(publishers.remove(0));
+    let ticket: SubscriptionsTicket = subscriptions.ticket().unwrap();
+    let arriving = std::thread::spawn(move || ticket.arrive().unwrap());
+    let remains = subscriptions.depart().unwrap_err();
+    let mut rest = remains.end;
+    let Received::Ended(ended) = rest.recv().unwrap() else {
+        panic!("there are no messages");
+    };
+    assert_eq!(ended.label, "left");
+    rest.depart().unwrap();
+    let subscriptions = arriving.join().unwrap();
+    assert_eq!(subscriptions.len(), 2);
+    for publisher in &publishers {
+        let stats = publisher.stats();
+        assert_eq!((stats.moved, stats.evicted, stats.left), (301, 0, 0));
+    }
+}
+
+/// A subscriber's link has two sockets once it has moved, and both go along with its publisher.
+#[test]
+fn a_publisher_whose_subscriber_has_moved() {
+    let _scene = Scene::new();
+    let (ours, theirs) = Link::pair().unwrap();
+    let mut publisher = Publisher::builder().ring_bytes(4096).unbound().unwrap();
+    publisher.attach(ours).unwrap();
+    let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+    for round in 0..20_u64 {
+        publisher.send(&round.to_le_bytes()).unwrap();
+        let ticket = subscriber.ticket().unwrap();
+        subscriber.depart().unwrap();
+        subscriber = ticket.arrive().unwrap();
+        assert_eq!(subscriber.recv().unwrap().to_vec(), round.to_le_bytes());
+        let (to, from) = Link::pair().unwrap();
+        to.send(&publisher.ticket().unwrap()).unwrap();
+        let arriving = std::thread::spawn(move || {
+            let ticket: PublisherTicket = from.adopting().recv().unwrap();
+            ticket.arrive().unwrap()
+        });
+        publisher.depart().unwrap();
+        publisher = arriving.join().unwrap();
+        // Until it has come to the other's ring, it cannot move itself.
+        publisher.send(b"the next").unwrap();
+        assert_eq!(subscriber.recv().unwrap().to_vec(), b"the next");
+    }
+    drop(subscriber);
+    wait_until("nobody is left", || publisher.subscribers() == 0);
+}
