@@ -548,7 +548,7 @@ fn a_ticket_of_another_version() {
     .unwrap();
     let ticket: ReceiverTicket = from.adopting().recv().unwrap();
     let error = ticket.arrive().unwrap_err();
-    let theirs = matches!(error, Error::Version { publisher: 5, .. });
+    let theirs = matches!(error, Error::Version { theirs: 5, .. });
     assert!(theirs, "{error}");
 }
 
