@@ -296,8 +296,8 @@ fn slow_ones_are_seen_to_where_the_publisher_is() {
         }
     };
     assert!(matches!(reason, Reason::Evicted { .. }), "{reason}");
-    // It ends with the ring that it was reading, which was left to it.
-    assert_eq!(next, 1);
+    // It ends with the ring that the successor was writing, which was left to it: what came before that is nobody's to write any more.
+    assert!((2..2000).contains(&next), "{next}");
     drop(dropped);
 
     let mut slow = subscribe(&publisher, Subscriber::builder());
