@@ -20,7 +20,6 @@ use memlane_tests::{
     wire::{Greeting, Opening, VERSION, Welcome},
 };
 use memlane_transport::Fd;
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 #[test]
@@ -133,9 +132,10 @@ fn queue(address: Option<&Address>, senders: usize) -> (Receiver, Vec<Sender>) {
         let over = |link| Publisher::builder().ring_bytes(4096).over(link).unwrap();
         links.into_iter().map(over).collect::<Vec<_>>()
     });
-    while receiver.senders() < senders {
+    wait_until("all are there", || {
         assert!(matches!(receiver.try_recv(), Err(TryRecvError::Empty)));
-    }
+        receiver.senders() == senders
+    });
     (receiver, connecting.join().unwrap())
 }
 
@@ -403,7 +403,7 @@ fn a_sender_that_is_stopped() {
     ledger.receive_until(&mut receiver, |ledger| ledger.next(0) == Some(5));
 
     // Before it has given a ticket.
-    senders[1].0.signal(Signal::STOP);
+    senders[1].0.stop();
     let arriving = arrive(receiver.ticket().unwrap());
     let remains = receiver.depart().unwrap_err();
     assert!(matches!(remains.error, Error::Stays { .. }), "{remains}");
@@ -427,7 +427,7 @@ fn a_sender_that_is_stopped() {
         successor.senders() == 3
     });
     drop(connecting.join().unwrap());
-    senders[1].0.signal(Signal::CONT);
+    senders[1].0.go_on();
     senders[1].send(7);
     ledger.empty(&mut rest);
     while let Err(remains) = rest.depart() {
@@ -443,7 +443,7 @@ fn a_sender_that_is_stopped() {
     let mut receiver = successor;
     let arriving = arrive(receiver.ticket().unwrap());
     assert!(receiver.wait_until_awaited(PATIENCE).unwrap());
-    senders[2].0.signal(Signal::STOP);
+    senders[2].0.stop();
     alive();
     // Nobody reads there before it has done what it was told.
     receiver.depart().unwrap_or_else(|remains| {
@@ -452,7 +452,7 @@ fn a_sender_that_is_stopped() {
     let mut successor = arriving.join().unwrap().unwrap();
     senders[0].send(10);
     ledger.receive_until(&mut successor, |ledger| ledger.next(0) == Some(30));
-    senders[2].0.signal(Signal::CONT);
+    senders[2].0.go_on();
     senders[2].send(10);
     ledger.receive_until(&mut successor, |ledger| ledger.next(2) == Some(30));
     senders.into_iter().for_each(Sending::finish);
@@ -487,7 +487,7 @@ fn an_old_end_that_is_stopped_or_a_new_one() {
     let child = scene.spawn("successor", &from);
     drop(from);
     let () = child.hear();
-    child.signal(Signal::STOP);
+    child.stop();
     let ticket = receiver.ticket().unwrap();
     to.send(&ticket).unwrap();
     drop(ticket);
