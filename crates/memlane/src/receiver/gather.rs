@@ -272,8 +272,15 @@ impl<T: Trust> Gather<T> {
     /// Spins until there is something, as the policy says. If it is in vain, the wait goes on from there.
     #[inline(never)]
     fn spin(&mut self) -> bool {
+        if self.spun {
+            return false;
+        }
+        if self.lanes.glimpse().is_some() {
+            // Nobody has to wait for it: a pacer would learn from that what is not so, or yield before it looks.
+            return true;
+        }
         // Before it waits for more: publishers may be waiting for just that.
-        if self.spun || self.lanes.release_all() {
+        if self.lanes.release_all() {
             return false;
         }
         let Gather { pacer, lanes, .. } = self;
@@ -662,5 +669,40 @@ impl<T: Trust> Lanes<T> {
             }
         }
         Armed::All
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Found, Gather};
+    use crate::{Link, Publisher, Subscriber, Untrusted, WaitPolicy};
+
+    #[test]
+    fn what_other_lanes_have_already_is_nothing_that_a_wait_learns_from() {
+        let mut gather: Gather<Untrusted> = Gather::new(WaitPolicy::Adaptive).unwrap();
+        let mut publishers = [(); 3].map(|()| {
+            let (ours, theirs) = Link::pair().unwrap();
+            let publisher = Publisher::builder().unbound().unwrap();
+            publisher.attach(ours).unwrap();
+            gather
+                .add(Subscriber::builder().over(theirs).unwrap())
+                .unwrap();
+            publisher
+        });
+        let pacer = format!("{:?}", gather.pacer);
+        for turn in 0..30_u8 {
+            publishers[usize::from(turn) % 3].send(&[turn]).unwrap();
+            let message = match gather.next_payload() {
+                Some((key, len)) => gather.in_ring(key, len),
+                None => match gather.wait(None).unwrap() {
+                    Some(Found::Record(key, record)) => gather.deliver(key, record).unwrap(),
+                    found => panic!("{found:?}"),
+                },
+            };
+            assert_eq!(message.to_vec(), [turn]);
+            drop(message);
+            assert_eq!(format!("{:?}", gather.pacer), pacer);
+        }
+        assert_eq!((gather.stats.messages, gather.stats.sleeps), (30, 0));
     }
 }

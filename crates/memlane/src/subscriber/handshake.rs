@@ -313,7 +313,7 @@ impl<T: Trust> Handshake<T> {
             stats: SubscriberStats::default(),
             missed_last: 0,
             caught_up: 0,
-            spun: false,
+            spun: super::Spun::default(),
             address: None,
             watched: None,
             travel: Travel::default(),

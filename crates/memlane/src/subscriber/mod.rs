@@ -17,6 +17,8 @@ mod signs;
 mod sleep;
 #[cfg(feature = "stream")]
 mod stream;
+#[cfg(test)]
+mod tests;
 mod travel;
 mod trust;
 mod watch;
@@ -98,8 +100,7 @@ pub struct Subscriber<T: Trust = Untrusted> {
     missed_last: u64,
     /// Messages received when the ring was last found empty by one who waits.
     caught_up: u64,
-    /// The wait that has begun has spun, in vain.
-    spun: bool,
+    spun: Spun,
     /// Where the publisher was, to clear the name if it died there.
     address: Option<Address>,
     watched: Option<Watching>,
@@ -120,6 +121,17 @@ impl Watching {
             self.ready = false;
         }
     }
+}
+
+/// What has come of the spin of a wait that has begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Spun {
+    /// It has not spun, or what it has found is received.
+    #[default]
+    Not,
+    InVain,
+    /// There is something, which is still to be found.
+    Met,
 }
 
 /// What is known of the publisher's life.
@@ -652,18 +664,16 @@ impl<T: Trust> Subscriber<T> {
     /// so that what is found comes in registers. If it is in vain, the wait goes on from there.
     #[inline(never)]
     fn spin(&mut self) -> Option<usize> {
-        if self.spun || self.lossy.is_some() || self.life.gone {
+        if self.spun != Spun::Not || self.lossy.is_some() || self.life.gone {
             return None;
+        }
+        if !self.ring.is_empty() {
+            // Nobody has to wait for it: a pacer would learn from that what is not so, or yield before it looks.
+            return self.payload();
         }
         // Before it waits for more: the publisher may be waiting for just that.
         self.ring.release_all();
-        // On the heels of a stream: looking at once would take the line from the publisher before it has filled it.
-        if self.stats.messages - self.caught_up >= STREAM {
-            for _ in 0..HEAD_START {
-                std::hint::spin_loop();
-            }
-        }
-        self.caught_up = self.stats.messages;
+        self.give_head_start();
         let Subscriber { pacer, ring, .. } = self;
         let found = pacer.spin(|| match ring.look() {
             Look::Nothing => None,
@@ -674,12 +684,26 @@ impl<T: Trust> Subscriber<T> {
                 self.stats.spins += 1;
                 Some(len)
             }
-            Some(_) => None,
+            Some(_) => {
+                self.spun = Spun::Met;
+                None
+            }
             None => {
-                self.spun = true;
+                self.spun = Spun::InVain;
                 None
             }
         }
+    }
+
+    /// On the heels of a stream: looking at once would take the line from the publisher before it has filled it.
+    #[inline(always)]
+    fn give_head_start(&mut self) {
+        if self.stats.messages - self.caught_up >= STREAM {
+            for _ in 0..HEAD_START {
+                std::hint::spin_loop();
+            }
+        }
+        self.caught_up = self.stats.messages;
     }
 
     /// The length of the next message, if that is nothing but a payload in the ring, and is there or comes before a wait would
@@ -711,7 +735,8 @@ impl<T: Trust> Subscriber<T> {
     fn find_or_wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         match self.poll() {
             Ok(Some(found)) => {
-                self.spun = false;
+                let spun = std::mem::take(&mut self.spun);
+                self.stats.spins += u64::from(spun == Spun::Met);
                 Ok(found)
             }
             _ => self.wait(deadline),
@@ -731,7 +756,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
-        self.caught_up = self.stats.messages;
+        self.give_head_start();
         loop {
             if self.life.gone {
                 if let Some(found) = self.rest().transpose() {
@@ -748,8 +773,8 @@ impl<T: Trust> Subscriber<T> {
                 ..
             } = &mut *self;
             let found = match std::mem::take(spun) {
-                true => None,
-                false => pacer.spin(|| next(ring, lossy, chunks, link).transpose()),
+                Spun::InVain => None,
+                _ => pacer.spin(|| next(ring, lossy, chunks, link).transpose()),
             };
             match found {
                 Some(found) => {
