@@ -640,6 +640,32 @@ fn a_dismissed_reader_keeps_its_ring() {
 }
 
 /// A reader whose cursor is anything is no danger to the others, dismissed or not.
+/// Whatever else it is asked: what it had not said of its cursor by then would take that back.
+#[test]
+fn who_has_left_stays_away() {
+    for more in [0, 1] {
+        let words = HeapWords::with_header(LAPS + LAP_WORDS, 1024);
+        let mut writer: RingWriter<_, HeapPage> = RingWriter::new(words.map());
+        let page = HeapPage::default();
+        let mut reader = RingReader::new(words.map(), page.clone(), 0);
+        for number in 0..=more {
+            writer.append(&payload(number, 8)).unwrap();
+        }
+        assert_eq!(reader.poll(), Ok(Some(8)));
+        reader.release();
+        assert_eq!(page.cursor(), 0);
+        // Of the one behind, if there is one, nothing is heard.
+        let _ = reader.poll();
+        reader.stop();
+        reader.leave();
+        reader.release_all();
+        assert_eq!(reader.poll(), Ok(None));
+        let _ = reader.look();
+        reader.release();
+        assert_eq!(page.cursor(), LEFT);
+    }
+}
+
 #[test]
 fn cursors_of_the_dismissed_may_say_anything() {
     for cursor in [0, 1, 1 << 40, u64::MAX - 8, LEFT] {

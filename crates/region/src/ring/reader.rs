@@ -408,9 +408,13 @@ impl<M: Words, P: CursorPage<M>> RingReader<M, P> {
     }
 
     /// Exports that this reader reads no more ([`LEFT`](super::LEFT)), and wakes the writer if it waits: it holds up
-    /// nobody from now on, and keeps the chunks that its hold slots name. It must be the last call.
+    /// nobody from now on, and keeps the chunks that its hold slots name. It finds nothing from then on, and exports nothing else.
     pub fn leave(&mut self) {
         self.page.export(super::LEFT);
+        self.stop();
+        self.advance = 0;
+        self.exported = self.position;
+        self.due = u64::MAX;
         if self.page.writer_sleeps() {
             // Pairs with the writer's fence between what it wants and its last look.
             fence(Ordering::SeqCst);
