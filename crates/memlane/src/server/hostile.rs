@@ -12,14 +12,21 @@ use crate::{
 };
 
 fn both() -> (Server, Client) {
-    let (ours, theirs) = Link::pair().unwrap();
     let mut server = Server::builder().max_requests(8).unbound().unwrap();
+    let client = join(&mut server);
+    (server, client)
+}
+
+/// Another client.
+fn join(server: &mut Server) -> Client {
+    let (ours, theirs) = Link::pair().unwrap();
     server.attach(ours).unwrap();
     let client = thread::spawn(|| Client::builder().over(theirs).unwrap());
-    while server.clients() == 0 {
+    let clients = server.clients();
+    while server.clients() == clients {
         assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
     }
-    (server, client.join().unwrap())
+    client.join().unwrap()
 }
 
 fn record<const N: usize>(words: [u64; N], len: usize) -> Vec<u8> {
@@ -101,6 +108,67 @@ fn a_client_that_writes_nonsense_is_dropped_and_told() {
         }
         drop(others);
     }
+}
+
+/// What waits in line as it is has a way of its own, which no other record must take.
+#[test]
+fn what_is_no_usual_request_is_none_either_for_whoever_waits() {
+    let usual = |place| record([number(place), REQUEST, 0], 30);
+    for (records, requests, evicted, expired) in [
+        (vec![record([], 0)], 0, 1, 0),
+        (vec![record([number(0), REQUEST], 23)], 0, 1, 0),
+        (vec![record([number(0), 0, 0], 24)], 0, 1, 0),
+        (vec![record([0, REQUEST, 0], 24)], 0, 1, 0),
+        (vec![record([number(8), REQUEST, 0], 24)], 0, 1, 0),
+        (vec![record([u64::MAX, REQUEST, 0], 24)], 0, 1, 0),
+        (vec![usual(3), usual(3)], 1, 1, 0),
+        (vec![usual(3), usual(4), usual(3)], 2, 1, 0),
+        (vec![record([number(3), CANCEL, 0], 24)], 0, 0, 0),
+        (vec![record([number(3), REQUEST, 1], 24), usual(3)], 1, 0, 1),
+        (
+            vec![usual(3), record([number(4), REQUEST, 0], 70_000)],
+            2,
+            0,
+            0,
+        ),
+    ] {
+        let (mut server, mut hostile) = both();
+        let mut honest = join(&mut server);
+        for record in &records {
+            hostile.publisher.send(record).unwrap();
+        }
+        let call = honest.send(b"a request").unwrap();
+        let mut others = Vec::new();
+        let request = loop {
+            let request = server.recv().unwrap();
+            match &*request.to_vec() {
+                b"a request" => break request,
+                _ => others.push(request.defer()),
+            }
+        };
+        request.reply(b"a reply").unwrap();
+        assert_eq!(honest.wait(call).unwrap().to_vec(), b"a reply");
+        // By turns: what is behind the honest one's has been seen to when there is nothing left.
+        while let Ok(request) = server.try_recv() {
+            others.push(request.defer());
+        }
+        let stats = server.stats();
+        assert_eq!(
+            (others.len(), stats.requests),
+            (requests, requests as u64 + 1)
+        );
+        assert_eq!((stats.evicted, stats.expired), (evicted, expired));
+        assert_eq!(server.outstanding(), if evicted > 0 { 0 } else { requests });
+    }
+    // Nor what was given up, and is said to be, in the page alone.
+    let (mut server, mut client) = both();
+    let given_up = number(1);
+    client.publisher.show(GIVEN_UP + 8, given_up);
+    let given_up = record([given_up, REQUEST, 0], 24);
+    client.publisher.send(&given_up).unwrap();
+    client.publisher.send(&usual(2)).unwrap();
+    assert_eq!(server.recv().unwrap().len(), 6);
+    assert_eq!((server.stats().cancelled, server.outstanding()), (1, 0));
 }
 
 #[test]
