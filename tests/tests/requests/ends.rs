@@ -8,7 +8,6 @@ use memlane::{
     transport::{Access, Listener},
 };
 use memlane_tests::{Census, End, PATIENCE, Role, Scene, wait_until, wire};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn bind(address: &Address) -> Server {
     Server::builder().bind_to(address).unwrap()
@@ -242,72 +241,6 @@ fn a_client_that_does_not_receive_holds_up_nobody() {
         assert_eq!((stats.evicted, stats.left, dropped), (1, 1, 1));
         assert_eq!(u64::from(served), 200);
     }
-}
-
-/// Answers when it has no descriptor to spare: it can wait for nothing that it has not waited for before.
-pub(crate) fn poor_server(role: &Role) {
-    let address: String = role.hear();
-    let mut server = Server::builder()
-        .replies(Publisher::builder().ring_bytes(4096))
-        .reply_timeout(PATIENCE)
-        .bind_to(&address.parse().unwrap())
-        .unwrap();
-    role.tell(&());
-    let responders: Vec<_> = (0..100).map(|_| server.recv().unwrap().defer()).collect();
-    let open = std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let limit = Rlimit {
-        current: Some(open as u64 + 4),
-        ..getrlimit(Resource::Nofile)
-    };
-    setrlimit(Resource::Nofile, limit).unwrap();
-    let mut rest = Vec::new();
-    while let Ok(file) = std::fs::File::open("/dev/null") {
-        rest.push(file);
-    }
-    let mut unsent = 0;
-    for responder in responders {
-        match responder.reply(&mut server, &[0; 300]) {
-            Ok(()) => assert_eq!(unsent, 0),
-            Err(ReplyError::Wait(_)) => unsent += 1,
-            Err(error) => panic!("{error:?}"),
-        }
-    }
-    assert!((1..100).contains(&unsent), "{unsent}");
-    // That there is no reply is told now, or cannot be.
-    assert!(matches!(server.try_recv(), Err(TryRecvError::Empty)));
-    assert_eq!(server.outstanding(), 0);
-    drop(rest);
-    role.tell(&());
-    let () = role.hear();
-}
-
-#[test]
-fn a_client_that_cannot_be_told_that_there_is_no_reply_is_dropped() {
-    let scene = Scene::new();
-    let address = scene.address("sum");
-    let server = scene.spawn("poor server", &address.to_string());
-    let () = server.hear();
-    let mut client = connect(&address);
-    for _ in 0..100 {
-        let _ = client.send(b"a request").unwrap().detach();
-    }
-    let () = server.hear();
-    let reason = loop {
-        match client.recv() {
-            Ok((_, Answer::Last(reply))) => assert_eq!(reply.len(), 300),
-            // That takes less room.
-            Ok((_, Answer::Error(CallError::Unanswered))) => {}
-            Err(CallError::Disconnected { reason }) => break reason,
-            other => panic!("{other:?}"),
-        }
-    };
-    let told = "it cannot be told that there is no reply: cannot wait for room: ";
-    assert!(
-        matches!(&reason, Reason::Evicted { why } if why.starts_with(told)),
-        "{reason:?}"
-    );
-    server.tell(&());
-    server.finish();
 }
 
 #[test]

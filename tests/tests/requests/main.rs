@@ -21,6 +21,5 @@ fn other_process() {
         ("client", ends::client),
         ("flooder", ends::flooder),
         ("good client", ends::good_client),
-        ("poor server", ends::poor_server),
     ]);
 }
