@@ -5,6 +5,7 @@ use std::{
     io::Read,
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::atomic::Ordering,
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -13,8 +14,11 @@ use memlane::{
     region::{Shared, WordsMut, page_size},
 };
 use memlane_tests::{
-    PATIENCE, Scene, alive, wait_until,
-    wire::{Answer, Greeting, Notice, Opening, VERSION, WANTED, Welcome, header},
+    PATIENCE, Scene, alive, attachments, wait_until,
+    wire::{
+        Answer, CURSOR, Greeting, Notice, Opening, Overflow, TAKEN, VERSION, WANTED, Welcome,
+        header,
+    },
 };
 use memlane_transport::Fd;
 use serde::Serialize;
@@ -136,6 +140,210 @@ fn a_hostile_successor_is_as_a_hostile_publisher() {
         println!("{error}");
         drop(link);
     }
+}
+
+/// What a publisher says to its successor, by hand.
+#[derive(Debug, Serialize)]
+enum Hands {
+    Terms {
+        capacity: u64,
+        home: u32,
+        carries: Type,
+        max_attachments: u32,
+        trusts: bool,
+        to_receiver: bool,
+    },
+    Subscriber {
+        source: u32,
+        link: Fd,
+        page: Fd,
+        doorbell: Option<(Fd, bool)>,
+        process: Option<Fd>,
+        overflow: Overflow,
+        start: u64,
+        sequence: u64,
+    },
+    #[allow(dead_code)]
+    Greeter,
+    Going {
+        source: u32,
+        sent: u64,
+        taken: u64,
+        counts: Vec<u32>,
+    },
+    #[allow(dead_code)]
+    Listener,
+    Departs(Place),
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Place {
+    position: u64,
+    sequence: u64,
+    chunks: u64,
+    segments: u32,
+    rings: u32,
+    tag: u16,
+    left_behind: Vec<u64>,
+}
+
+/// After 64 bytes, in ring 0, with 4 messages; the successor's ring is 1.
+fn place() -> Place {
+    Place {
+        position: 64,
+        sequence: 4,
+        chunks: 1,
+        segments: 1,
+        rings: 2,
+        tag: 0,
+        left_behind: vec![64],
+    }
+}
+
+/// A publisher by hand, which has one subscriber and moves.
+struct Old {
+    link: Link,
+    subscriber: Link,
+    page: Shared,
+    successor: JoinHandle<Result<Publisher, Error>>,
+}
+
+impl Old {
+    fn new(home: u32) -> Old {
+        let (link, ticket) = Link::pair().unwrap();
+        let (to, from) = Link::pair().unwrap();
+        to.send(&ticket).unwrap();
+        drop(ticket);
+        let successor = std::thread::spawn(move || {
+            let ticket: PublisherTicket = from.adopting().recv().unwrap();
+            Publisher::builder().timeout(PATIENCE).arrive(ticket)
+        });
+        link.send(&Opening { version: VERSION }).unwrap();
+        let Says::Carries(carries) = bytes() else {
+            unreachable!("it does");
+        };
+        link.send(&Hands::Terms {
+            capacity: page_size() as u64,
+            home,
+            carries,
+            max_attachments: 16,
+            trusts: false,
+            to_receiver: false,
+        })
+        .unwrap();
+        let (subscriber, ours) = Link::pair().unwrap();
+        let (page, descriptor) = Shared::create("test-page", page_size(), 0).unwrap();
+        let _ = link.send(&Hands::Subscriber {
+            source: 3,
+            link: Fd::from(OwnedFd::from(ours)),
+            page: descriptor.into(),
+            doorbell: None,
+            process: None,
+            overflow: Overflow::Block,
+            start: 0,
+            sequence: 0,
+        });
+        Old {
+            link,
+            subscriber,
+            page,
+            successor,
+        }
+    }
+
+    fn going(&self, sent: u64, taken: u64, counts: Vec<u32>) {
+        let source = 3;
+        let _ = self.link.send(&Hands::Going {
+            source,
+            sent,
+            taken,
+            counts,
+        });
+    }
+
+    /// What its successor makes of where it stops, which does not panic.
+    fn departs(self, place: &Place) -> Result<(Publisher, Link, Shared), String> {
+        let _ = self.link.send(&Hands::Departs(place.clone()));
+        let arrived = self.successor.join().unwrap();
+        let arrived = arrived.map_err(|error| error.to_string())?;
+        Ok((arrived, self.subscriber, self.page))
+    }
+}
+
+/// What a publisher says of where it stops is looked at before anything is built on it.
+#[test]
+fn a_publisher_that_hands_over_nonsense_has_no_successor() {
+    let _scene = Scene::new();
+    let old = Old::new(1);
+    old.going(5, 3, vec![1, 2]);
+    let (mut publisher, subscriber, page) = old.departs(&place()).unwrap();
+    // All that was on its way, and all there is.
+    page.word(TAKEN).store(5, Ordering::Release);
+    page.word(CURSOR).store(64, Ordering::Release);
+    let attached = attachments(0, 3);
+    publisher.send_with(b"the next", &attached).unwrap();
+    assert_eq!(publisher.stats().evicted, 0);
+    drop((publisher, subscriber, page));
+
+    let counts: [(u64, u64, Vec<u32>); 4] = [
+        (5, 3, vec![]),
+        (5, 3, vec![1, 2, 3]),
+        (3, 5, vec![]),
+        (u64::MAX, 0, vec![1]),
+    ];
+    for (sent, taken, counts) in counts {
+        let old = Old::new(1);
+        old.going(sent, taken, counts);
+        let why = old.departs(&place()).err().unwrap();
+        assert!(why.contains("notices of attachments"), "{why}");
+    }
+    let places = [
+        Place {
+            position: 63,
+            ..place()
+        },
+        Place {
+            position: 1 << 63,
+            ..place()
+        },
+        Place {
+            sequence: 9,
+            ..place()
+        },
+        Place {
+            chunks: 5,
+            ..place()
+        },
+        Place {
+            chunks: u64::MAX,
+            ..place()
+        },
+        Place {
+            tag: u16::MAX,
+            ..place()
+        },
+        Place {
+            rings: 1,
+            ..place()
+        },
+        Place {
+            left_behind: vec![72],
+            ..place()
+        },
+        Place {
+            left_behind: vec![0; 1000],
+            ..place()
+        },
+    ];
+    for place in places {
+        let old = Old::new(1);
+        old.going(0, 0, vec![]);
+        let why = old.departs(&place).err().unwrap();
+        assert!(why.contains("makes no sense"), "{place:?}: {why}");
+    }
+    // The number of the ring in which all begin is nobody's else.
+    let why = Old::new(0).departs(&place()).err().unwrap();
+    assert!(why.contains("makes no sense"), "{why}");
 }
 
 /// Who goes on may be of another version than who stops.

@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use memlane_region::{Remote, page_size};
-use memlane_signaling::{Backing, Doorbell, Ringer};
+use memlane_region::{Remote, page_size, ring::TAGS};
+use memlane_signaling::{Backing, Doorbell, Ringer, gone};
 use memlane_transport::{Error as LinkError, FdRef, Link, Listener, dispose};
 use rustix::event::epoll::EventFlags;
 
@@ -16,6 +16,7 @@ use super::{
     Publisher, PublisherBuilder, PublisherTicket,
     attachments::Flight,
     control::{Comes, Connection, Control, Greeter, State},
+    handshake::MAX_GREETING,
     moving::Place,
     passage::{self, Going, HandsOver, LIMITS, Subscriber, TakesOverRef, Terms},
     peer::Peer,
@@ -24,11 +25,14 @@ use crate::{
     Error, after,
     doorbells::{self, Bell},
     error::Sides,
-    protocol::{NoticeRef, Opening, VERSION, limits_of_publisher},
+    protocol::{MAX_RINGS, NoticeRef, Opening, VERSION, limits_of_publisher},
 };
 
 /// Positions beyond this are nonsense.
 const LAST_POSITION: u64 = 1 << 62;
+
+/// So many subscribers are not looked through for those that have left.
+const LOOK_AT: usize = 64;
 
 /// A subscriber of the publisher before, as it will be this one's.
 struct Known {
@@ -72,8 +76,10 @@ struct Arriving {
     history: usize,
     access: memlane_transport::Access,
     known: HashMap<u32, Known>,
-    /// Of those the ones that come along.
-    going: Vec<Going>,
+    /// So many are looked through for those that have left since.
+    look_at: usize,
+    /// Of those the ones that come along, and what is on its way to them.
+    going: HashMap<u32, Flight>,
     greeters: Vec<passage::Greeter>,
     listener: Option<Listener>,
 }
@@ -86,6 +92,56 @@ fn left(deadline: Option<Instant>) -> Duration {
 
 fn nonsense(why: impl Into<String>) -> Error {
     Error::Welcome { why: why.into() }
+}
+
+/// What is on its way to a subscriber, if that makes sense.
+fn flight(going: &Going) -> Result<Flight, Error> {
+    let Going {
+        sent,
+        taken,
+        counts,
+        ..
+    } = going;
+    if sent.checked_sub(*taken) != Some(counts.len() as u64) {
+        return Err(nonsense(format!(
+            "expected each of the notices of attachments from {taken} to {sent}, got {}",
+            counts.len()
+        )));
+    }
+    let counts = counts.iter().map(|count| *count as usize);
+    Ok(Flight::of(*sent, *taken, counts.collect()))
+}
+
+/// Whether the place where the one before stops makes sense for a publisher whose first ring has this id.
+fn check(at: &passage::Place, home: u32) -> Result<(), Error> {
+    if at.position % 8 != 0 || at.position > LAST_POSITION || at.sequence > at.position / 8 {
+        return Err(nonsense(format!(
+            "expected a position up to 2^62, and at most a message for each 8 bytes before it, got {} and {}",
+            at.position, at.sequence
+        )));
+    }
+    if at.chunks > at.sequence || at.tag >= TAGS {
+        return Err(nonsense(format!(
+            "expected at most {} messages in the pool, and a tag below {TAGS}, got {} and {}",
+            at.sequence, at.chunks, at.tag
+        )));
+    }
+    if at.rings <= home {
+        return Err(nonsense(format!(
+            "expected ids for rings behind {home}, got {}",
+            at.rings
+        )));
+    }
+    let rings = &at.left_behind;
+    if rings.len() > MAX_RINGS || rings.iter().any(|end| *end > at.position) {
+        return Err(nonsense(format!(
+            "expected at most {MAX_RINGS} rings that end at {} or before, got {}, up to {:?}",
+            at.position,
+            rings.len(),
+            rings.iter().max()
+        )));
+    }
+    Ok(())
 }
 
 impl Arriving {
@@ -109,6 +165,11 @@ impl Arriving {
                 "expected what subscribers go by, got something else",
             ));
         };
+        if terms.home == 0 {
+            return Err(nonsense(
+                "expected a number for the successor's ring, got that of the first of all",
+            ));
+        }
         if terms.carries != *builder.carries() {
             let why = format!(
                 "expected one of a publisher that carries {}, got one that carries {}",
@@ -133,7 +194,8 @@ impl Arriving {
             history,
             access,
             known: HashMap::new(),
-            going: Vec::new(),
+            look_at: LOOK_AT,
+            going: HashMap::new(),
             greeters: Vec::new(),
             listener: None,
         })
@@ -145,6 +207,7 @@ impl Arriving {
             match link.recv_timeout(left(deadline))? {
                 HandsOver::Subscriber(subscriber) => {
                     let source = subscriber.source;
+                    self.forget_those_gone();
                     let known = self.know(subscriber).inspect_err(|error| {
                         let why = format!("its successor cannot take a subscriber: {error}");
                         let _ = link.try_send(&TakesOverRef::Refuses(&why));
@@ -159,13 +222,34 @@ impl Arriving {
                     }
                     self.known.insert(source, known);
                 }
-                HandsOver::Going(going) => self.going.push(going),
+                // One that it was not told of is gone by now.
+                HandsOver::Going(going) if !self.known.contains_key(&going.source) => {}
+                HandsOver::Going(going) => {
+                    self.going.insert(going.source, flight(&going)?);
+                }
+                HandsOver::Greeter(_) if self.greeters.len() == MAX_GREETING => {
+                    return Err(nonsense(format!(
+                        "expected at most {MAX_GREETING} links without a greeting, got more"
+                    )));
+                }
                 HandsOver::Greeter(greeter) => self.greeters.push(greeter),
                 HandsOver::Listener(listener) => self.listener = Some(listener),
                 HandsOver::Departs(at) => return self.begin(at),
                 HandsOver::Terms(_) => return Err(nonsense("expected a subscriber, got terms")),
             }
         }
+    }
+
+    /// Lets go of subscribers that have left the one before: it may be a long time until that departs.
+    fn forget_those_gone(&mut self) {
+        if self.known.len() < self.look_at {
+            return;
+        }
+        self.known.retain(|_, known| {
+            let ended = known.peer.with_link(|link| gone(link.as_fd(), None));
+            !matches!(ended, Some(Ok(true)))
+        });
+        self.look_at = LOOK_AT.max(2 * self.known.len());
     }
 
     /// Takes what it needs to know of a subscriber, which hears nothing of it; and what that is to ring.
@@ -233,13 +317,9 @@ impl Arriving {
             going,
             greeters,
             listener,
+            ..
         } = self;
-        if at.position % 8 != 0 || at.position > LAST_POSITION || at.sequence > at.position / 8 {
-            return Err(nonsense(format!(
-                "expected a position up to 2^62, and at most a message for each 8 bytes before it, got {} and {}",
-                at.position, at.sequence
-            )));
-        }
+        check(&at, publisher.control.terms.home)?;
         publisher.writer.begin_at(at.position, at.sequence);
         if history > 0 {
             publisher.writer.keep(history);
@@ -249,10 +329,9 @@ impl Arriving {
         let control = (*publisher.control).clone();
         let mut state = control.state();
         state.last_tag = at.tag;
-        for going in going {
-            // One that it was not told of is gone by now.
-            if let Some(known) = known.remove(&going.source) {
-                control.adopt(&mut state, known, &going, (at.rings, at.segments));
+        for (source, flight) in going {
+            if let Some(known) = known.remove(&source) {
+                control.adopt(&mut state, known, flight, (at.rings, at.segments));
             }
         }
         for greeter in greeters {
@@ -274,15 +353,20 @@ impl Arriving {
 
 impl Control {
     /// Makes a subscriber of the publisher before this one its own. If that cannot be, it is told why.
-    fn adopt(&self, state: &mut State, known: Known, going: &Going, (rings, segments): (u32, u32)) {
+    fn adopt(
+        &self,
+        state: &mut State,
+        known: Known,
+        flight: Flight,
+        (rings, segments): (u32, u32),
+    ) {
         let Known {
             peer,
             process,
             start,
             sequence,
         } = known;
-        let counts = going.counts.iter().map(|count| *count as usize);
-        *peer.flight() = Flight::of(going.sent, going.taken, counts.collect());
+        *peer.flight() = flight;
         let (source, place) = (state.next_source(), Place::default());
         let watched = peer.with_link(|link| self.watch_link(link, source, place.events()));
         let watched = watched.unwrap_or(Ok(())).and_then(|()| match &process {

@@ -32,7 +32,7 @@ type Page = (Remote, Option<OwnedFd>);
 /// A link that has not greeted after this long makes room for others.
 const GREETING_TIME: Duration = Duration::from_secs(5);
 /// So many links may be without a greeting at a time; the oldest is dropped for a newer one.
-const MAX_GREETING: usize = 64;
+pub(super) const MAX_GREETING: usize = 64;
 
 impl Control {
     /// Waits for the greeting of a new link; on one that this side has made, it offers its lane first.
