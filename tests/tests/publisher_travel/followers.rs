@@ -315,6 +315,47 @@ fn slow_ones_are_seen_to_where_the_publisher_is() {
     }
 }
 
+/// One that is overwritten may fall behind with what it is told while its publisher waits to depart: nobody tells it the rest then.
+#[test]
+fn one_that_has_not_been_told_all_follows() {
+    let _scene = Scene::new();
+    let builder = unbound(4096).pool_bytes(1 << 20).max_message(800_000);
+    let mut publisher = builder.spill_bytes(4 * 4096).unbound().unwrap();
+    let mut slow = subscribe(&publisher, Subscriber::builder());
+    let lossy = Subscriber::builder().overflow(Overflow::Overwrite);
+    let mut lossy = subscribe(&publisher, lossy);
+    let ticket = publisher.ticket().unwrap();
+    let other = std::thread::spawn(|| {
+        let builder = unbound(4096).timeout(PATIENCE);
+        builder.arrive(ticket).unwrap()
+    });
+    assert!(publisher.wait_until_awaited(PATIENCE).unwrap());
+    // Memory comes and goes, until there is no room for more of that on the link.
+    for _ in 0..300 {
+        for len in [20_000, 200_000, 400_000, 800_000] {
+            publisher.try_reserve(len).unwrap().commit();
+            drop(slow.recv().unwrap());
+        }
+        assert!(matches!(slow.try_recv(), Err(TryRecvError::Empty)));
+        publisher.trim(Duration::ZERO);
+        alive();
+    }
+    for _ in 0..100 {
+        publisher.send(&[1; 100]).unwrap();
+    }
+    assert!(publisher.stats().spills > 0);
+    publisher.depart().unwrap();
+    let mut publisher = other.join().unwrap();
+    publisher.send(b"there").unwrap();
+    for _ in 0..100 {
+        assert_eq!(slow.recv().unwrap().to_vec(), [1; 100]);
+    }
+    assert_eq!(slow.recv().unwrap().to_vec(), b"there");
+    // What it was not told of it has missed.
+    while lossy.recv_timeout(PATIENCE).unwrap().to_vec() != b"there" {}
+    assert_eq!(lossy.sequence(), slow.sequence());
+}
+
 #[test]
 fn driven_ones_and_values() {
     let _scene = Scene::new();

@@ -209,6 +209,15 @@ impl Control {
         }
         if let Some(leaving) = &mut state.leaving {
             leaving.told.extend(told);
+            if leaving.told.len() > 2 * state.links.len() + MAX_PACKETS {
+                // Many have left since.
+                leaving
+                    .told
+                    .retain(|source| state.links.contains_key(source));
+                leaving
+                    .ready
+                    .retain(|source| state.links.contains_key(source));
+            }
         }
         if failed.is_some() {
             self.stay(state, failed);
@@ -276,10 +285,12 @@ impl Control {
         };
         let _ = epoll::delete(&*self.epoll, &leaving.link);
         for (source, connection) in &state.links {
-            if let (Connection::Joined { peer, .. }, true) =
+            if let (Connection::Joined { peer, place, .. }, true) =
                 (connection, leaving.ready.contains(source))
             {
-                peer.tell(&NoticeRef::RingRemoved { id: leaving.home });
+                if peer.withdraw(leaving.home) {
+                    self.watch_joined(peer, *source, *place, true);
+                }
                 peer.wake_again();
             }
         }
@@ -321,3 +332,65 @@ impl Goer<'_> {
 
 /// Why there is no move.
 const NOBODY: &str = "nobody has its ticket any more";
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use memlane_region::{Shared, page_size};
+
+    use super::*;
+    use crate::{Overflow, Publisher, Subscriber, publisher::passage::TakesOverRef};
+
+    /// There is no room on its link for the news that a successor's ring is none: it hears that, and all else, once it looks.
+    #[test]
+    fn one_that_cannot_be_told_that_there_is_no_move_is_told_later() {
+        let mut publisher = Publisher::builder().ring_bytes(page_size());
+        publisher = publisher.pool_bytes(1 << 20);
+        let mut publisher = publisher.unbound().unwrap();
+        let (ours, theirs) = Link::pair().unwrap();
+        publisher.attach(ours).unwrap();
+        let lossy = Subscriber::builder().overflow(Overflow::Overwrite);
+        let mut lossy = lossy.over(theirs).unwrap();
+        let ticket = publisher.ticket().unwrap();
+        let successor = ticket.into_link().unwrap().with_limits(LIMITS).adopting();
+        successor.send(&Opening { version: VERSION }).unwrap();
+        let carries = TakesOverRef::Carries(&publisher.control.terms.carries);
+        successor.send(&carries).unwrap();
+        let (_memory, ring) = Shared::create("home", page_size(), page_size()).unwrap();
+        successor
+            .send(&TakesOverRef::Ring(FdRef::new(&ring)))
+            .unwrap();
+        let _opening: Opening = successor.recv().unwrap();
+        let _terms: passage::HandsOver = successor.recv().unwrap();
+        let passage::HandsOver::Subscriber(subscriber) = successor.recv().unwrap() else {
+            panic!("there is one");
+        };
+        let knows = TakesOverRef::Knows {
+            source: subscriber.source,
+            doorbell: None,
+        };
+        successor.send(&knows).unwrap();
+        let patience = Duration::from_secs(60);
+        assert!(publisher.wait_until_awaited(patience).unwrap());
+        let state = publisher.control.state();
+        let peer = state.peers().next().unwrap().clone();
+        drop(state);
+        // No more fits.
+        let other = NoticeRef::RingRemoved { id: 1 << 30 };
+        while peer.try_say(&other) {}
+        publisher.stay();
+        assert!(peer.is_behind());
+        let since = Instant::now();
+        loop {
+            publisher.try_reserve(200_000).unwrap().commit();
+            if lossy.try_recv().is_ok() && !peer.is_behind() {
+                break;
+            }
+            assert!(since.elapsed() < patience, "it hears nothing");
+            std::thread::yield_now();
+        }
+        assert!(publisher.ticket().is_ok());
+        assert_eq!(publisher.stats().evicted, 0);
+    }
+}

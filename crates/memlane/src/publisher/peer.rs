@@ -199,6 +199,15 @@ impl Peer {
         self.behind(told)
     }
 
+    /// Tells it that the first ring of a successor is none after all, as [`tell`](Peer::tell) does.
+    pub(super) fn withdraw(&self, ring: u32) -> bool {
+        let behind = self.tell(&NoticeRef::RingRemoved { id: ring });
+        if let Some(told) = &self.lossy {
+            locked(told).owe(Part::Ring(ring));
+        }
+        behind
+    }
+
     /// Goes on without it, which may be as honest as it is slow: for it, this publisher is gone from here on. It stays a reader
     /// until it has closed the link itself, since it may be reading what there was, and what it holds. For as long as it does not
     /// know why, it must not find the end of the link: it would take this publisher for dead, close the link, and read on in a ring

@@ -44,6 +44,13 @@ impl Told {
         Ok(self.behind)
     }
 
+    /// It knows a part that is none of what there is: if it was not told that this is given up, it is told with the rest.
+    pub(super) fn owe(&mut self, part: Part) {
+        if self.behind && !self.parts.contains(&part) {
+            self.parts.push(part);
+        }
+    }
+
     /// Tells it what it does not know of what there is, and what there is no more, as long as there is room. Whether that was
     /// all.
     pub(super) fn catch_up<'a, E>(
