@@ -6,7 +6,7 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::atomic::Ordering,
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use memlane::{
@@ -14,7 +14,7 @@ use memlane::{
     region::{Shared, WordsMut, page_size},
 };
 use memlane_tests::{
-    PATIENCE, Scene, alive, attachments, wait_until,
+    Dice, PATIENCE, Scene, alive, attachments, wait_until,
     wire::{
         Answer, CURSOR, Greeting, Notice, Opening, Overflow, TAKEN, VERSION, WANTED, Welcome,
         header,
@@ -210,27 +210,30 @@ struct Old {
 
 impl Old {
     fn new(home: u32) -> Old {
+        Old::whose_successor_waits(home, PATIENCE)
+    }
+
+    fn whose_successor_waits(home: u32, timeout: Duration) -> Old {
         let (link, ticket) = Link::pair().unwrap();
         let (to, from) = Link::pair().unwrap();
         to.send(&ticket).unwrap();
         drop(ticket);
         let successor = std::thread::spawn(move || {
             let ticket: PublisherTicket = from.adopting().recv().unwrap();
-            Publisher::builder().timeout(PATIENCE).arrive(ticket)
+            Publisher::builder().timeout(timeout).arrive(ticket)
         });
-        link.send(&Opening { version: VERSION }).unwrap();
+        let _ = link.send(&Opening { version: VERSION });
         let Says::Carries(carries) = bytes() else {
             unreachable!("it does");
         };
-        link.send(&Hands::Terms {
+        let _ = link.send(&Hands::Terms {
             capacity: page_size() as u64,
             home,
             carries,
             max_attachments: 16,
             trusts: false,
             to_receiver: false,
-        })
-        .unwrap();
+        });
         let (subscriber, ours) = Link::pair().unwrap();
         let (page, descriptor) = Shared::create("test-page", page_size(), 0).unwrap();
         let _ = link.send(&Hands::Subscriber {
@@ -344,6 +347,30 @@ fn a_publisher_that_hands_over_nonsense_has_no_successor() {
     // The number of the ring in which all begin is nobody's else.
     let why = Old::new(0).departs(&place()).err().unwrap();
     assert!(why.contains("makes no sense"), "{why}");
+}
+
+/// A successor's time may be over in the moment in which the one before departs: that one knows, or the other has arrived.
+#[test]
+fn who_has_departed_has_a_successor() {
+    let _scene = Scene::new();
+    let mut dice = Dice::new();
+    let mut outcomes = [0, 0];
+    for round in 0..400 {
+        alive();
+        let timeout = Duration::from_millis(3);
+        let began = Instant::now();
+        let old = Old::whose_successor_waits(1, timeout);
+        old.going(0, 0, vec![]);
+        let when = timeout + Duration::from_micros(dice.below(800));
+        while began.elapsed() < when {
+            std::hint::spin_loop();
+        }
+        let departed = old.link.send(&Hands::Departs(place())).is_ok();
+        let arrived = old.successor.join().unwrap();
+        outcomes[usize::from(departed)] += 1;
+        assert_eq!(arrived.is_ok(), departed, "round {round}");
+    }
+    println!("{outcomes:?}");
 }
 
 /// Who goes on may be of another version than who stops.

@@ -10,7 +10,10 @@ use std::{
 use memlane_region::{Remote, page_size, ring::TAGS};
 use memlane_signaling::{Backing, Doorbell, Ringer, gone};
 use memlane_transport::{Error as LinkError, FdRef, Link, Listener, dispose};
-use rustix::event::epoll::EventFlags;
+use rustix::{
+    event::epoll::EventFlags,
+    net::{Shutdown, shutdown},
+};
 
 use super::{
     Publisher, PublisherBuilder, PublisherTicket,
@@ -203,8 +206,19 @@ impl Arriving {
 
     /// Gets to know subscribers until the one before departs.
     fn complete(mut self, link: &Link, deadline: Option<Instant>) -> Result<Publisher, Error> {
+        let mut over = false;
         loop {
-            match link.recv_timeout(left(deadline))? {
+            let said = match link.recv_timeout(left(deadline)) {
+                // From here on the one before cannot depart; if it just has, that is there.
+                Err(LinkError::TimedOut) if !over => {
+                    let _ = shutdown(link.as_fd(), Shutdown::Both);
+                    over = true;
+                    continue;
+                }
+                Err(error) if over && error.is_disconnected() => Err(LinkError::TimedOut),
+                said => said,
+            };
+            match said? {
                 HandsOver::Subscriber(subscriber) => {
                     let source = subscriber.source;
                     self.forget_those_gone();

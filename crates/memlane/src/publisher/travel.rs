@@ -81,8 +81,8 @@ impl PublisherTicket {
 pub struct PublisherStays {
     /// Why.
     pub error: Error,
-    /// The publisher, which goes on as if nothing had happened. None if its successor died in the very moment in which it had
-    /// departed: then its subscribers have received all that it had sent, and are disconnected.
+    /// The publisher, which goes on as if nothing had happened. None if its successor died, or gave up, in the very moment in
+    /// which it had departed: then its subscribers have received all that it had sent, and are disconnected.
     pub publisher: Option<Publisher>,
 }
 
@@ -330,12 +330,13 @@ impl Publisher {
             control.stay(state, None);
             return Err(error.into());
         }
-        // Nobody of theirs can begin at the successor's with what this publisher says.
-        control.void_tickets(state);
-
         let Some(leaving) = state.leaving.take() else {
             return Err(stays("no ticket was given").into());
         };
+        // Whoever comes from now on is the successor's: it has been sent all who have come.
+        let listener = state.listener.take();
+        // Nobody of theirs can begin at the successor's with what this publisher says.
+        control.void_tickets(state);
         let left_behind = self.left_behind();
         let (position, sequence) = self.writer.hand_over(leaving.home);
         // No way back.
@@ -356,7 +357,6 @@ impl Publisher {
             left_behind,
         });
         let told = link.send_timeout(&departs, PATIENCE);
-        let listener = state.listener.take();
         if let Some(listener) = &listener {
             let _ = epoll::delete(&*control.epoll, listener);
         }
@@ -473,6 +473,63 @@ impl Control {
                     self.roster.leave(id);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memlane_transport::Address;
+
+    use super::*;
+    use crate::Subscriber;
+
+    /// A client comes while its publisher departs, which takes back a subscriber's ticket then: the successor serves it.
+    #[test]
+    fn who_comes_in_the_moment_of_a_move_is_the_successors() {
+        let name = format!("memlane-moment-{}", std::process::id());
+        let address = Address::abstract_name(name).unwrap();
+        let patience = Duration::from_secs(60);
+        let builder = Publisher::builder().driven();
+        let mut publisher = builder.bind_to(&address).unwrap();
+        let subscribe = || {
+            let address = address.clone();
+            std::thread::spawn(move || {
+                let builder = Subscriber::builder().timeout(patience);
+                builder.connect_to(&address).unwrap()
+            })
+        };
+        let first = subscribe();
+        publisher.wait_for_subscribers(1).unwrap();
+        let mut first = first.join().unwrap();
+        let asking = std::thread::spawn(move || {
+            let ticket = first.ticket().unwrap();
+            (first, ticket)
+        });
+        while !asking.is_finished() {
+            publisher.drive().unwrap();
+        }
+        let (mut first, _void) = asking.join().unwrap();
+        let ticket = publisher.ticket().unwrap();
+        let successor = std::thread::spawn(move || {
+            let builder = Publisher::builder().timeout(patience);
+            builder.arrive(ticket).unwrap()
+        });
+        assert!(publisher.wait_until_awaited(patience).unwrap());
+        // It has connected, and nobody has accepted it.
+        let link = Link::connect(&address).unwrap();
+        let control = (*publisher.control).clone();
+        let mut state = control.state();
+        let departed = publisher.hand_over(&mut state, after(patience));
+        assert!(departed.is_ok());
+        drop(state);
+        drop(publisher);
+        let mut successor = successor.join().unwrap();
+        let builder = Subscriber::builder().timeout(patience);
+        let mut late = builder.over(link).unwrap();
+        successor.send(b"there").unwrap();
+        for subscriber in [&mut first, &mut late] {
+            assert_eq!(subscriber.recv().unwrap().to_vec(), b"there");
         }
     }
 }
