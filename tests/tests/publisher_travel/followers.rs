@@ -1,6 +1,6 @@
 //! What follows a publisher that moves: subscribers of all kinds, attachments, what is held.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memlane::{
     Encoded, Error, Link, Overflow, Publisher, PublisherBuilder, Reason, RecvError, Subscriber,
@@ -354,6 +354,23 @@ fn one_that_has_not_been_told_all_follows() {
     // What it was not told of it has missed.
     while lossy.recv_timeout(PATIENCE).unwrap().to_vec() != b"there" {}
     assert_eq!(lossy.sequence(), slow.sequence());
+}
+
+/// A successor counts its signs of life anew: as many as the one before gave are news all the same.
+#[test]
+fn signs_of_life_of_the_successor_are_new() {
+    let _scene = Scene::new();
+    for overflow in [Overflow::Block, Overflow::Overwrite] {
+        let mut publisher = unbound(4096).unbound().unwrap();
+        let mut subscriber = subscribe(&publisher, Subscriber::builder().overflow(overflow));
+        publisher.assert_alive();
+        let _ = subscriber.silence();
+        let mut publisher = moved(publisher, unbound(4096));
+        assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Empty)));
+        let moved = Instant::now();
+        publisher.assert_alive();
+        assert!(subscriber.silence() <= moved.elapsed());
+    }
 }
 
 #[test]

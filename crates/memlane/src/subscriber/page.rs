@@ -24,6 +24,8 @@ pub(super) struct Page {
     ringer: Option<Arc<Bell>>,
     /// The first ring's region, whose page has the publisher's words.
     publisher: Remote,
+    /// What is added to its count of its signs of life: publishers before it have counted, too.
+    alive: u64,
     holds: Arc<Holds<Slots>>,
 }
 
@@ -58,6 +60,7 @@ impl Page {
             mine,
             ringer,
             publisher,
+            alive: 0,
             holds: Arc::new(Holds::new(slots)),
         }
     }
@@ -66,9 +69,9 @@ impl Page {
         self.mine.word(SUBSCRIBER_ARMED)
     }
 
-    /// How often the publisher has said that it is alive.
+    /// How often the publisher has said that it is alive, by coming included.
     pub(super) fn alive(&self) -> u64 {
-        self.publisher.load_word(ALIVE)
+        self.alive.wrapping_add(self.publisher.load_word(ALIVE))
     }
 
     pub(super) fn publisher(&self) -> &Remote {
@@ -101,6 +104,7 @@ impl Page {
     #[cold]
     pub(super) fn settle(&mut self, home: Home) {
         let ringer = home.ringer.map(Arc::new);
+        self.alive = self.alive().wrapping_add(1);
         *self.holds.page().publisher() = (ringer.clone(), home.memory.clone());
         self.ringer = ringer;
         self.publisher = home.memory;
