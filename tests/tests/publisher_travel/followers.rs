@@ -356,6 +356,90 @@ fn one_that_has_not_been_told_all_follows() {
     assert_eq!(lossy.sequence(), slow.sequence());
 }
 
+/// Rings of a publisher that has moved are mapped by whoever has not come to its successor, read or not: all are never more than
+/// subscribers take, and who is overwritten makes room.
+#[test]
+fn rings_of_both_are_no_more_than_there_may_be() {
+    let _scene = Scene::new();
+    let builder = || unbound(4096).spill_bytes(60 * 4096);
+    let mut publisher = builder().unbound().unwrap();
+    let mut subscriber = subscribe(&publisher, Subscriber::builder());
+    let (mut sent, mut received) = (0_u64, 0);
+    let fill = |publisher: &mut Publisher, rings: u64, from: u64| {
+        let mut number = from;
+        for _ in 0..rings * 50 {
+            let message = [number.to_le_bytes(); 8].concat();
+            number += u64::from(publisher.try_send(&message).is_ok());
+        }
+        number - from
+    };
+    let mut receive = |subscriber: &mut Subscriber, end: u64| {
+        while received < end {
+            let message = subscriber.recv().unwrap().to_vec();
+            assert_eq!(message[..8], received.to_le_bytes());
+            received += 1;
+        }
+    };
+    let none = |subscriber: &mut Subscriber| {
+        assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Empty)));
+    };
+    for unread in [20, 0, 2000] {
+        alive();
+        let lossy = Subscriber::builder().overflow(Overflow::Overwrite);
+        let mut lossy = subscribe(&publisher, lossy);
+        sent += fill(&mut publisher, 40, sent);
+        assert!(publisher.stats().spills > 20);
+        receive(&mut subscriber, sent - unread);
+        if unread == 0 {
+            none(&mut subscriber);
+        }
+        publisher = moved(publisher, builder());
+        if unread == 2000 {
+            // It has come, and is not counted as one that has rings of the other.
+            sent += fill(&mut publisher, 1, sent);
+            receive(&mut subscriber, sent);
+            none(&mut subscriber);
+        }
+        sent += fill(&mut publisher, 80, sent);
+        receive(&mut subscriber, sent);
+        none(&mut subscriber);
+        // Nobody has counted what this one has, which hears of all of them before it reads any.
+        assert!(!lossy.is_awaited().unwrap());
+        while lossy.sequence() < sent {
+            drop(lossy.recv_timeout(PATIENCE).unwrap());
+        }
+    }
+}
+
+/// So is the memory of messages: who comes from one to the other has let go of the first's before it takes the second's.
+#[test]
+fn pools_of_both_are_no_more_than_one() {
+    let _scene = Scene::new();
+    let builder = || unbound(1 << 14).pool_bytes(4 << 20).max_message(1 << 20);
+    let mut publisher = builder().unbound().unwrap();
+    let builder_of_one = Subscriber::builder().max_pool_bytes(6 << 20);
+    let mut subscriber = subscribe(&publisher, builder_of_one);
+    let mut sent = 0;
+    let fill = |publisher: &mut Publisher, sent: &mut u64| {
+        loop {
+            let mut message = vec![0; 200_000];
+            fill(*sent, &mut message);
+            if publisher.try_send(&message).is_err() {
+                break;
+            }
+            *sent += 1;
+        }
+    };
+    fill(&mut publisher, &mut sent);
+    assert!(publisher.pool_bytes() > 3 << 20);
+    let mut publisher = moved(publisher, builder());
+    fill(&mut publisher, &mut sent);
+    assert!(publisher.pool_bytes() > 3 << 20);
+    for number in 0..sent {
+        check(number, &subscriber.recv().unwrap().to_vec());
+    }
+}
+
 /// A successor counts its signs of life anew: as many as the one before gave are news all the same.
 #[test]
 fn signs_of_life_of_the_successor_are_new() {

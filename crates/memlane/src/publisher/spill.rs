@@ -18,7 +18,7 @@ pub(super) struct Spill {
     last: u32,
     /// When one was last left.
     left: Option<Instant>,
-    /// Where rings end that publishers before this one have left, and that some have still to read.
+    /// Rings of publishers before this one that somebody may still have: up to where those publishers sent, in order.
     before: Vec<u64>,
     /// One of those that there may be is to be a successor's.
     reserved: bool,
@@ -62,7 +62,7 @@ impl Spill {
         self.ring_bytes
     }
 
-    /// Rings of publishers before this one are still to be read, up to there, and the next id is this one.
+    /// Somebody may still have rings of publishers before this one, who has not come beyond these positions; the next id is this one.
     pub(super) fn go_on(&mut self, before: Vec<u64>, next: u32) {
         self.before = before;
         self.last = next.saturating_sub(1);
@@ -101,24 +101,34 @@ impl Publisher {
         }
     }
 
-    /// How many rings there are, those of publishers before this one included that are still to be read.
+    /// How many rings somebody may have who has not been dropped: those that there are, and those of a publisher before this one,
+    /// all of them, until everybody has received something from one that came after it. Where nothing was sent since, nobody can
+    /// say who has come.
     pub(super) fn rings_left(&mut self) -> usize {
         let Publisher { spill, writer, .. } = self;
-        spill.before.retain(|end| writer.is_read_before(*end));
-        spill.before.len() + writer.rings()
+        spill
+            .before
+            .retain(|end| writer.is_read_before(end.saturating_add(1)));
+        let here = writer.position();
+        let before = spill.before.iter().filter(|end| **end < here);
+        before.count() + writer.rings_in_use()
     }
 
-    /// Those that a subscriber may come to which has not been dropped, and one that is kept for a successor.
+    /// The same, and one that is kept for a successor.
     fn rings_in_use(&mut self) -> usize {
-        let aside = self.writer.rings() - self.writer.rings_in_use();
-        self.rings_left() - aside + usize::from(self.spill.reserved)
+        self.rings_left() + usize::from(self.spill.reserved)
     }
 
-    /// Where these rings end.
+    /// The rings that somebody may have when a successor begins, for [`Spill::go_on`].
     pub(super) fn left_behind(&mut self) -> Vec<u64> {
         self.rings_left();
-        let ends = self.writer.ends();
-        self.spill.before.iter().copied().chain(ends).collect()
+        let (here, rings) = (self.writer.position(), self.writer.rings_in_use());
+        let mut left = self.spill.before.clone();
+        // Of many who have sent nothing.
+        let counted = left.partition_point(|end| *end < here);
+        left.truncate(counted.max((MAX_RINGS / 2).saturating_sub(rings)));
+        left.extend(std::iter::repeat_n(here, rings));
+        left
     }
 
     /// An id for a ring, which no other has.
@@ -135,10 +145,7 @@ impl Publisher {
     fn make_ring(&mut self) -> Option<(u32, Option<Shared>)> {
         let id = self.spill.last.checked_add(1)?;
         if self.rings_in_use() >= MAX_RINGS {
-            // Those that are kept for subscribers who were dropped are not for anybody else: all others forget them.
-            for ring in self.writer.set_aside() {
-                self.control.remove_ring(ring);
-            }
+            self.set_rings_aside();
             if self.rings_in_use() >= MAX_RINGS {
                 return None;
             }
@@ -149,6 +156,13 @@ impl Publisher {
         self.spill.last = id;
         self.control.add_ring(id, descriptor);
         Some((id, Some(memory)))
+    }
+
+    /// Those that are kept for subscribers who were dropped are not for anybody else: all others forget them.
+    pub(super) fn set_rings_aside(&mut self) {
+        for ring in self.writer.set_aside() {
+            self.control.remove_ring(ring);
+        }
     }
 
     /// Gives up the rings that were left, if nobody reads any of them any more, but for the first.
@@ -175,7 +189,8 @@ impl Publisher {
         before - self.ring_bytes()
     }
 
-    fn give_up_rings(&mut self) {
+    /// Gives up the rings that nobody reads any more, but for the first.
+    pub(super) fn give_up_rings(&mut self) {
         while let Some(ring) = self.writer.spare_beside_first() {
             if self.writer.give_up(ring).is_none() {
                 return;

@@ -174,6 +174,9 @@ impl Publisher {
         if self.ended {
             return Err(Error::HungUp);
         }
+        if self.rings_left() >= MAX_RINGS {
+            self.set_rings_aside();
+        }
         let left = self.rings_left();
         if left >= MAX_RINGS {
             return Err(stays(format!(
@@ -262,6 +265,8 @@ impl Publisher {
             self.spill_reserve(false);
             return Err(stays(why.unwrap_or_else(|| "no ticket was given".to_owned())).into());
         }
+        // What nobody reads is not to count where this one has moved to.
+        self.give_up_rings();
         let deadline = after(PATIENCE);
         let departed = self.wait_for_successor(deadline, |publisher, state| {
             publisher.hand_over(state, deadline)

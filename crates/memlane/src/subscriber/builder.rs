@@ -98,7 +98,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     }
 
     /// How much of the publisher's rings it maps, in bytes. Default: 1 GiB. There is one, unless others are slow and the publisher
-    /// [spills](crate::PublisherBuilder::spill_bytes); a message in what is over this cannot be received.
+    /// [spills](crate::PublisherBuilder::spill_bytes), or it [moves](crate::Publisher::ticket); a message in what is over this cannot be received.
     pub fn max_ring_bytes(mut self, bytes: usize) -> SubscriberBuilder<T> {
         self.max_ring_bytes = bytes;
         self

@@ -329,7 +329,10 @@ impl Chunks {
             Notice::Farewell(farewell) => {
                 self.farewell.get_or_insert(farewell.into());
             }
-            Notice::Ring { id, memory } => self.rings.insert(id, memory.into()),
+            Notice::Ring { id, memory } => {
+                self.make_room_for_ring();
+                self.rings.insert(id, memory.into());
+            }
             Notice::RingRemoved { id } => {
                 self.rings.remove(id);
                 self.homes.forget(id);

@@ -108,6 +108,18 @@ impl Chunks {
         self.leave_old();
     }
 
+    /// Makes room for a ring. Only one that is overwritten may have too many, of publishers that it has not come to: nobody counts
+    /// what it has. It misses what is in them then.
+    pub(super) fn make_room_for_ring(&mut self) {
+        let Homes {
+            moved, announced, ..
+        } = &self.homes;
+        if let (Some((_, rings, _)), true) = (moved.back(), self.rings.is_full()) {
+            let stays = |id| announced.iter().any(|(home, _)| *home == id);
+            self.rings.remove_before_but(*rings, stays);
+        }
+    }
+
     /// Gives up what is the predecessor's of a publisher that has begun and is heard.
     fn leave_old(&mut self) {
         let Homes { moved, here, .. } = &mut self.homes;

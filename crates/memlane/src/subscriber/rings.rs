@@ -42,13 +42,10 @@ impl Rings {
 
     /// Takes one that was announced.
     pub(super) fn insert(&mut self, id: u32, memory: OwnedFd) {
-        let known = self.waiting.len() + self.mapped.len();
         let duplicate = self.is_first(id)
             || self.waiting.iter().any(|(other, _)| *other == id)
             || self.mapped.iter().any(|(other, _)| *other == id);
-        // Which one is the first is not known before there is a capacity.
-        let first = usize::from(self.capacity.is_some());
-        if duplicate || known + first >= MAX_RINGS {
+        if duplicate || self.is_full() {
             dispose(memory);
             self.refused = Some(match duplicate {
                 true => format!("expected a new ring, got {id} once more"),
@@ -61,7 +58,8 @@ impl Rings {
             return;
         };
         // The first one counts, too.
-        let left = self.quota.saturating_sub((known + 1) * capacity);
+        let known = self.mapped.len() + 1;
+        let left = self.quota.saturating_sub(known * capacity);
         let quota = if left < capacity {
             0
         } else {
@@ -120,6 +118,19 @@ impl Rings {
     /// Unmaps those of publishers before the one that is read, whose own ids begin with this one.
     pub(super) fn remove_before(&mut self, id: u32) {
         self.mapped.retain(|(other, _)| *other >= id);
+    }
+
+    /// Whether there may be no more.
+    pub(super) fn is_full(&self) -> bool {
+        // Which one is the first is not known before there is a capacity.
+        let first = usize::from(self.capacity.is_some());
+        self.waiting.len() + self.mapped.len() + first >= MAX_RINGS
+    }
+
+    /// The same, but for some.
+    pub(super) fn remove_before_but(&mut self, id: u32, stays: impl Fn(u32) -> bool) {
+        self.mapped
+            .retain(|(other, _)| *other >= id || stays(*other));
     }
 
     /// One that was announced is not to be had.

@@ -54,12 +54,6 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.limit = self.room.min(self.laps.bound());
     }
 
-    /// Where each of its rings ends, as far as it is written.
-    pub fn ends(&self) -> impl Iterator<Item = u64> {
-        let past = self.past.iter().map(|past| past.end);
-        past.chain([self.position])
-    }
-
     /// Writes nothing more: the stream goes on in another writer's first ring, which has this number, and of which readers have been
     /// told. Where it [begins](RingWriter::begin_at): the position, and how many records there were before. All rings stay as they
     /// are for as long as somebody has them mapped.
