@@ -965,6 +965,9 @@ fn go_on(
         let Some(following) = ring.switched() else {
             return Ok(None);
         };
+        // If that is another publisher's, what is the other's goes before more of this one's comes.
+        chunks.take_ring(following, link, ring.position());
+        chunks.come_to(following);
         // After that has said where this reader is: a publisher that goes on without it, and did not know by then, has said so.
         chunks.take_all(link, ring.position()).map_err(Why::Chunk)?;
         if let Some(done) = chunks.attachments.untold(ring.position()) {
@@ -982,10 +985,8 @@ fn go_on(
         }
         ring.follow(chunks.ring(following).map_err(Why::Chunk)?);
         chunks.reads = following;
-        if chunks.come_to(following) {
-            if let Some(home) = chunks.homes.come() {
-                ring.page_mut().settle(*home);
-            }
+        if let Some(home) = chunks.homes.come() {
+            ring.page_mut().settle(*home);
         }
         match ring.poll_record() {
             Ok(None) if ring.ends() => {}
