@@ -162,6 +162,7 @@ enum Hands {
         overflow: Overflow,
         start: u64,
         sequence: u64,
+        out: Option<Fd>,
     },
     #[allow(dead_code)]
     Greeter,
@@ -245,6 +246,7 @@ impl Old {
             overflow: Overflow::Block,
             start: 0,
             sequence: 0,
+            out: None,
         });
         Old {
             link,
