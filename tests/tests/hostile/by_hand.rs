@@ -98,13 +98,18 @@ impl Joined {
 
     /// The link of a successor, which has said where it is answered.
     pub(crate) fn successor(&self) -> Link {
+        self.successor_and_its_back().0
+    }
+
+    /// The same, with a copy of that.
+    pub(crate) fn successor_and_its_back(&self) -> (Link, Link) {
         let (mut link, back) = Link::pair().expect("a pair");
         link.send_over(self.ticket().into_fd()).expect("a ticket");
         let opening = Opening { version: VERSION };
         link.send_timeout(&opening, PATIENCE).expect("room");
         link.send_timeout(&arrives(&back), PATIENCE).expect("room");
         let _: Opening = link.recv_timeout(PATIENCE).expect("an opening");
-        link
+        (link, back)
     }
 
     /// How far it is from this message, if there is one, to the next.

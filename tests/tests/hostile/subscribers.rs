@@ -121,6 +121,7 @@ fn greetings_that_are_none() {
         Floods,
         GreetsTwice,
         AsksForTicketsUnread,
+        AsksForTicketsElsewhere,
     ];
     for policy in Policy::ALL {
         among_honest_ones(policy, false, &villainies, |villainy, villain, _, _| {

@@ -23,7 +23,7 @@ use memlane_transport::{Fd, Listener};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{OFlags, SealFlags, fcntl_setfl},
-    net::SendFlags,
+    net::{SendFlags, sockopt},
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,7 @@ pub(crate) enum Villainy {
     Floods,
     GreetsTwice,
     AsksForTicketsUnread,
+    AsksForTicketsElsewhere,
     // Evicted.
     CursorBeyond,
     CursorBack,
@@ -370,6 +371,23 @@ fn misbehave(role: &Role, link: Link, villainy: Villainy) -> Result<Outcome, Out
         AsksForTicketsUnread => {
             let (joined, _) = join(link, none, false)?;
             until_hung_up(&joined.link, &Asks::TICKET);
+            Ok(Outcome::HungUp)
+        }
+        // The publisher sends over a socket that is the villain's, too. It could sleep with its lock, and wait for a publisher that
+        // wants it to be another.
+        AsksForTicketsElsewhere => {
+            let (mut joined, _) = join(link, none, false)?;
+            let (successor, back) = joined.successor_and_its_back();
+            let size = || sockopt::socket_send_buffer_size(&back).expect("a socket");
+            let before = size();
+            let (_page, page) = page();
+            greet(&successor, page, Offer::default(), false)?;
+            let _welcome: Answer = successor.recv_timeout(PATIENCE).expect("a welcome");
+            joined.drain();
+            let departed = Asks::departed(joined.position, joined.sequence);
+            joined.link.send_timeout(&departed, PATIENCE).expect("room");
+            until_hung_up(&successor, &Asks::TICKET);
+            assert_eq!(size(), before);
             Ok(Outcome::HungUp)
         }
         // With a ticket in its hand, which comes to nothing.

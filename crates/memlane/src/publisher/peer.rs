@@ -1,5 +1,5 @@
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -109,6 +109,11 @@ impl Peer {
         let told = self.with_link(|link| {
             let told = say(link, &farewell);
             self.dismissed.store(told, Ordering::Relaxed);
+            if !told && link.sends_over().is_some() {
+                // There is always room for that in a socket that is as it was made: nobody waits for one who has made it smaller.
+                self.evicted.store(true, Ordering::Relaxed);
+                link.hang_up();
+            }
             told
         });
         // One that is gone is taken out by others.
@@ -374,6 +379,9 @@ fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
 
 /// Whether there was room.
 fn send(link: &Link, notice: &NoticeRef<'_>) -> Result<bool, LinkError> {
+    if !link.has_room_beside(LAST_WORDS)? {
+        return Ok(false);
+    }
     match link.try_send(notice) {
         Ok(()) => Ok(true),
         Err(LinkError::WouldBlock) => Ok(false),
@@ -387,6 +395,9 @@ const MAX_LATE: u32 = 4;
 /// Of one that is given up for that.
 const UNREAD: &str = "it has left too many notices of the pool unread";
 
+/// Bytes for them in a socket that cannot be enlarged: one or two, which are no longer than a packet may be, as the kernel counts.
+const LAST_WORDS: usize = 16 << 10;
+
 /// Nothing more is said.
 fn shut(link: &Link) {
     link.end_sending();
@@ -397,11 +408,12 @@ fn shut(link: &Link) {
 fn say(link: &Link, farewell: &Farewell) -> bool {
     let notice = NoticeRef::Farewell(farewell);
     let mut said = link.try_send(&notice);
-    if let Err(LinkError::WouldBlock) = said {
+    // A socket that another has made is left as it is: whoever holds it can sleep in setsockopt with its lock (a page fault
+    // in SO_LINGER's value), and this process would sleep for that lock. There room is left instead ([`LAST_WORDS`]).
+    if let (Err(LinkError::WouldBlock), None) = (&said, link.sends_over()) {
         // What is set is doubled (socket(7)), and what is asked for is what it is already.
-        let socket = link.sends_over().unwrap_or_else(|| link.as_fd());
-        let enlarged = sockopt::socket_send_buffer_size(socket)
-            .and_then(|size| sockopt::set_socket_send_buffer_size(socket, size));
+        let enlarged = sockopt::socket_send_buffer_size(link)
+            .and_then(|size| sockopt::set_socket_send_buffer_size(link, size));
         if enlarged.is_ok() {
             said = link.try_send(&notice);
         }
