@@ -316,6 +316,41 @@ fn what_is_held_stays_behind() {
     assert_eq!((stats.moved, stats.evicted, stats.left), (1, 0, 0));
 }
 
+/// However often a lane moves while all who had it hold something, it costs its publisher only so much.
+#[test]
+fn those_who_had_a_lane_and_hold_something_are_counted() {
+    let _scene = Scene::new();
+    let (ours, theirs) = Link::pair().unwrap();
+    let builder = Publisher::builder().ring_bytes(4096).pool_bytes(1 << 20);
+    let mut publisher = builder.unbound().unwrap();
+    publisher.attach(ours).unwrap();
+    let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+    let mut held = Vec::new();
+    let refused = loop {
+        assert!(held.len() < 30, "there is no end to it");
+        publisher.send(&[7; 8000]).unwrap();
+        held.push(subscriber.recv().unwrap().hold().unwrap());
+        match subscriber.ticket() {
+            Ok(ticket) => {
+                subscriber.depart().unwrap();
+                subscriber = ticket.arrive().unwrap();
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::Stays { .. }), "{refused}");
+    assert!(refused.to_string().contains("at most 16"), "{refused}");
+    assert_eq!((held.len(), publisher.subscribers()), (17, 17));
+    // It goes on, and moves again when some of them are gone.
+    drop(held);
+    wait_until("their places are free", || publisher.subscribers() == 1);
+    let ticket = subscriber.ticket().unwrap();
+    subscriber.depart().unwrap();
+    let mut successor = ticket.arrive().unwrap();
+    publisher.send(&[8; 8000]).unwrap();
+    assert_eq!(successor.recv().unwrap().to_vec(), [8; 8000]);
+}
+
 #[test]
 fn a_publisher_that_is_gone() {
     let _scene = Scene::new();

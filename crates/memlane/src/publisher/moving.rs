@@ -22,6 +22,9 @@ use crate::{
 /// So many packets of a subscriber are read in one go, before others have their turn.
 const MAX_PACKETS: usize = 4;
 
+/// So many may still hold something whose place a subscriber has, the one after the other. Each costs what a subscriber costs.
+const MAX_PREDECESSORS: usize = 16;
+
 /// Whose a subscriber's place in the roster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -159,27 +162,46 @@ impl Control {
         if let Some(before) = successor.take() {
             self.remove(state, before);
         }
-        let made = Link::pair().and_then(|(ours, theirs)| {
-            let link = self.greet(state, ours, None, Comes::ToSucceed(source));
-            Ok((link.map_err(std::io::Error::from)?, theirs))
-        });
-        let Some((peer, place)) = Control::place(state, source) else {
-            return;
-        };
-        match made {
-            Ok((successor, theirs)) => {
-                *place = Place::Own {
-                    successor: Some(successor),
-                    ticket: number,
-                };
-                let link = FdRef::new(&theirs);
-                peer.say(&NoticeRef::Ticket { number, link });
-            }
-            Err(error) => {
-                let why = format!("the publisher is short of resources: {error}");
+        if let Err(why) = self.make_ticket(state, source, number) {
+            if let Some((peer, _)) = Control::place(state, source) {
                 peer.say(&NoticeRef::Stays { number, why: &why });
             }
         }
+    }
+
+    /// As far as that can be done now, or why it cannot.
+    fn make_ticket(&self, state: &mut State, source: u32, number: u32) -> Result<(), String> {
+        let before = match state.links.get(&source) {
+            Some(Connection::Joined { id, .. }) => self.roster.predecessors(*id),
+            _ => 0,
+        };
+        if before >= MAX_PREDECESSORS {
+            return Err(format!(
+                "expected at most {MAX_PREDECESSORS} that had its place before and still hold something, got {before}"
+            ));
+        }
+        let short = |error| format!("the publisher is short of resources: {error}");
+        let (ours, theirs) = Link::pair().map_err(short)?;
+        let successor = self.greet(state, ours, None, Comes::ToSucceed(source));
+        let successor = successor.map_err(|errno| short(errno.into()))?;
+        let Some((peer, place)) = Control::place(state, source) else {
+            return Ok(());
+        };
+        *place = Place::Own {
+            successor: Some(successor),
+            ticket: number,
+        };
+        let link = FdRef::new(&theirs);
+        // Whoever is gone needs none. What takes a descriptor may find no room where a word does: in the kernel's count of those
+        // on their way, or behind attachments.
+        if peer.sends(&NoticeRef::Ticket { number, link }) {
+            return Ok(());
+        }
+        if let Some((_, Place::Own { successor, .. })) = Control::place(state, source) {
+            *successor = None;
+        }
+        self.remove(state, successor);
+        Err("there is no room for its ticket now".to_owned())
     }
 
     /// The subscriber does not move.

@@ -321,6 +321,18 @@ impl Peer {
         self.with_link(|link| link.try_send(notice).is_ok()) == Some(true)
     }
 
+    /// Says it, if there is room for that. False if there is not, with somebody there to be told.
+    pub(super) fn sends(&self, notice: &NoticeRef<'_>) -> bool {
+        if self.evicted() || self.dismissed() {
+            return true;
+        }
+        match self.with_link(|link| send(link, notice)) {
+            Some(Ok(sent)) => sent,
+            Some(Err(error)) => error.is_disconnected(),
+            None => true,
+        }
+    }
+
     /// The same. One that cannot be told has left others unread: it is [given up](Peer::give_up).
     pub(super) fn say(&self, notice: &NoticeRef<'_>) {
         if self.evicted() || self.dismissed() {

@@ -300,6 +300,16 @@ impl<R> Roster<R> {
         lock(&self.state).lingering.len()
     }
 
+    /// How many of those whose place this reader has, the one after the other, have not left yet.
+    pub fn predecessors(&self, id: u64) -> usize {
+        let state = lock(&self.state);
+        let reader = state.joined.iter().find(|joined| joined.id == id);
+        let before = |joined: &&Joined<R>| {
+            joined.succeeded && reader.is_some_and(|reader| reader.lineage == joined.lineage)
+        };
+        state.joined.iter().filter(before).count()
+    }
+
     /// Makes a reader one that holds nothing up but what it may be reading, up to `stop`.
     pub(crate) fn dismiss(&self, id: u64, stop: u64) {
         let mut state = lock(&self.state);
