@@ -3,8 +3,10 @@
 use std::{os::fd::OwnedFd, time::Duration};
 
 use memlane::{Error, Link, Publisher, Reason, RecvError, Subscriber, Ticket, WhenFull};
+use memlane_region::{Shared, page_size};
 use memlane_tests::{
     Child, Dice, PATIENCE, Role, Scene, Stream, alive, fill, number, play, unbound, wait_until,
+    wire::{Greeting, Opening, VERSION, Welcome},
 };
 use memlane_transport::{Error as LinkError, Fd};
 use rustix::process::Signal;
@@ -349,6 +351,33 @@ fn those_who_had_a_lane_and_hold_something_are_counted() {
     let mut successor = ticket.arrive().unwrap();
     publisher.send(&[8; 8000]).unwrap();
     assert_eq!(successor.recv().unwrap().to_vec(), [8; 8000]);
+}
+
+/// A publisher that says one thing after the other holds nobody up for longer than they would wait.
+#[test]
+fn a_publisher_that_does_not_stop_talking() {
+    let _scene = Scene::new();
+    let (ours, theirs) = Link::pair().unwrap();
+    let villain = std::thread::spawn(move || {
+        ours.send(&Opening { version: VERSION }).unwrap();
+        let _: Opening = ours.recv().unwrap();
+        let _: Greeting = ours.recv().unwrap();
+        let (_region, ring) = Shared::create("villain", page_size(), page_size()).unwrap();
+        let welcome = Welcome::new(Fd::from(ring), page_size() as u64);
+        ours.send(&(0_u32, welcome)).unwrap();
+        let talk = || while ours.send(&(7_u32, u32::MAX)).is_ok() {};
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(talk))));
+    });
+    let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+    for _ in 0..20 {
+        let awaited = subscriber.wait_until_awaited(Duration::from_millis(2));
+        assert!(!awaited.unwrap());
+        alive();
+    }
+    let error = subscriber.ticket().unwrap_err();
+    assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+    drop(subscriber);
+    villain.join().unwrap();
 }
 
 #[test]

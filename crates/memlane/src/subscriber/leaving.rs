@@ -9,7 +9,7 @@ use super::{Subscriber, Ticket, Travel, Trust};
 use crate::{Error, protocol::PacketRef};
 
 /// So many notices are taken in one go.
-const MAX_NOTICES: usize = 1024;
+pub(super) const MAX_NOTICES: usize = 1024;
 
 impl<T: Trust> Subscriber<T> {
     /// Asks for a ticket. False if there is no room for that now.

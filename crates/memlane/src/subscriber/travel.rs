@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Meeting, Subscriber, SubscriberBuilder, Trust,
     handshake::{Awaits, Handshake, Prepared, check_start, left, unless_gone},
+    leaving::MAX_NOTICES,
     lossy::Lossy,
 };
 use crate::{
@@ -230,12 +231,13 @@ impl<T: Trust> Subscriber<T> {
         let deadline = after(PATIENCE);
         let number = self.chunks.moving.next();
         self.tell(&PacketRef::Ticket { number }, deadline)?;
+        let mut heard = 0;
         loop {
             if let Some(ticket) = self.take_ticket() {
                 return Ok(ticket);
             }
             self.stays_not()?;
-            self.hear_notice(deadline)?;
+            self.hear_another(deadline, &mut heard)?;
         }
     }
 
@@ -271,11 +273,12 @@ impl<T: Trust> Subscriber<T> {
     /// As [`is_awaited`](Subscriber::is_awaited); [`Error::HungUp`] if the publisher is gone.
     pub fn wait_until_awaited(&mut self, timeout: Duration) -> Result<bool, Error> {
         let deadline = after(timeout);
+        let mut heard = 0;
         loop {
             if self.is_awaited()? {
                 return Ok(true);
             }
-            match self.hear_notice(deadline) {
+            match self.hear_another(deadline, &mut heard) {
                 Ok(()) => {}
                 Err(Error::NoAnswer { .. }) => return Ok(false),
                 Err(error) => return Err(error),
@@ -343,9 +346,10 @@ impl<T: Trust> Subscriber<T> {
         let departed = self.say_where()?;
         self.tell(&departed, deadline)?;
         self.travel = Travel::Departed;
+        let mut heard = 0;
         while !self.chunks.moving.departed {
             self.stays_not()?;
-            self.hear_notice(deadline)?;
+            self.hear_another(deadline, &mut heard)?;
         }
         Ok(())
     }
@@ -387,12 +391,13 @@ impl<T: Trust> Subscriber<T> {
     /// Hears where to begin; false if that has not come in time.
     pub(super) fn begin(&mut self, timeout: Duration) -> Result<bool, Error> {
         let deadline = after(timeout);
+        let mut heard = 0;
         loop {
             if let Some(begin) = self.chunks.moving.begin.take() {
                 self.begin_at(begin)?;
                 return Ok(true);
             }
-            match self.hear_notice(deadline) {
+            match self.hear_another(deadline, &mut heard) {
                 Ok(()) => {}
                 Err(Error::NoAnswer { .. }) => return Ok(false),
                 Err(Error::HungUp) => {
@@ -439,6 +444,16 @@ impl<T: Trust> Subscriber<T> {
             Err(LinkError::TimedOut) => Err(Error::NoAnswer { waited: PATIENCE }),
             sent => Ok(sent?),
         }
+    }
+
+    /// Waits for one more notice, of a publisher that may say one after the other for ever: no longer than until the deadline, and
+    /// then takes what is there by then.
+    fn hear_another(&mut self, deadline: Option<Instant>, heard: &mut usize) -> Result<(), Error> {
+        *heard += 1;
+        if *heard > MAX_NOTICES && left(deadline).is_zero() {
+            return Err(Error::NoAnswer { waited: PATIENCE });
+        }
+        self.hear_notice(deadline)
     }
 
     /// Waits for one more notice.
