@@ -221,6 +221,39 @@ fn subscriptions_move() {
     }
 }
 
+/// A lane that cannot be passed on, for its label is too long, stays, and is not waited for.
+#[test]
+fn a_lane_that_cannot_be_passed_on() {
+    let _scene = Scene::new();
+    let mut subscriptions = Subscriptions::new().unwrap();
+    let mut publishers = Vec::new();
+    for label in ["short", &"long".repeat(5 << 20)] {
+        let (ours, theirs) = Link::pair().unwrap();
+        let publisher = Publisher::builder().ring_bytes(4096).unbound().unwrap();
+        publisher.attach(ours).unwrap();
+        let subscriber = Subscriber::builder().over(theirs).unwrap();
+        subscriptions.add_as(label, subscriber).unwrap();
+        publishers.push(publisher);
+    }
+    let ticket = subscriptions.ticket().unwrap();
+    let arriving = std::thread::spawn(move || ticket.arrive().unwrap());
+    assert!(subscriptions.wait_until_awaited(PATIENCE).unwrap());
+    let remains = subscriptions.depart().unwrap_err();
+    assert!(remains.to_string().contains("limit"), "{remains}");
+    let mut subscriptions = remains.end;
+    let mut successor = arriving.join().unwrap();
+    assert_eq!((subscriptions.len(), successor.len()), (1, 1));
+    for publisher in &mut publishers {
+        publisher.send(b"here").unwrap();
+    }
+    for end in [&mut subscriptions, &mut successor] {
+        let Received::Message(_, message) = end.recv().unwrap() else {
+            panic!("nobody has ended");
+        };
+        assert_eq!(message.to_vec(), b"here");
+    }
+}
+
 /// A subscriber's link has two sockets once it has moved, and both go along with its publisher.
 #[test]
 fn a_publisher_whose_subscriber_has_moved() {

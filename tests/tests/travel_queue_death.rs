@@ -606,6 +606,33 @@ fn villain(link: Link, villainy: Villainy) {
     }
 }
 
+/// One who departs before anybody has come, and nobody comes, has its name still.
+#[test]
+fn a_name_that_nobody_takes() {
+    let scene = Scene::new();
+    let address = scene.address("queue");
+    let (mut receiver, mut senders) = queue(Some(&address), 1);
+    let ticket = receiver.ticket().unwrap();
+    let remains = receiver.depart().unwrap_err();
+    assert!(remains.to_string().contains("in time"), "{remains}");
+    let mut receiver = remains.end;
+    drop(ticket);
+    let arriving = arrive(receiver.ticket().unwrap());
+    receiver.depart().unwrap();
+    let mut successor = arriving.join().unwrap().unwrap();
+    senders[0].send(&message(0, 0)).unwrap();
+    let connecting = std::thread::spawn(move || {
+        let mut sender = connect_again(&address);
+        sender.send(&message(1, 0)).unwrap();
+        sender
+    });
+    let mut ledger = Ledger::default();
+    ledger.receive_until(&mut successor, |ledger| {
+        ledger.next(0) == Some(1) && ledger.next(1) == Some(1)
+    });
+    drop(connecting.join().unwrap());
+}
+
 #[test]
 fn a_hostile_sender_holds_up_nobody_else() {
     let _scene = Scene::new();

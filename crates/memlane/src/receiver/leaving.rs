@@ -29,6 +29,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// For how long those are waited for that are not there yet at all.
 const GRACE: Duration = Duration::from_millis(100);
 
+/// What a publisher has at least to answer that it has been departed from, of that: who has not answered by then is lost to this end.
+const ANSWER: Duration = Duration::from_secs(1);
+
 /// There is no successor yet.
 const UNATTENDED: &str = "nobody has come in time to go on";
 
@@ -85,8 +88,8 @@ pub(crate) struct Leaving {
 enum Stage {
     /// Its publisher is to give a ticket, and has been asked for one, or has no room for that yet.
     Asked { asked: bool, since: Instant },
-    /// Which has come.
-    Ticket(Ticket),
+    /// Which has come, and waits for room on the link.
+    Ticket { ticket: Ticket, since: Instant },
     /// It has been passed on.
     Passed { since: Instant },
     /// Its successor waits.
@@ -146,8 +149,10 @@ impl Leaving {
     pub(crate) fn is_awaited(&self) -> bool {
         let settled = |stage: &Stage| match stage {
             Stage::Awaited | Stage::Stays(_) => true,
-            Stage::Asked { since, .. } | Stage::Passed { since } => since.elapsed() > PATIENCE,
-            Stage::Ticket(_) | Stage::Departing { .. } => false,
+            Stage::Asked { since, .. } | Stage::Ticket { since, .. } | Stage::Passed { since } => {
+                since.elapsed() > PATIENCE
+            }
+            Stage::Departing { .. } => false,
         };
         self.arrives && self.lanes.values().all(settled)
     }
@@ -174,7 +179,8 @@ impl Leaving {
         }
     }
 
-    fn hear(&mut self) {
+    /// Hears what the successor has said, and whether it is gone.
+    pub(crate) fn hear(&mut self) {
         while self.void.is_none() {
             match self.link.try_recv() {
                 Ok(Said::Arrives) => self.arrives = true,
@@ -200,7 +206,10 @@ impl Leaving {
             let next = match &mut stage {
                 Stage::Asked { asked: true, .. } => match lane.given_ticket() {
                     Ok(None) => break,
-                    Ok(Some(ticket)) => Stage::Ticket(ticket),
+                    Ok(Some(ticket)) => Stage::Ticket {
+                        ticket,
+                        since: Instant::now(),
+                    },
                     Err(error) => Stage::Stays(error.to_string()),
                 },
                 Stage::Asked { asked, .. } => match lane.ask_for_ticket() {
@@ -211,7 +220,7 @@ impl Leaving {
                     Ok(false) => break,
                     Err(error) => Stage::Stays(error.to_string()),
                 },
-                Stage::Ticket(ticket) => {
+                Stage::Ticket { ticket, .. } => {
                     let lossy = lane.is_lossy();
                     match self.link.try_send(&HandedRef::Lane {
                         label,
@@ -222,7 +231,10 @@ impl Leaving {
                             since: Instant::now(),
                         },
                         // If there is nobody, that is heard.
-                        Err(_) => break,
+                        Err(LinkError::WouldBlock) => break,
+                        Err(error) if error.is_disconnected() => break,
+                        // Its label is too long, say, or what its publisher has given is nothing that can be sent.
+                        Err(error) => Stage::Stays(error.to_string()),
                     }
                 }
                 Stage::Passed { .. } => match lane.is_awaited() {
@@ -278,7 +290,7 @@ impl Leaving {
             let mut awaited = Vec::new();
             for key in gather.keys().collect::<Vec<_>>() {
                 let buries = joining.is_some();
-                match self.leave(gather, key, labels, buries) {
+                match self.leave(gather, key, labels, buries, deadline - ANSWER) {
                     Step::Waits => awaited.push(key),
                     Step::Over => drop(gather.remove(key)),
                     Step::Remains(why) => remains = Some(why),
@@ -309,13 +321,14 @@ impl Leaving {
         }
     }
 
-    /// A lane, at departure.
+    /// A lane, at departure, which has to begin by then.
     fn leave<T: Trust>(
         &mut self,
         gather: &mut Gather<T>,
         key: Key,
         labels: &HashMap<Key, String>,
         buries: bool,
+        last: Instant,
     ) -> Step {
         let Some(lane) = gather.get_mut(key) else {
             return Step::Over;
@@ -358,6 +371,8 @@ impl Leaving {
         self.pass_on(lane, key, labels);
         let why = match self.lanes.get_mut(&key) {
             // Not before its successor is there: if its publisher ended meanwhile, nobody would have the rest.
+            // Nor before that one knows that it is its turn, nor so late that nothing is heard of it any more.
+            Some(Stage::Awaited) if !self.departs || Instant::now() >= last => return Step::Waits,
             Some(stage @ Stage::Awaited) => match lane.begin_departure() {
                 Ok(true) => {
                     let since = Instant::now();
@@ -370,9 +385,9 @@ impl Leaving {
             Some(Stage::Passed { since }) if since.elapsed() > PATIENCE && !self.arrives => {
                 UNATTENDED.to_owned()
             }
-            Some(Stage::Asked { since, .. } | Stage::Passed { since })
-                if since.elapsed() > PATIENCE =>
-            {
+            Some(
+                Stage::Asked { since, .. } | Stage::Ticket { since, .. } | Stage::Passed { since },
+            ) if since.elapsed() > PATIENCE => {
                 "whoever is at the other end of a lane has not answered in time".to_owned()
             }
             Some(Stage::Stays(why)) => why.clone(),

@@ -296,7 +296,9 @@ impl<T: Trust> Receiver<T> {
     pub fn stay(&mut self) {
         if let Some(mut leaving) = self.leaving.take() {
             leaving.stay(&mut self.gather);
-            match leaving.departs() {
+            // Nobody else has the name if whoever had the ticket is gone.
+            leaving.hear();
+            match leaving.departs() && !leaving.is_void() {
                 true => self.joining.retire(),
                 // Where that fails, the next attempt to accept is by the way, as after any shortage.
                 false => drop(self.joining.resume(&mut self.gather)),
