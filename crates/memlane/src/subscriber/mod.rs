@@ -75,7 +75,7 @@ use crate::{
 /// dropped, or dies, holds nothing up.
 ///
 /// When the publisher is gone, in order or by dying, what it had committed is still received, and then comes
-/// [`RecvError::Disconnected`], with the [`Reason`].
+/// [`RecvError::Disconnected`], with the [`Reason`](crate::Reason).
 #[derive(Debug)]
 pub struct Subscriber<T: Trust = Untrusted> {
     ring: RingReader<Remote, Page>,
