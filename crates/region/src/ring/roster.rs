@@ -149,6 +149,22 @@ impl<R> State<R> {
         let behind = self.rings.partition_point(|&(base, _)| base <= position);
         self.rings[behind.saturating_sub(1)].1
     }
+
+    /// A reader that begins there, before that record, with an id of its own.
+    fn joins(&mut self, reader: Arc<R>, start: u64, sequence: u64) -> Joined<R> {
+        let id = self.next_id;
+        self.next_id += 1;
+        Joined {
+            id,
+            start,
+            sequence,
+            ring: self.ring(start),
+            skip: 0,
+            reader,
+            lineage: id,
+            succeeded: false,
+        }
+    }
 }
 
 impl<R> Roster<R> {
@@ -192,8 +208,6 @@ impl<R> Roster<R> {
     /// As [`join`](Roster::join).
     pub fn join_behind(&self, reader: Arc<R>, history: u64) -> io::Result<Joined<R>> {
         let mut state = lock(&self.state);
-        let id = state.next_id;
-        state.next_id += 1;
         self.publish()?;
         let (mut start, mut sequence) = self.progress();
         let mut skip = 0;
@@ -206,14 +220,8 @@ impl<R> Roster<R> {
             }
         }
         let joined = Joined {
-            id,
-            start,
-            sequence,
-            ring: state.ring(start),
             skip,
-            reader,
-            lineage: id,
-            succeeded: false,
+            ..state.joins(reader, start, sequence)
         };
         state.joined.push(joined.clone());
         Ok(joined)
@@ -223,18 +231,7 @@ impl<R> Roster<R> {
     /// cursor it has. Before anything is written.
     pub fn adopt(&self, reader: Arc<R>, start: u64, sequence: u64) -> Joined<R> {
         let mut state = lock(&self.state);
-        let id = state.next_id;
-        state.next_id += 1;
-        let joined = Joined {
-            id,
-            start,
-            sequence,
-            ring: state.ring(start),
-            skip: 0,
-            reader,
-            lineage: id,
-            succeeded: false,
-        };
+        let joined = state.joins(reader, start, sequence);
         state.joined.push(joined.clone());
         self.epoch.fetch_add(1, Ordering::Release);
         joined
@@ -444,17 +441,9 @@ impl<R: Reader> Roster<R> {
         if start < state.begun {
             return Err(NoSuccession::Elsewhere);
         }
-        let id = state.next_id;
-        state.next_id += 1;
         let joined = Joined {
-            id,
-            start,
-            sequence,
-            ring: state.ring(start),
-            skip: 0,
-            reader,
             lineage: before.lineage,
-            succeeded: false,
+            ..state.joins(reader, start, sequence)
         };
         let place = std::mem::replace(&mut state.joined[at], joined.clone());
         if stays {
