@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlane_region::ring::{Dismissal, End, Joined};
+use memlane_region::ring::{Dismissal, End, Joined, Laggard};
 
 use super::{Publisher, peer::Peer, room::Need};
 use crate::Overflow;
@@ -275,17 +275,25 @@ impl Publisher {
         readers.any(|joined| joined.reader.overflow() == Overflow::Disconnect)
     }
 
+    fn slow(&self, slow: &Laggard<'_, Peer>, may_spill: bool) -> Slow {
+        let Joined {
+            id, start, reader, ..
+        } = slow.joined;
+        Slow {
+            peer: reader.clone(),
+            may_spill,
+            lagging: self
+                .describe(*id, reader, *start)
+                .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
+        }
+    }
+
     fn in_the_way(&self, len: usize) -> Vec<Slow> {
         let rings = self.spill.rings();
         let laggards = self.writer.laggards(len);
-        let slow = laggards.map(|slow| Slow {
-            peer: slow.joined.reader.clone(),
-            may_spill: slow.rings < rings,
-            lagging: self
-                .describe(slow.joined.id, &slow.joined.reader, slow.joined.start)
-                .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
-        });
-        slow.collect()
+        laggards
+            .map(|slow| self.slow(&slow, slow.rings < rings))
+            .collect()
     }
 
     /// Those who have what the pool would have next, by their cursors or in slots.
@@ -297,14 +305,7 @@ impl Publisher {
             let Joined { start, reader, .. } = slow.joined;
             self.pool.is_held_up_by(*start, &**reader)
         });
-        let slow = slow.map(|slow| Slow {
-            peer: slow.joined.reader.clone(),
-            may_spill: false,
-            lagging: self
-                .describe(slow.joined.id, &slow.joined.reader, slow.joined.start)
-                .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
-        });
-        slow.collect()
+        slow.map(|slow| self.slow(&slow, false)).collect()
     }
 
     /// Those who have not taken attachments of messages before. More rings are of no help to them.
@@ -317,14 +318,7 @@ impl Publisher {
             let reader = &slow.joined.reader;
             peers.iter().any(|peer| Arc::ptr_eq(peer, reader))
         });
-        let slow = slow.map(|slow| Slow {
-            peer: slow.joined.reader.clone(),
-            may_spill: false,
-            lagging: self
-                .describe(slow.joined.id, &slow.joined.reader, slow.joined.start)
-                .behind(slow.behind, slow.rings * self.spill.ring_bytes()),
-        });
-        slow.collect()
+        slow.map(|slow| self.slow(&slow, false)).collect()
     }
 
     /// Goes on without these. What is written of the message that waits for them is found in whichever ring that leads to.
