@@ -54,9 +54,6 @@ pub(super) struct Shared {
     asked: AtomicU64,
 }
 
-/// Why a number cannot be that of a request.
-pub(super) struct Nonsense(pub(super) String);
-
 impl Caller {
     pub(super) fn new(
         publisher: Publisher,
@@ -103,28 +100,9 @@ impl Caller {
         }
     }
 
-    /// A request with this number has come. Its place must be free, and one that there is.
+    /// A request with this number has come. False if that cannot be: its place must be free, and one that there is.
     #[inline]
-    pub(super) fn open(&mut self, number: u64) -> Result<(), Nonsense> {
-        match self.try_open(number) {
-            true => Ok(()),
-            false => Err(self.nonsense(number)),
-        }
-    }
-
-    #[cold]
-    fn nonsense(&self, number: u64) -> Nonsense {
-        let at = place(number);
-        let places = self.shared.cancelled.len();
-        Nonsense(match at >= places {
-            true => format!("expected a request at one of {places} places, got one at place {at}"),
-            false => format!("expected a request at a free place, got number {number:#x}"),
-        })
-    }
-
-    /// The same, in fewer words.
-    #[inline]
-    pub(super) fn try_open(&mut self, number: u64) -> bool {
+    pub(super) fn open(&mut self, number: u64) -> bool {
         let at = place(number);
         let taken = self.open.get(at).is_some_and(|open| *open != 0);
         if number == 0 || taken || at >= self.shared.cancelled.len() {
@@ -136,6 +114,17 @@ impl Caller {
         self.open[at] = number;
         self.outstanding += 1;
         true
+    }
+
+    /// Goes on without this client: no request can have this number.
+    #[cold]
+    pub(super) fn evict_for(&mut self, number: u64) {
+        let at = place(number);
+        let places = self.shared.cancelled.len();
+        self.evict(match at >= places {
+            true => format!("expected a request at one of {places} places, got one at place {at}"),
+            false => format!("expected a request at a free place, got number {number:#x}"),
+        });
     }
 
     /// The client has given up a request. One that has its last reply by now is not known any more.

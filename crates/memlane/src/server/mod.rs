@@ -384,7 +384,7 @@ impl<T: Trust> Server<T> {
         let caller = self.callers[key.index()].as_deref_mut()?;
         let plain = kind == REQUEST && deadline == 0;
         let gone = lane.is_gone() || caller.shared.is_gone() || caller.shared.is_given_up(number);
-        if !plain || gone || !caller.try_open(number) {
+        if !plain || gone || !caller.open(number) {
             return None;
         }
         self.stats.requests += 1;
@@ -429,8 +429,8 @@ impl<T: Trust> Server<T> {
             self.release(key);
             return None;
         }
-        if let Err(nonsense) = caller.open(number) {
-            caller.evict(nonsense.0);
+        if !caller.open(number) {
+            caller.evict_for(number);
             self.release(key);
             return None;
         }
