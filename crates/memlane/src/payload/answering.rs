@@ -165,10 +165,10 @@ impl<A: Values> Answers<A> {
         server: &mut Typed<E, (Q, A)>,
         reply: &A::Value,
     ) -> Result<(), PayloadError<ReplyError>> {
-        let (server, copy) = server.end_and_copy();
-        let bytes = A::bytes(reply, copy, usize::MAX).map_err(PayloadError::widen)?;
-        let replied = self.responder.reply(server.as_server(), bytes);
-        replied.map_err(PayloadError::Lane)
+        let responder = self.responder;
+        put(server, reply, |server, bytes| {
+            responder.reply(server, bytes)
+        })
     }
 
     /// Sends an item of a stream ([`Responder::send`]).
@@ -181,10 +181,8 @@ impl<A: Values> Answers<A> {
         server: &mut Typed<E, (Q, A)>,
         item: &A::Value,
     ) -> Result<(), PayloadError<ReplyError>> {
-        let (server, copy) = server.end_and_copy();
-        let bytes = A::bytes(item, copy, usize::MAX).map_err(PayloadError::widen)?;
-        let sent = self.responder.send(server.as_server(), bytes);
-        sent.map_err(PayloadError::Lane)
+        let responder = &mut self.responder;
+        put(server, item, |server, bytes| responder.send(server, bytes))
     }
 
     /// Sends the reply, the last one, if there is room ([`Responder::try_reply`]).
@@ -197,10 +195,10 @@ impl<A: Values> Answers<A> {
         server: &mut Typed<E, (Q, A)>,
         reply: &A::Value,
     ) -> Result<(), PayloadError<ReplyError>> {
-        let (server, copy) = server.end_and_copy();
-        let bytes = A::bytes(reply, copy, usize::MAX).map_err(PayloadError::widen)?;
-        let replied = self.responder.try_reply(server.as_server(), bytes);
-        replied.map_err(PayloadError::Lane)
+        let responder = &mut self.responder;
+        put(server, reply, |server, bytes| {
+            responder.try_reply(server, bytes)
+        })
     }
 
     /// Sends an item of a stream, if there is room ([`Responder::try_send`]).
@@ -213,10 +211,10 @@ impl<A: Values> Answers<A> {
         server: &mut Typed<E, (Q, A)>,
         item: &A::Value,
     ) -> Result<(), PayloadError<ReplyError>> {
-        let (server, copy) = server.end_and_copy();
-        let bytes = A::bytes(item, copy, usize::MAX).map_err(PayloadError::widen)?;
-        let sent = self.responder.try_send(server.as_server(), bytes);
-        sent.map_err(PayloadError::Lane)
+        let responder = &mut self.responder;
+        put(server, item, |server, bytes| {
+            responder.try_send(server, bytes)
+        })
     }
 
     /// Ends a stream ([`Responder::finish`]).
@@ -269,6 +267,17 @@ impl<A> Answers<A> {
     pub fn into_inner(self) -> Responder {
         self.responder
     }
+}
+
+/// Encodes a value, and has `put` send it.
+fn put<E: AsServer, Q, A: Values>(
+    server: &mut Typed<E, (Q, A)>,
+    value: &A::Value,
+    put: impl FnOnce(&mut Server<E::Trust>, &[u8]) -> Result<(), ReplyError>,
+) -> Result<(), PayloadError<ReplyError>> {
+    let (server, copy) = server.end_and_copy();
+    let bytes = A::bytes(value, copy, usize::MAX).map_err(PayloadError::widen)?;
+    put(server.as_server(), bytes).map_err(PayloadError::Lane)
 }
 
 impl<A> fmt::Debug for Answers<A> {
