@@ -275,7 +275,7 @@ impl<T: Trust> Gather<T> {
         if self.spun {
             return false;
         }
-        if self.lanes.glimpse().is_some() {
+        if self.lanes.glimpse() {
             // Nobody has to wait for it: a pacer would learn from that what is not so, or yield before it looks.
             return true;
         }
@@ -284,7 +284,7 @@ impl<T: Trust> Gather<T> {
             return false;
         }
         let Gather { pacer, lanes, .. } = self;
-        let found = pacer.spin(|| lanes.glimpse()).is_some();
+        let found = pacer.spin(|| lanes.glimpse().then_some(())).is_some();
         self.spun = !found;
         found
     }
@@ -367,7 +367,7 @@ impl<T: Trust> Gather<T> {
             let Gather {
                 pacer, lanes, spun, ..
             } = &mut *self;
-            if !std::mem::take(spun) && pacer.spin(|| lanes.glimpse()).is_some() {
+            if !std::mem::take(spun) && pacer.spin(|| lanes.glimpse().then_some(())).is_some() {
                 if let Some(found) = self.lanes.find(Heed::Looks) {
                     return Ok(Some(found));
                 }
@@ -585,14 +585,14 @@ impl<T: Trust> Lanes<T> {
     /// Whether a hot lane has something, or one that is armed: a load for each. What that is, [`find`](Lanes::find) says, which is
     /// not to be moved through memory for each look of a spin.
     #[inline]
-    fn glimpse(&mut self) -> Option<()> {
+    fn glimpse(&mut self) -> bool {
         self.glance(Heed::Looks);
         let Lanes { slots, hot, .. } = self;
         let has_some = |key: &Key| {
             let lane = slots.get(key.index()).and_then(Option::as_ref);
             lane.is_some_and(|lane| !lane.subscriber.is_empty())
         };
-        hot.iter().any(has_some).then_some(())
+        hot.iter().any(has_some)
     }
 
     #[inline]
