@@ -22,7 +22,7 @@ use rustix::{
     },
 };
 
-use crate::{Async, ControlThread, Error, Readiness, Subscriber, subscriber::left, watched::End};
+use crate::{Async, ControlThread, Error, Readiness, Subscriber, left, watched::End};
 
 /// An end that has begun to connect (`begin`, `begin_at` and `begin_over` of its builder): nothing here waits.
 ///

@@ -167,7 +167,18 @@ impl Sides {
     }
 }
 
+/// Why an end stays that departs.
+pub(crate) const NO_TICKET: &str = "no ticket was given";
+
+/// The same, and why nobody waits for one that has given a ticket.
+pub(crate) const NO_HOLDER: &str = "nobody has its ticket any more";
+
 impl Error {
+    /// There is no move, and why.
+    pub(crate) fn stays(why: impl Into<String>) -> Error {
+        Error::Stays { why: why.into() }
+    }
+
     /// What one that connects makes of what a subscriber would be told; `idle` says of the other end what it may be about if it
     /// does not answer.
     pub(crate) fn nobody(self, us: &str, idle: &str, nobody: fn(String) -> Error) -> Error {

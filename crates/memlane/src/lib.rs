@@ -188,6 +188,13 @@ fn after(timeout: std::time::Duration) -> Option<std::time::Instant> {
     std::time::Instant::now().checked_add(timeout)
 }
 
+/// What is left of the time until a deadline; without one, all the time there is.
+fn left(deadline: Option<std::time::Instant>) -> std::time::Duration {
+    deadline.map_or(std::time::Duration::MAX, |deadline| {
+        deadline.saturating_duration_since(std::time::Instant::now())
+    })
+}
+
 /// Both ends can be moved to the thread that uses them.
 const _: () = {
     const fn can_be_sent<T: Send>() {}

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use memlane_region::{Remote, page_size, ring::TAGS};
@@ -28,6 +28,7 @@ use crate::{
     Error, after,
     doorbells::{self, Bell},
     error::Sides,
+    left,
     protocol::{MAX_RINGS, NoticeRef, Opening, VERSION, limits_of_publisher},
 };
 
@@ -85,12 +86,6 @@ struct Arriving {
     going: HashMap<u32, Flight>,
     greeters: Vec<passage::Greeter>,
     listener: Option<Listener>,
-}
-
-fn left(deadline: Option<Instant>) -> Duration {
-    deadline.map_or(Duration::MAX, |deadline| {
-        deadline.saturating_duration_since(Instant::now())
-    })
 }
 
 fn nonsense(why: impl Into<String>) -> Error {

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     Error,
+    error::NO_HOLDER,
     protocol::{NoticeRef, Opening, VERSION},
 };
 
@@ -129,7 +130,7 @@ impl Control {
                         );
                         return self.stay(state, Some(why));
                     }
-                    Err(_) => return self.stay(state, Some(NOBODY.to_owned())),
+                    Err(_) => return self.stay(state, Some(NO_HOLDER.to_owned())),
                 }
                 continue;
             }
@@ -147,7 +148,7 @@ impl Control {
                     }
                     let sent = leaving.link.try_send(&self.terms_of(leaving));
                     if sent.is_err() {
-                        return self.stay(state, Some(NOBODY.to_owned()));
+                        return self.stay(state, Some(NO_HOLDER.to_owned()));
                     }
                 }
                 Ok(TakesOver::Ring(memory)) if leaving.met && leaving.memory.is_none() => {
@@ -159,7 +160,7 @@ impl Control {
                 Ok(TakesOver::Refuses(why)) => return self.stay(state, Some(why)),
                 Err(LinkError::WouldBlock) => break,
                 Ok(TakesOver::Carries(_) | TakesOver::Ring(_)) | Err(_) => {
-                    return self.stay(state, Some(NOBODY.to_owned()));
+                    return self.stay(state, Some(NO_HOLDER.to_owned()));
                 }
             }
         }
@@ -196,7 +197,7 @@ impl Control {
                 Ok(()) => told.push(goer.source),
                 Err(LinkError::WouldBlock) => break,
                 Err(error) if error.is_disconnected() => {
-                    failed = Some(NOBODY.to_owned());
+                    failed = Some(NO_HOLDER.to_owned());
                     break;
                 }
                 Err(error) => {
@@ -260,7 +261,7 @@ impl Control {
     pub(super) fn is_ready_to_leave(&self, state: &mut State) -> Result<bool, Error> {
         self.introduce(state);
         if let Some(why) = state.stays.take() {
-            return Err(Error::Stays { why });
+            return Err(Error::stays(why));
         }
         let Some(leaving) = &state.leaving else {
             return Ok(false);
@@ -271,9 +272,9 @@ impl Control {
                 .all(|goer| leaving.ready.contains(&goer.source));
         // Nobody has said so yet, perhaps.
         if all && !matches!(gone(leaving.link.as_fd(), None), Ok(false)) {
-            self.stay(state, Some(NOBODY.to_owned()));
+            self.stay(state, Some(NO_HOLDER.to_owned()));
             let why = state.stays.take().unwrap_or_default();
-            return Err(Error::Stays { why });
+            return Err(Error::stays(why));
         }
         Ok(all)
     }
@@ -329,9 +330,6 @@ impl Goer<'_> {
         introduced.unwrap_or(Ok(()))
     }
 }
-
-/// Why there is no move.
-const NOBODY: &str = "nobody has its ticket any more";
 
 #[cfg(test)]
 mod tests {

@@ -1,8 +1,9 @@
 //! Subscribers that move to another process: the place of one is kept until its successor has it.
 //!
 //! The publisher makes the socket on which it hears the successor, since it receives on none that a subscriber has made, and the
-//! old end passes the other end on; so does the successor for the other direction. What the successor shakes hands over is admitted as any subscriber is, and waits; it begins where the
-//! cursor of the old one is, once that one has departed or is gone. Until then that cursor keeps the ring.
+//! old end passes the other end on; so does the successor for the other direction. What the successor shakes hands over is
+//! admitted as any subscriber is, and waits; it begins where the cursor of the old one is, once that one has departed or is
+//! gone. Until then that cursor keeps the ring.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use super::{
     peer::Peer,
 };
 use crate::{
+    error::NO_HOLDER,
     is_gone,
     protocol::{Farewell, NoticeRef, Packet, Refusal},
 };
@@ -239,7 +241,7 @@ impl Control {
             Place::Own { ticket, .. } => {
                 return peer.say(&NoticeRef::Stays {
                     number: ticket,
-                    why: "nobody has its ticket any more",
+                    why: NO_HOLDER,
                 });
             }
             Place::Fixed | Place::Kept { .. } | Place::Taken => return,

@@ -17,7 +17,7 @@ use super::{
     moving,
     passage::{Going, GreeterRef, HandsOverRef, Place},
 };
-use crate::{Error, after, protocol::MAX_RINGS};
+use crate::{Error, after, error::NO_TICKET, protocol::MAX_RINGS};
 
 /// For how long a publisher waits for its successor to get to know those that came last.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -120,10 +120,6 @@ impl From<Error> for Undeparted {
     }
 }
 
-fn stays(why: impl Into<String>) -> Error {
-    Error::Stays { why: why.into() }
-}
-
 impl Publisher {
     /// Makes a ticket, with which another process goes on exactly where this publisher stops: with its subscribers, which do not
     /// notice, and its name, if it has [bound](Publisher::bind) one; a [`Sender`](crate::Sender) with its receiver. Nothing has
@@ -179,13 +175,13 @@ impl Publisher {
         }
         let left = self.rings_left();
         if left >= MAX_RINGS {
-            return Err(stays(format!(
+            return Err(Error::stays(format!(
                 "subscribers have {left} rings still to read, and there are {MAX_RINGS} at most"
             )));
         }
         let home = self
             .next_ring_id()
-            .ok_or_else(|| stays("there are no more rings"))?;
+            .ok_or_else(|| Error::stays("there are no more rings"))?;
         let link = self
             .control
             .begin_to_leave(home, self.to_receiver)
@@ -263,7 +259,7 @@ impl Publisher {
         if self.control.state().leaving.is_none() {
             let why = self.control.state().stays.take();
             self.spill_reserve(false);
-            return Err(stays(why.unwrap_or_else(|| "no ticket was given".to_owned())).into());
+            return Err(Error::stays(why.unwrap_or_else(|| NO_TICKET.to_owned())).into());
         }
         // What nobody reads is not to count where this one has moved to.
         self.give_up_rings();
@@ -273,7 +269,7 @@ impl Publisher {
         });
         match departed {
             Ok(Some(())) => Ok(()),
-            Ok(None) => Err(stays(format!(
+            Ok(None) => Err(Error::stays(format!(
                 "its successor has not been ready within {PATIENCE:?}"
             ))
             .into()),
@@ -325,10 +321,10 @@ impl Publisher {
     ) -> Result<(), Undeparted> {
         let control = (*self.control).clone();
         let Some(link) = state.leaving.as_ref().map(|leaving| leaving.link.clone()) else {
-            return Err(stays("no ticket was given").into());
+            return Err(Error::stays(NO_TICKET).into());
         };
         if state.has_travellers() {
-            return Err(stays("a subscriber is on its way between two processes").into());
+            return Err(Error::stays("a subscriber is on its way between two processes").into());
         }
         // If it comes to nothing after these, all are this publisher's as before.
         if let Err(error) = control.send_ahead(state, &link, deadline) {
@@ -336,7 +332,7 @@ impl Publisher {
             return Err(error.into());
         }
         let Some(leaving) = state.leaving.take() else {
-            return Err(stays("no ticket was given").into());
+            return Err(Error::stays(NO_TICKET).into());
         };
         // Whoever comes from now on is the successor's: it has been sent all who have come.
         let listener = state.listener.take();
@@ -385,7 +381,7 @@ impl State {
 }
 
 fn untold(error: LinkError) -> Error {
-    stays(format!("its successor cannot be told: {error}"))
+    Error::stays(format!("its successor cannot be told: {error}"))
 }
 
 impl Control {
@@ -403,7 +399,7 @@ impl Control {
         for goer in self.goers(state) {
             if let Some(Err(LinkError::WouldBlock)) = goer.peer.with_link(Link::try_flush) {
                 if !goer.peer.is_lossy() {
-                    return Err(stays("attachments of a message are half sent"));
+                    return Err(Error::stays("attachments of a message are half sent"));
                 }
                 let why = "it has not taken attachments that are half sent";
                 goer.peer.fail(why.to_owned());
@@ -434,7 +430,7 @@ impl Control {
         }
         match gone(link.as_fd(), None) {
             Ok(false) => Ok(()),
-            _ => Err(stays("its successor is gone")),
+            _ => Err(Error::stays("its successor is gone")),
         }
     }
 

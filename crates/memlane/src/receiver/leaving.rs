@@ -134,7 +134,7 @@ impl Leaving {
         self.hear();
         if let Some(why) = self.void {
             self.stay(gather);
-            return Err(stays(why));
+            return Err(Error::stays(why));
         }
         self.lanes.retain(|key, _| gather.get(*key).is_some());
         for key in gather.keys().collect::<Vec<_>>() {
@@ -300,9 +300,9 @@ impl Leaving {
             if !waits {
                 if let Some(why) = self.void {
                     self.stay(gather);
-                    return Err(stays(why));
+                    return Err(Error::stays(why));
                 }
-                return remains.map_or(Ok(()), |why| Err(Error::Stays { why }));
+                return remains.map_or(Ok(()), |why| Err(Error::stays(why)));
             }
             if Instant::now() >= deadline {
                 self.lose_departing(gather);
@@ -310,7 +310,7 @@ impl Leaving {
                     true => "those at the other ends of some lanes have not answered in time",
                     false => UNATTENDED,
                 };
-                return Err(stays(why));
+                return Err(Error::stays(why));
             }
             let lanes = awaited.iter().filter_map(|key| gather.get(*key));
             let lanes = lanes.map(|lane| lane.link().as_fd());
@@ -406,11 +406,6 @@ impl Leaving {
             !departing
         });
     }
-}
-
-fn stays(why: &str) -> Error {
-    let why = why.to_owned();
-    Error::Stays { why }
 }
 
 /// Waits until one of them may have something, for a short while.

@@ -18,7 +18,9 @@ use super::{
     leaving::{Leaving, wait_for_any},
 };
 use crate::{
-    Error, Subscriber, SubscriberBuilder, Trust, after, error::Sides, protocol::VERSION,
+    Error, Subscriber, SubscriberBuilder, Trust, after,
+    error::{NO_TICKET, Sides},
+    protocol::VERSION,
     subscriber::Awaits,
 };
 
@@ -324,9 +326,7 @@ impl<T: Trust> Receiver<T> {
     pub fn depart(mut self) -> Result<(), Box<Remains<Receiver<T>>>> {
         let Some(mut leaving) = self.leaving.take() else {
             return Err(Box::new(Remains {
-                error: Error::Stays {
-                    why: "no ticket was given".to_owned(),
-                },
+                error: Error::stays(NO_TICKET),
                 end: self,
             }));
         };

@@ -24,7 +24,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     #[inline(never)]
-    pub(super) fn deliver_noted(&mut self) -> Result<Message<'_, T>, NoMessage> {
+    fn deliver_noted(&mut self) -> Result<Message<'_, T>, NoMessage> {
         match self.chunks.noted() {
             Record::Inline(len) => Ok(self.in_ring(len)),
             Record::Chunk(chunk) => self.deliver_chunk(chunk),
@@ -33,7 +33,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     #[cold]
-    pub(super) fn deliver_attached(
+    fn deliver_attached(
         &mut self,
         tag: u16,
         message: Carried,
@@ -71,13 +71,13 @@ impl<T: Trust> Subscriber<T> {
         }
     }
 
-    pub(super) fn deliver_chunk(&mut self, found: ChunkRef) -> Result<Message<'_, T>, NoMessage> {
+    fn deliver_chunk(&mut self, found: ChunkRef) -> Result<Message<'_, T>, NoMessage> {
         let (len, place) = self.find_chunk(found)?;
         Ok(self.elsewhere(len, place, None))
     }
 
     /// The next message, of this length, and more than a payload in the ring.
-    pub(super) fn elsewhere(
+    fn elsewhere(
         &mut self,
         len: usize,
         place: Place,
@@ -89,7 +89,7 @@ impl<T: Trust> Subscriber<T> {
         Message::elsewhere(&mut self.ring, len, sequence, &mut self.elsewhere)
     }
 
-    pub(super) fn find_chunk(&mut self, found: ChunkRef) -> Result<(usize, Place), NoMessage> {
+    fn find_chunk(&mut self, found: ChunkRef) -> Result<(usize, Place), NoMessage> {
         let position = self.ring.position();
         if !self.chunks.has(found.segment, position, &self.link) {
             if let Some(reason) = self.chunks.evicted().cloned() {
@@ -106,7 +106,7 @@ impl<T: Trust> Subscriber<T> {
         Ok((chunk.len(), Place::Chunk(chunk.keep())))
     }
 
-    pub(super) fn deliver_taken(&mut self) -> Result<Message<'_, T>, NoMessage> {
+    fn deliver_taken(&mut self) -> Result<Message<'_, T>, NoMessage> {
         let given = self.lossy.as_mut().and_then(|lossy| lossy.give(T::TRUSTED));
         let (len, sequence, elsewhere) = given.expect("taken a moment ago");
         self.stats.messages += 1;

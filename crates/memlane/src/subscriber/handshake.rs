@@ -20,6 +20,7 @@ use crate::{
     Error, Overflow, PayloadType,
     doorbells::{self, Bell},
     error::Sides,
+    left,
     page::ALIVE,
     protocol::{
         DoorbellOfferRef, GreetingRef, MAX_RINGS, Opening, Packet, PacketRef, PublisherDoorbell,
@@ -354,13 +355,6 @@ fn unheard(error: LinkError) -> Error {
         LinkError::Disconnected => Error::HungUp,
         error => Error::Link(error),
     }
-}
-
-/// What is left of the time until a deadline; without one, all the time there is.
-pub(crate) fn left(deadline: Option<Instant>) -> Duration {
-    deadline.map_or(Duration::MAX, |deadline| {
-        deadline.saturating_duration_since(Instant::now())
-    })
 }
 
 /// What a subscriber brings along.

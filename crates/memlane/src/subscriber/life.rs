@@ -97,7 +97,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     /// A publisher that was killed left its socket's name; the first to notice clears it.
-    pub(super) fn clear_name(&self) {
+    fn clear_name(&self) {
         if let (true, Some(address)) = (self.life.gone, &self.address) {
             let _ = memlane_transport::remove_stale(address);
         }

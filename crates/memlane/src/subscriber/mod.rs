@@ -45,7 +45,7 @@ use elsewhere::Elsewhere;
 pub(crate) use finding::Next;
 use finding::next;
 pub(crate) use gathered::Arming;
-pub(crate) use handshake::{Awaits, Handshake, left};
+pub(crate) use handshake::{Awaits, Handshake};
 pub use held::Held;
 use life::Life;
 use lossy::Lossy;
@@ -167,12 +167,9 @@ impl<T: Trust> Subscriber<T> {
     /// [`RecvError`]. After `Disconnected` and `Corrupt` no call will receive anything.
     #[inline]
     pub fn recv(&mut self) -> Result<Message<'_, T>, RecvError> {
-        match self.payload() {
+        match self.next_payload() {
             Some(len) => Ok(self.in_ring(len)),
-            None => match self.spin() {
-                Some(len) => Ok(self.in_ring(len)),
-                None => self.recv_other(),
-            },
+            None => self.recv_other(),
         }
     }
 

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Meeting, Subscriber, SubscriberBuilder, Trust,
-    handshake::{Awaits, Handshake, Prepared, check_start, left, unless_gone},
+    handshake::{Awaits, Handshake, Prepared, check_start, unless_gone},
     leaving::MAX_NOTICES,
     lossy::Lossy,
 };
 use crate::{
     Connecting, Error, Reason, after,
-    error::Sides,
-    process_of,
+    error::{NO_TICKET, Sides},
+    left, process_of,
     protocol::{PacketRef, VERSION, limits_of_subscriber},
 };
 
@@ -335,8 +335,7 @@ impl<T: Trust> Subscriber<T> {
 
     fn try_depart(&mut self) -> Result<(), Error> {
         if self.travel != Travel::Ticketed {
-            let why = "no ticket was given".to_owned();
-            return Err(Error::Stays { why });
+            return Err(Error::stays(NO_TICKET));
         }
         let deadline = after(PATIENCE);
         self.is_awaited()?;
@@ -367,19 +366,18 @@ impl<T: Trust> Subscriber<T> {
     /// Its last word, once its cursor says the same.
     pub(super) fn say_where(&mut self) -> Result<PacketRef<'static>, Error> {
         self.ring.release_all();
-        let stays = |why: &str| Error::Stays {
-            why: why.to_owned(),
-        };
         let position = match &self.lossy {
             None => self.ring.position(),
             Some(lossy) if lossy.has_taken() => {
-                return Err(stays("a message has been found and not received"));
+                return Err(Error::stays("a message has been found and not received"));
             }
             Some(lossy) => lossy.position(),
         };
         let attachments = self.chunks.attachments.all_done(position);
         let attachments = attachments.ok_or_else(|| {
-            stays("attachments have come here already of messages that have not been received")
+            Error::stays(
+                "attachments have come here already of messages that have not been received",
+            )
         })?;
         Ok(PacketRef::Departed {
             position,
@@ -432,7 +430,7 @@ impl<T: Trust> Subscriber<T> {
         match self.chunks.moving.stays.take() {
             Some(why) => {
                 self.travel = Travel::Stays;
-                Err(Error::Stays { why })
+                Err(Error::stays(why))
             }
             None => Ok(()),
         }

@@ -27,7 +27,7 @@ pub(super) enum Spun {
 impl<T: Trust> Subscriber<T> {
     /// On the heels of a stream: looking at once would take the line from the publisher before it has filled it.
     #[inline(always)]
-    pub(super) fn give_head_start(&mut self) {
+    fn give_head_start(&mut self) {
         if self.stats.messages - self.caught_up >= STREAM {
             for _ in 0..HEAD_START {
                 std::hint::spin_loop();
@@ -110,7 +110,7 @@ impl<T: Trust> Subscriber<T> {
 
     /// Waits for a message: spins, unless it has, then sleeps, as the policy says.
     #[cold]
-    pub(super) fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         if let (Some(sleep), Some(watching)) = (&self.sleep, &mut self.watched) {
             // Made readable for a loop, the waiter would never sleep.
             watching.not_ready(sleep, &self.link);
@@ -120,7 +120,7 @@ impl<T: Trust> Subscriber<T> {
         found
     }
 
-    pub(super) fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
+    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Next, NoMessage> {
         self.give_head_start();
         loop {
             if self.life.gone {

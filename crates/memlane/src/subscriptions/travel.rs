@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Subscriptions;
 use crate::{
     Error, Remains, Subscriber, SubscriberBuilder, Trust,
+    error::NO_TICKET,
     protocol::VERSION,
     receiver::{
         arriving::Arriving,
@@ -146,9 +147,7 @@ impl<T: Trust> Subscriptions<T> {
     pub fn depart(mut self) -> Result<(), Box<Remains<Subscriptions<T>>>> {
         let Some(mut leaving) = self.leaving.take() else {
             return Err(Box::new(Remains {
-                error: Error::Stays {
-                    why: "no ticket was given".to_owned(),
-                },
+                error: Error::stays(NO_TICKET),
                 end: self,
             }));
         };
