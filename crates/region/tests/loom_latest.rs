@@ -5,6 +5,9 @@
 //! bounded.
 #![cfg(memlane_loom)]
 
+#[path = "support/model.rs"]
+mod model;
+
 use std::sync::Arc;
 
 use loom::{
@@ -18,6 +21,7 @@ use memlane_region::{
     HeapWords, Words, WordsMut,
     latest::{LatestReader, LatestWriter, ReadError, Watcher},
 };
+use model::model;
 
 const LEN: usize = 16;
 /// Four slots of 128 bytes.
@@ -157,17 +161,10 @@ fn read(reader: &mut LatestReader<Memory>) -> Option<u64> {
     }
 }
 
-fn model(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.max_branches = 10_000;
-    builder.check(body);
-}
-
 /// A reader reads twice while the writer comes round, beginning `before` updates into the cell's life. Before that,
 /// it has read once, and will look at all slots, or twice, and will look at the next slot only.
 fn come_round(rules: Rules, preemptions: usize, before: u64, updates: u64, reads: u64) {
-    model(preemptions, move || {
+    model(Some(preemptions), move || {
         let memory = Memory::new(rules);
         let mut reader = LatestReader::new(memory.map(), LEN);
         let mut writer = Writer::new(memory, LEN);
@@ -226,7 +223,7 @@ fn unannounced_it_is_torn() {
 /// deadlock.
 fn wait_for_changes(looks_again: bool) {
     const LAST: u64 = 2;
-    model(3, move || {
+    model(Some(3), move || {
         let memory = Memory::new(Rules::Honest);
         let mut reader = LatestReader::new(memory.map(), LEN);
         let mut writer = Writer::new(memory, LEN);

@@ -6,6 +6,9 @@
 //! without it, which must be caught.
 #![cfg(memlane_loom)]
 
+#[path = "support/model.rs"]
+mod model;
+
 use std::{
     cell::{Cell, RefCell},
     sync::Arc,
@@ -22,6 +25,7 @@ use memlane_region::{
         RingWriter, Taken,
     },
 };
+use model::model;
 
 /// The smallest ring.
 const CAPACITY: usize = 128;
@@ -276,25 +280,6 @@ impl Messages {
         assert_eq!(side.sequence(), sent, "asleep for ever, or miscounted");
         assert!(side.is_empty());
     }
-}
-
-/// Runs every execution with at most so many preemptions.
-fn model(preemptions: Option<usize>, body: impl Fn() + Send + Sync + 'static) {
-    let executions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = preemptions;
-    builder.max_branches = 10_000;
-    builder.check({
-        let executions = executions.clone();
-        move || {
-            executions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            body();
-        }
-    });
-    println!(
-        "{} executions",
-        executions.load(std::sync::atomic::Ordering::Relaxed)
-    );
 }
 
 /// The writer overtakes a reader while it polls, `sent` messages in all, after `before` of them.

@@ -14,6 +14,8 @@
 //! exhaustive. Each model has counterparts that break one rule and must be caught.
 #![cfg(memlane_loom)]
 
+#[path = "../support/model.rs"]
+mod model;
 mod places;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use memlane_region::{
     HeapWords, Words, WordsMut,
     ring::{CursorPage, Dismissal, NoRoom, Reader, RingReader, RingWriter},
 };
+use model::model;
 
 /// The smallest ring.
 const CAPACITY: usize = 128;
@@ -267,25 +270,6 @@ impl Messages {
             thread::yield_now();
         }
     }
-}
-
-/// Runs every execution with at most so many preemptions.
-fn model(preemptions: Option<usize>, body: impl Fn() + Send + Sync + 'static) {
-    let executions = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = preemptions;
-    builder.max_branches = 10_000;
-    builder.check({
-        let executions = executions.clone();
-        move || {
-            executions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            body();
-        }
-    });
-    println!(
-        "{} executions",
-        executions.load(std::sync::atomic::Ordering::Relaxed)
-    );
 }
 
 /// A writer whose memory follows these rules.
