@@ -11,6 +11,7 @@
 
 mod attachments;
 mod census;
+mod circle;
 mod cores;
 mod ends;
 mod message;
@@ -23,7 +24,8 @@ mod watchdog;
 pub mod wire;
 
 pub use attachments::{attachments, check_attachments, memfd_with, none_is_kept};
-pub use census::Census;
+pub use census::{Census, highest_descriptor};
+pub use circle::{Passed, Route, circle, who_has_it};
 pub use cores::{cores, pin};
 pub use ends::End;
 pub use message::{check, fill, length, number};

@@ -10,7 +10,10 @@ use std::{
 };
 
 use memlane_transport::{Error, Link};
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open,
+    set_parent_process_death_signal,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -134,6 +137,27 @@ impl Child {
     /// Its process id, which is its first thread's as well.
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Copies of all its sockets: what a helper has that it forked.
+    pub fn copies_of_its_sockets(&self) -> Vec<OwnedFd> {
+        let pid = Pid::from_raw(self.id() as i32).expect("a process id");
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
+        let directory = format!("/proc/{}/fd", self.id());
+        fs::read_dir(directory)
+            .expect("its descriptors")
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let target = fs::read_link(entry.path()).ok()?;
+                let number = entry.file_name().to_str()?.parse().ok()?;
+                let socket = target.to_string_lossy().starts_with("socket:");
+                // Standard input is the link to this process, which has to end with that one.
+                (socket && number > 0).then(|| {
+                    let flags = PidfdGetfdFlags::empty();
+                    pidfd_getfd(&pidfd, number, flags).expect("a copy of a socket")
+                })
+            })
+            .collect()
     }
 
     /// Sends it a signal. Until it is waited for, a killed child stays a zombie.

@@ -1,8 +1,11 @@
 //! The protocol of a lane, spoken by hand: what the packets look like, as anybody may send and read them.
 
-use std::os::fd::AsFd;
+use std::{
+    os::fd::AsFd,
+    thread::{self, JoinHandle},
+};
 
-use memlane_transport::{Fd, FdRef, Fds};
+use memlane_transport::{Access, Address, Fd, FdRef, Fds, Listener};
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol that these tests know.
@@ -37,6 +40,18 @@ pub fn advance(header: u64) -> u64 {
 #[allow(missing_docs)]
 pub struct Opening {
     pub version: u32,
+}
+
+/// Somebody who listens there, and is of the next version: to whoever connects next, who is told so, and is of ours.
+pub fn of_the_future(address: &Address) -> JoinHandle<()> {
+    let listener = Listener::bind_with(address, Access::SameUser).expect("a listener");
+    thread::spawn(move || {
+        let link = listener.accept().expect("a client");
+        let version = VERSION + 1;
+        link.send(&Opening { version }).expect("room");
+        let opening: Opening = link.recv().expect("its version");
+        assert_eq!(opening.version, VERSION);
+    })
 }
 
 /// That a packet is a greeting.

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fs, time::Duration};
 use memlane::{Address, Error, Link, Publisher, SendError, Subscriber, TrySendError, WaitPolicy};
 use memlane_region::page_size;
 use memlane_tests::{
-    Census, PATIENCE, Part, Policy, Role, Scene, Steady, Wish, alive, fill, length, play, steady,
-    unbound, wait_until,
+    Census, PATIENCE, Part, Policy, Role, Scene, Steady, Wish, alive, fill, highest_descriptor,
+    length, play, steady, unbound, wait_until,
 };
 use memlane_transport::Fd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -90,12 +90,7 @@ fn poor_publisher(role: &Role) {
         match role.has_said::<bool>() {
             // Numbers below the limit are all that count, so it is set from the highest in use.
             Some(true) => {
-                let highest = fs::read_dir("/proc/self/fd")
-                    .expect("/proc")
-                    .flatten()
-                    .filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok())
-                    .max()
-                    .expect("descriptors");
+                let highest = highest_descriptor();
                 let current = Some(highest + spare);
                 let limit = Rlimit { current, ..before };
                 setrlimit(Resource::Nofile, limit).expect("a lower limit");

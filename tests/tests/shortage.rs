@@ -1,6 +1,6 @@
 //! Ends of lanes in a process that has no descriptor left: whoever has one waits with it, sleeps, and is woken, as ever.
 
-use std::{fs, os::fd::OwnedFd, thread, time::Duration};
+use std::{os::fd::OwnedFd, thread, time::Duration};
 
 use memlane::{
     Address, CallError, Client, Fds, Overflow, Publisher, Reason, RecvError, RecvTimeoutError,
@@ -9,8 +9,8 @@ use memlane::{
 };
 use memlane_region::page_size;
 use memlane_tests::{
-    PATIENCE, Part, Role, Scene, check, fill, memfd_with, number, play, thread_id, unbound,
-    wait_asleep, wait_until,
+    PATIENCE, Part, Role, Scene, check, fill, highest_descriptor, memfd_with, number, play,
+    thread_id, unbound, wait_asleep, wait_until,
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -45,12 +45,7 @@ struct Shortage {
 impl Shortage {
     fn new() -> Shortage {
         let before = getrlimit(Resource::Nofile);
-        let highest = fs::read_dir("/proc/self/fd")
-            .expect("/proc")
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok())
-            .max()
-            .expect("descriptors");
+        let highest = highest_descriptor();
         let current = Some(highest + 1);
         setrlimit(Resource::Nofile, Rlimit { current, ..before }).expect("a lower limit");
         let mut fillers = Vec::new();

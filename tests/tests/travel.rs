@@ -4,33 +4,16 @@ use std::time::Duration;
 
 use memlane::{Link, Overflow, Publisher, Subscriber, Ticket, TrySendError};
 use memlane_tests::{
-    Child, Dice, PATIENCE, Policy, Role, Scene, Stream, alive, attachments, check,
-    check_attachments, fill, play, unbound,
+    Child, Dice, PATIENCE, Policy, Role, Route, Scene, Stream, alive, attachments, check,
+    check_attachments, circle, fill, play, unbound, who_has_it,
 };
-use serde::{Deserialize, Serialize};
 
 #[test]
 fn other_process() {
     play(&[("traveller", traveller)]);
 }
 
-/// What a process gets from the one before it.
-#[derive(Debug, Serialize, Deserialize)]
-enum Passed {
-    /// A place, and how many more moves there are to be after this one.
-    Ticket(Ticket, u64),
-    /// The number of the first message that is the successor's.
-    Next(u64),
-    /// There are no more moves.
-    End,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Route {
-    from: Link,
-    to: Link,
-    policy: Policy,
-}
+type Passed = memlane_tests::Passed<Ticket, u64>;
 
 /// Receives a few messages, and checks each.
 fn receive(subscriber: &mut Subscriber, next: &mut u64, messages: u64) {
@@ -43,7 +26,11 @@ fn receive(subscriber: &mut Subscriber, next: &mut u64, messages: u64) {
 
 /// Has a subscriber for a while, again and again.
 fn traveller(role: &Role) {
-    let Route { from, to, policy } = role.hear();
+    let Route {
+        from,
+        to,
+        kind: policy,
+    }: Route<Policy> = role.hear();
     let mut dice = Dice::new();
     let mut kept = None;
     loop {
@@ -104,27 +91,19 @@ impl Circle {
         let (ours, theirs) = Link::pair().unwrap();
         publisher.attach(ours).unwrap();
         let mut subscriber = Subscriber::builder().over(theirs).unwrap();
-        let (first, mut from) = Link::pair().unwrap();
-        let mut children = Vec::new();
-        for policy in &policies[1..] {
-            let (to, next) = Link::pair().unwrap();
-            let policy = *policy;
-            children.push(scene.spawn("traveller", &Route { from, to, policy }));
-            from = next;
-        }
-        let ticket = subscriber.ticket().unwrap();
-        first.send(&Passed::Ticket(ticket, moves - 1)).unwrap();
-        subscriber.depart().unwrap();
-        first.send(&Passed::Next(0)).unwrap();
-        let (to, policy) = (first, policies[0]);
-        children.push(scene.spawn("traveller", &Route { from, to, policy }));
+        let children = circle(scene, policies, |first| {
+            let ticket = subscriber.ticket().unwrap();
+            first.send(&Passed::Ticket(ticket, moves - 1)).unwrap();
+            subscriber.depart().unwrap();
+            first.send(&Passed::Next(0)).unwrap();
+        });
         Circle { children }
     }
 
     /// Waits until all moves are made.
     fn arrived(&self) {
         let kept: Vec<bool> = self.children.iter().map(Child::hear).collect();
-        assert_eq!(kept.iter().filter(|kept| **kept).count(), 1, "{kept:?}");
+        who_has_it(&kept);
     }
 
     /// How many messages were received in all, once the publisher has closed.

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use memlane::{
-    Address, Error, Link, Publisher, Receiver, ReceiverTicket, RecvTimeoutError, Remains, Sender,
+    Address, Error, Publisher, Receiver, ReceiverTicket, RecvTimeoutError, Remains, Sender,
     Subscriber,
 };
 use memlane_tests::{
-    Child, Dice, PATIENCE, Policy, Role, Scene, alive, check, fill, length, play, wait_until,
+    Child, Dice, PATIENCE, Policy, Role, Route, Scene, alive, check, circle, fill, length, play,
+    wait_until, who_has_it,
 };
 use memlane_transport::Error as LinkError;
 use serde::{Deserialize, Serialize};
@@ -121,27 +122,15 @@ impl Ledger {
 
 // ---- a receiver that moves ----
 
-/// What a process gets from the one before it.
-#[derive(Debug, Serialize, Deserialize)]
-enum Passed {
-    /// A place, and how many more moves there are to be after this one.
-    Ticket(ReceiverTicket, u64),
-    /// What is the successor's.
-    Next(Ledger),
-    /// There are no more moves.
-    End,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Route {
-    from: Link,
-    to: Link,
-    policy: Policy,
-}
+type Passed = memlane_tests::Passed<ReceiverTicket, Ledger>;
 
 /// Has a receiver for a while, again and again.
 fn traveller(role: &Role) {
-    let Route { from, to, policy } = role.hear();
+    let Route {
+        from,
+        to,
+        kind: policy,
+    }: Route<Policy> = role.hear();
     let from = from.adopting();
     let mut dice = Dice::new();
     let mut kept = None;
@@ -217,20 +206,12 @@ impl Circle {
         policies: &[Policy],
         moves: u64,
     ) -> Circle {
-        let (first, mut from) = Link::pair().unwrap();
-        let mut children = Vec::new();
-        for policy in &policies[1..] {
-            let (to, next) = Link::pair().unwrap();
-            let policy = *policy;
-            children.push(scene.spawn("traveller", &Route { from, to, policy }));
-            from = next;
-        }
-        let ticket = receiver.ticket().unwrap();
-        first.send(&Passed::Ticket(ticket, moves - 1)).unwrap();
-        ledger.depart(receiver);
-        first.send(&Passed::Next(ledger)).unwrap();
-        let (to, policy) = (first, policies[0]);
-        children.push(scene.spawn("traveller", &Route { from, to, policy }));
+        let children = circle(scene, policies, |first| {
+            let ticket = receiver.ticket().unwrap();
+            first.send(&Passed::Ticket(ticket, moves - 1)).unwrap();
+            ledger.depart(receiver);
+            first.send(&Passed::Next(ledger)).unwrap();
+        });
         Circle { children }
     }
 
@@ -246,9 +227,7 @@ impl Circle {
                 std::thread::sleep(Duration::from_millis(1));
             });
         }
-        assert_eq!(kept.iter().filter(|kept| **kept).count(), 1, "{kept:?}");
-        let at = kept.iter().position(|kept| *kept).unwrap();
-        self.children.swap(0, at);
+        self.children.swap(0, who_has_it(&kept));
     }
 
     /// What was received in all, once there are no senders any more.

@@ -18,7 +18,7 @@ use memlane_tests::{
     PATIENCE, Part, Policy, Received, Role, Scene, Wish, alive, check, fill, play, unbound,
 };
 use memlane_transport::{Error as LinkError, Listener};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 const ROLES: &[(&str, Part)] = &[
@@ -397,23 +397,6 @@ fn sharer(role: &Role) {
     role.hear::<()>();
 }
 
-/// Copies of all sockets of another process: what a helper has that it forked.
-fn copies_of_its_sockets(child: u32, pidfd: &OwnedFd) -> Vec<OwnedFd> {
-    let directory = std::fs::read_dir(format!("/proc/{child}/fd")).expect("its descriptors");
-    directory
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let target = std::fs::read_link(entry.path()).ok()?;
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            let socket = target.to_string_lossy().starts_with("socket:");
-            // Standard input is the link to this test, which has to end with the process.
-            (socket && number > 0).then(|| {
-                pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()).expect("a copy of a socket")
-            })
-        })
-        .collect()
-}
-
 /// A peer that is stopped is not reported, however long; one that hangs up, dies, or dies while a helper keeps its socket open
 /// is, with all that it had committed before. By its lane's end, by its link, and by its pidfd.
 #[test]
@@ -430,7 +413,7 @@ fn who_is_there_and_who_is_not() {
             .connect_to(&scene.address("shared"))
             .unwrap();
         child.hear::<()>();
-        let helper = (end == End::Helper).then(|| copies_of_its_sockets(child.id(), &process));
+        let helper = (end == End::Helper).then(|| child.copies_of_its_sockets());
         let mut subscriber = Watched::new(subscriber).unwrap();
 
         let set = WaitSet::new().unwrap();

@@ -1,12 +1,11 @@
 //! Either side is killed, and somebody else has its end of the link.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use memlane::Link;
 use memlane_region::page_size;
 use memlane_tests::{Form, Policy, Received, Role, Scene, Wish, thread_id, unbound, wait_asleep};
 use memlane_transport::Fd;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 /// Publishes so many messages to one subscriber, and waits for its end.
 pub(crate) fn sharing_publisher(role: &Role) {
@@ -23,25 +22,6 @@ pub(crate) fn sharing_publisher(role: &Role) {
     role.hear::<()>();
 }
 
-/// Copies of all sockets of another process: what a helper has that it forked.
-fn copies_of_its_sockets(child: u32) -> Vec<OwnedFd> {
-    let pid = Pid::from_raw(child as i32).expect("a process");
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
-    let directory = std::fs::read_dir(format!("/proc/{child}/fd")).expect("its descriptors");
-    directory
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let target = std::fs::read_link(entry.path()).ok()?;
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            let socket = target.to_string_lossy().starts_with("socket:");
-            // Standard input is the link to this test, which has to end with the process.
-            (socket && number > 0).then(|| {
-                pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).expect("a copy of a socket")
-            })
-        })
-        .collect()
-}
-
 /// Somebody else holds the publisher's end of the link, so that it does not hang up: its process is what counts.
 #[test]
 fn a_killed_publisher_whose_link_lives_on() {
@@ -54,7 +34,7 @@ fn a_killed_publisher_whose_link_lives_on() {
                 child.hear::<()>();
                 let mut subscriber = Wish { policy, trusting }.connect(&address).unwrap();
                 child.hear::<()>();
-                let copies = copies_of_its_sockets(child.id());
+                let copies = child.copies_of_its_sockets();
                 assert!(!copies.is_empty());
                 let mut message = Vec::new();
                 let asleep = std::thread::scope(|scope| {

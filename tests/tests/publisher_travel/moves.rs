@@ -10,21 +10,12 @@ use std::{
 
 use memlane::{Link, Overflow, Publisher, PublisherBuilder, PublisherTicket, Subscriber};
 use memlane_tests::{
-    Child, Dice, PATIENCE, Policy, Role, Scene, Steady, Wish, alive, check, fill, length, number,
-    ready_to_sleep,
+    Child, Dice, PATIENCE, Policy, Role, Route, Scene, Steady, Wish, alive, check, circle, fill,
+    length, number, ready_to_sleep, who_has_it,
 };
 use serde::{Deserialize, Serialize};
 
-/// What a process gets from the one before it.
-#[derive(Debug, Serialize, Deserialize)]
-enum Passed {
-    /// A publisher, and how many more moves there are to be after this one.
-    Ticket(PublisherTicket, u64),
-    /// The number of the first message that is the successor's.
-    Next(u64),
-    /// There are no more moves.
-    End,
-}
+type Passed = memlane_tests::Passed<PublisherTicket, u64>;
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Kind {
@@ -39,13 +30,6 @@ impl Kind {
         let builder = builder.spill_bytes(self.spill_bytes).pool_bytes(1 << 20);
         builder.timeout(PATIENCE)
     }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Route {
-    from: Link,
-    to: Link,
-    kind: Kind,
 }
 
 /// Sends a few messages.
@@ -86,7 +70,7 @@ fn pass_on(
 
 /// Has a publisher for a while, again and again.
 pub(crate) fn traveller(role: &Role) {
-    let route: Route = role.hear();
+    let route: Route<Kind> = role.hear();
     let (from, to, kind) = (route.from.adopting(), route.to, route.kind);
     let mut dice = Dice::new();
     let mut kept = None;
@@ -127,32 +111,18 @@ struct Circle {
 impl Circle {
     /// Starts them, and sets a publisher on its way.
     fn start(scene: &Scene, publisher: Publisher, next: u64, kinds: &[Kind], moves: u64) -> Circle {
-        let (first, mut from) = Link::pair().unwrap();
-        let mut children = Vec::new();
-        for kind in &kinds[1..] {
-            let (to, next) = Link::pair().unwrap();
-            let kind = *kind;
-            children.push(scene.spawn("traveller", &Route { from, to, kind }));
-            from = next;
-        }
         let mut next = next;
-        pass_on(
-            publisher,
-            &mut next,
-            kinds[0],
-            &first,
-            moves - 1,
-            &mut Dice::new(),
-        );
-        let (to, kind) = (first, kinds[0]);
-        children.push(scene.spawn("traveller", &Route { from, to, kind }));
+        let children = circle(scene, kinds, |first| {
+            let dice = &mut Dice::new();
+            pass_on(publisher, &mut next, kinds[0], first, moves - 1, dice);
+        });
         Circle { children }
     }
 
     /// Waits until all moves are made.
     fn arrived(&self) {
         let kept: Vec<bool> = self.children.iter().map(Child::hear).collect();
-        assert_eq!(kept.iter().filter(|kept| **kept).count(), 1, "{kept:?}");
+        who_has_it(&kept);
     }
 
     /// The publisher closes: how many messages were sent in all.

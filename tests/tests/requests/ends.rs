@@ -4,8 +4,7 @@ use std::{thread, time::Duration};
 
 use memlane::{
     Address, Answer, CallError, Client, Error, Link, Publisher, Reason, ReplyError, Server,
-    TryRecvError,
-    transport::{Access, Listener},
+    TryRecvError, transport::Access,
 };
 use memlane_tests::{Census, End, PATIENCE, Role, Scene, wait_until, wire};
 
@@ -248,14 +247,7 @@ fn another_version_is_told_from_ours() {
     let scene = Scene::new();
     // A server of the future.
     let address = scene.address("sum");
-    let listener = Listener::bind_with(&address, Access::SameUser).unwrap();
-    let future = thread::spawn(move || {
-        let link = listener.accept().unwrap();
-        let version = wire::VERSION + 1;
-        link.send(&wire::Opening { version }).unwrap();
-        let opening: wire::Opening = link.recv().unwrap();
-        assert_eq!(opening.version, wire::VERSION);
-    });
+    let future = wire::of_the_future(&address);
     let error = Client::builder().connect_to(&address).unwrap_err();
     assert!(
         matches!(error, Error::Version { them: "server", theirs, us: "client", ours }

@@ -104,14 +104,7 @@ fn nonsense_in_memory_is_an_error() {
 fn another_version_is_told_from_ours() {
     let scene = Scene::new();
     let address = scene.address("pose");
-    let listener = Listener::bind_with(&address, Access::SameUser).unwrap();
-    let future = thread::spawn(move || {
-        let link = listener.accept().unwrap();
-        let version = wire::VERSION + 1;
-        link.send(&wire::Opening { version }).unwrap();
-        let opening: wire::Opening = link.recv().unwrap();
-        assert_eq!(opening.version, wire::VERSION);
-    });
+    let future = wire::of_the_future(&address);
     let error = WatchReceiver::builder().connect_to(&address).unwrap_err();
     assert!(matches!(error, Error::Version { .. }), "{error:?}");
     future.join().unwrap();
