@@ -13,13 +13,6 @@ use rustix::{
 
 use crate::PATIENCE;
 
-/// The highest number of a descriptor of this process's, or of the one that looks.
-pub fn highest_descriptor() -> u64 {
-    let descriptors = fs::read_dir("/proc/self/fd").expect("/proc").flatten();
-    let numbers = descriptors.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers.max().expect("descriptors")
-}
-
 /// What this process holds: descriptors, mapped regions, children.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Census {

@@ -17,6 +17,7 @@ mod ends;
 mod message;
 mod process;
 mod scene;
+mod shortage;
 mod stream;
 mod subscriber;
 mod tasks;
@@ -24,13 +25,14 @@ mod watchdog;
 pub mod wire;
 
 pub use attachments::{attachments, check_attachments, memfd_with, none_is_kept};
-pub use census::{Census, highest_descriptor};
+pub use census::Census;
 pub use circle::{Passed, Route, circle, who_has_it};
 pub use cores::{cores, pin};
 pub use ends::End;
 pub use message::{check, fill, length, number};
 pub use process::{Child, Part, Role, Start, play, play_after};
 pub use scene::{Dice, Scene, ready_to_sleep, rounds, unbound};
+pub use shortage::Shortage;
 pub use stream::{Steady, Stream, steady};
 pub use subscriber::{AnySubscriber, Form, Policy, Received, Wish, trusting};
 pub use tasks::{

@@ -1,6 +1,6 @@
 //! Ends of lanes in a process that has no descriptor left: whoever has one waits with it, sleeps, and is woken, as ever.
 
-use std::{os::fd::OwnedFd, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use memlane::{
     Address, CallError, Client, Fds, Overflow, Publisher, Reason, RecvError, RecvTimeoutError,
@@ -9,13 +9,10 @@ use memlane::{
 };
 use memlane_region::page_size;
 use memlane_tests::{
-    PATIENCE, Part, Role, Scene, check, fill, highest_descriptor, memfd_with, number, play,
-    thread_id, unbound, wait_asleep, wait_until,
+    PATIENCE, Part, Role, Scene, Shortage, check, fill, memfd_with, number, play, thread_id,
+    unbound, wait_asleep, wait_until,
 };
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    process::{Resource, Rlimit, getrlimit, setrlimit},
-};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
 const ROLES: &[(&str, Part)] = &[
@@ -34,38 +31,6 @@ const ROLES: &[(&str, Part)] = &[
 #[test]
 fn other_process() {
     play(ROLES);
-}
-
-/// No descriptor is left to this process while this lives.
-struct Shortage {
-    before: Rlimit,
-    fillers: Vec<OwnedFd>,
-}
-
-impl Shortage {
-    fn new() -> Shortage {
-        let before = getrlimit(Resource::Nofile);
-        let highest = highest_descriptor();
-        let current = Some(highest + 1);
-        setrlimit(Resource::Nofile, Rlimit { current, ..before }).expect("a lower limit");
-        let mut fillers = Vec::new();
-        // Numbers below the limit are all that count.
-        while let Ok(filler) = rustix::io::dup(std::io::stdin()) {
-            fillers.push(filler);
-        }
-        Shortage { before, fillers }
-    }
-
-    /// One is left.
-    fn relent(&mut self) {
-        self.fillers.pop().expect("a filler");
-    }
-}
-
-impl Drop for Shortage {
-    fn drop(&mut self) {
-        setrlimit(Resource::Nofile, self.before).expect("the limit of before");
-    }
 }
 
 const SHORT: Duration = Duration::from_millis(5);

@@ -239,7 +239,8 @@ impl Listener {
     }
 
     /// [`try_accept`](Listener::try_accept), which shows the link of a client that is not admitted to `refuse`, with the
-    /// [`Error::AccessDenied`], before it is hung up on: to send it a last word. Nothing that it says should be read.
+    /// [`Error::AccessDenied`], or with the error that kept this process from asking who it is, before it is hung up on: to
+    /// send it a last word. Nothing that it says should be read.
     ///
     /// # Errors
     /// As [`try_accept`](Listener::try_accept).
@@ -281,9 +282,7 @@ impl Listener {
                 Ok(fd) => {
                     let link = Link::new(fd, self.kind).with_limits(self.limits);
                     if let Err(error) = self.access.admit_client(link.as_fd()) {
-                        if matches!(error, Error::AccessDenied { .. }) {
-                            refuse(&link, &error);
-                        }
+                        refuse(&link, &error);
                         return Err(error);
                     }
                     return Ok(link);

@@ -35,7 +35,9 @@ use super::{
     wakes::{Wake, Wakes},
 };
 use crate::{
-    Error, NOW, PayloadType, accepting, process_of,
+    Error, NOW, PayloadType,
+    accepting::{self, Spare},
+    process_of,
     protocol::{Farewell, NoticeRef},
 };
 
@@ -111,6 +113,8 @@ pub(crate) struct Control {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) listener: Option<Listener>,
+    /// For the listener.
+    spare: Spare,
     pub(super) links: HashMap<u32, Connection>,
     pub(super) last_source: u32,
     /// Of the publisher's pool, as subscribers know it.
@@ -290,12 +294,13 @@ impl Control {
         epoll::add(&*self.epoll, fd, self.token(source), flags)
     }
 
-    /// Starts to accept. Edge-triggered: a connection that cannot be accepted for want of descriptors is
-    /// looked at again when another comes or a subscriber leaves, and does not spin meanwhile.
+    /// Starts to accept. Edge-triggered: a connection that cannot be accepted, for want of memory, is looked at again when
+    /// another comes, and does not spin meanwhile.
     pub(super) fn listen(&self, listener: Listener) -> rustix::io::Result<()> {
         // Locked first: the edge of a client that has connected already comes at once, and only once.
         let mut state = self.state();
         self.watch(&listener, LISTENER, EventFlags::IN | EventFlags::ET)?;
+        state.spare.keep();
         state.listener = Some(listener);
         Ok(())
     }
@@ -688,12 +693,14 @@ impl Control {
         let Some(listener) = state.listener.take() else {
             return;
         };
-        let accepted = accepting::accept(&listener, "PublisherBuilder", |link| {
+        let mut spare = std::mem::take(&mut state.spare);
+        let accepted = accepting::accept(&listener, &mut spare, "PublisherBuilder", |link| {
             if let Ok(process) = process_of(&link) {
                 let _ = self.greet(state, link, process, Comes::ToSubscribe);
             }
         });
-        self.refused.fetch_add(accepted.denied, Ordering::Relaxed);
+        state.spare = spare;
+        self.refused.fetch_add(accepted.refused, Ordering::Relaxed);
         if accepted.more {
             let flags = EventFlags::IN | EventFlags::ET;
             let _ = epoll::modify(&*self.epoll, &listener, self.token(LISTENER), flags);

@@ -7,7 +7,9 @@ use rustix::event::epoll::EventFlags;
 
 use super::gather::{Gather, OTHERS};
 use crate::{
-    Error, Subscriber, SubscriberBuilder, Trust, accepting, process_of,
+    Error, Subscriber, SubscriberBuilder, Trust,
+    accepting::{self, Spare},
+    process_of,
     protocol::{Greeting, Refusal},
     subscriber::{Awaits, Meeting},
 };
@@ -16,13 +18,15 @@ use crate::{
 const MAX_JOINING: usize = 64;
 /// Token of the listener; those of links follow.
 const LISTENER: u64 = OTHERS;
-/// Edge-triggered: a connection that cannot be accepted for want of descriptors does not spin.
+/// Edge-triggered: a connection that cannot be accepted, for want of memory, does not spin.
 const ACCEPT: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
 /// Accepts links, and sees them through their handshakes.
 #[derive(Debug)]
 pub(crate) struct Joining<T: Trust> {
     listener: Option<Listener>,
+    /// For the listener.
+    spare: Spare,
     /// Nobody is let in for now: another process may be listening.
     paused: bool,
     pub(crate) builder: SubscriberBuilder<T>,
@@ -42,6 +46,7 @@ impl<T: Trust> Joining<T> {
     ) -> Joining<T> {
         Joining {
             listener,
+            spare: Spare::default(),
             paused: false,
             builder,
             awaits,
@@ -51,9 +56,12 @@ impl<T: Trust> Joining<T> {
         }
     }
 
-    pub(crate) fn listen(&self, gather: &Gather<T>) -> std::io::Result<()> {
+    pub(crate) fn listen(&mut self, gather: &Gather<T>) -> std::io::Result<()> {
         match &self.listener {
-            Some(listener) => gather.watch_other(listener, LISTENER, ACCEPT),
+            Some(listener) => {
+                self.spare.keep();
+                gather.watch_other(listener, LISTENER, ACCEPT)
+            }
             None => Ok(()),
         }
     }
@@ -96,6 +104,7 @@ impl<T: Trust> Joining<T> {
     /// Lets nobody in any more: another does.
     pub(crate) fn retire(&mut self) {
         self.listener = None;
+        self.spare = Spare::default();
     }
 
     /// Sees to the handshakes that have begun, and adds the lanes that come of them; whether there are more.
@@ -146,7 +155,8 @@ impl<T: Trust> Joining<T> {
             Awaits::Client(_) => "ServerBuilder",
             _ => "SubscriberBuilder",
         };
-        let accepted = accepting::accept(&listener, builder, |link| {
+        let mut spare = std::mem::take(&mut self.spare);
+        let accepted = accepting::accept(&listener, &mut spare, builder, |link| {
             if gather.len() + self.links.len() >= max {
                 let why = match self.awaits {
                     Awaits::Client(_) => {
@@ -165,7 +175,8 @@ impl<T: Trust> Joining<T> {
                 self.refused += 1;
             }
         });
-        self.refused += accepted.denied;
+        self.spare = spare;
+        self.refused += accepted.refused;
         if accepted.more {
             let _ = gather.rewatch_other(&listener, LISTENER, ACCEPT);
         }

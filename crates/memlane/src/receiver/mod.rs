@@ -145,7 +145,7 @@ impl<T: Trust> Receiver<T> {
         listener: Option<Listener>,
     ) -> Result<Receiver<T>, Error> {
         let gather = Gather::new(builder.wait).map_err(Error::os("create epoll"))?;
-        let joining = Joining::new(builder, Awaits::Offer, listener);
+        let mut joining = Joining::new(builder, Awaits::Offer, listener);
         joining
             .listen(&gather)
             .map_err(Error::os("watch the listener"))?;

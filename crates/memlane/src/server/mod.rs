@@ -167,7 +167,7 @@ impl<T: Trust> Server<T> {
         gather
             .watch_other(&posted.bell, POSTED, EventFlags::IN)
             .map_err(Error::os("watch an eventfd"))?;
-        let joining = Joining::new(requests, Awaits::Client(max_requests as u32), listener);
+        let mut joining = Joining::new(requests, Awaits::Client(max_requests as u32), listener);
         joining
             .listen(&gather)
             .map_err(Error::os("watch the listener"))?;

@@ -1,0 +1,51 @@
+//! Processes that are short of descriptors.
+
+use std::{fs, os::fd::OwnedFd};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// As few descriptors are left to this process as are given, while this lives.
+#[derive(Debug)]
+pub struct Shortage {
+    before: Rlimit,
+    fillers: Vec<OwnedFd>,
+}
+
+impl Shortage {
+    /// None is left.
+    #[expect(clippy::new_without_default, reason = "it changes the process")]
+    pub fn new() -> Shortage {
+        Shortage::but(0)
+    }
+
+    /// So many are left.
+    pub fn but(spare: u64) -> Shortage {
+        let descriptors = fs::read_dir("/proc/self/fd").expect("/proc").flatten();
+        let numbers = descriptors.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let highest: u64 = numbers.max().expect("descriptors");
+        let before = getrlimit(Resource::Nofile);
+        let limit = |current| {
+            let current = Some(current);
+            setrlimit(Resource::Nofile, Rlimit { current, ..before }).expect("a lower limit");
+        };
+        limit(highest + 1);
+        let mut fillers = Vec::new();
+        // Numbers below the limit are all that count.
+        while let Ok(filler) = rustix::io::dup(std::io::stdin()) {
+            fillers.push(filler);
+        }
+        limit(highest + 1 + spare);
+        Shortage { before, fillers }
+    }
+
+    /// One more is left.
+    pub fn relent(&mut self) {
+        self.fillers.pop().expect("a filler");
+    }
+}
+
+impl Drop for Shortage {
+    fn drop(&mut self) {
+        setrlimit(Resource::Nofile, self.before).expect("the limit of before");
+    }
+}
