@@ -18,11 +18,12 @@ use rustix::{
 use super::{
     Publisher, PublisherBuilder, PublisherTicket,
     attachments::Flight,
-    control::{Comes, Connection, Control, Greeter, State},
+    control::Control,
     handshake::MAX_GREETING,
     moving::Place,
     passage::{self, Going, HandsOver, LIMITS, Subscriber, TakesOverRef, Terms},
     peer::Peer,
+    state::{Comes, Connection, Greeter, State},
 };
 use crate::{
     Error, after,

@@ -15,9 +15,10 @@ use rustix::io::Errno;
 
 use super::{
     Publisher,
-    control::{Connection, Control, State},
+    control::Control,
     peer::Peer,
     room::{Need, NoRoomInTime},
+    state::{Connection, State},
 };
 use crate::protocol::{MAX_ATTACHED, NoticeRef};
 

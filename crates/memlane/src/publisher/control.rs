@@ -2,7 +2,6 @@
 //! it runs on the hot path.
 
 use std::{
-    collections::HashMap,
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
     sync::{
@@ -13,11 +12,8 @@ use std::{
     time::Instant,
 };
 
-use memlane_region::{
-    pool::{self, Change, Geometry, Pool},
-    ring::Roster,
-};
-use memlane_transport::{Link, Listener, SharedFd};
+use memlane_region::ring::Roster;
+use memlane_transport::{Link, Listener};
 use rustix::{
     event::{
         Timespec,
@@ -27,25 +23,18 @@ use rustix::{
 };
 
 use super::{
-    attachments::Attaching,
-    leaving::Leaving,
     moving::Place,
     peer::Peer,
-    told::Part,
+    state::{Comes, Connection, State},
     wakes::{Wake, Wakes},
 };
-use crate::{
-    Error, NOW, PayloadType,
-    accepting::{self, Spare},
-    process_of,
-    protocol::{Farewell, NoticeRef},
-};
+use crate::{Error, NOW, PayloadType, accepting, process_of, protocol::Farewell};
 
 /// So many events are handled in one go.
 const BATCH: usize = 64;
 
 /// Source number of the listener; links count from 1.
-const LISTENER: u32 = 0;
+pub(super) const LISTENER: u32 = 0;
 
 /// What every subscriber is told, and what it may do.
 #[derive(Debug)]
@@ -110,152 +99,6 @@ pub(crate) struct Control {
     pub(super) refused: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) listener: Option<Listener>,
-    /// For the listener.
-    spare: Spare,
-    pub(super) links: HashMap<u32, Connection>,
-    pub(super) last_source: u32,
-    /// Of the publisher's pool, as subscribers know it.
-    pub(super) segments: Vec<Segment>,
-    /// The publisher's rings, but for the first, as subscribers know them.
-    pub(super) rings: Vec<Ring>,
-    /// What wakes the publisher when it waits for room; none before it has.
-    pub(super) wakes: Option<Arc<Wakes>>,
-    /// What subscribers are told, or have been, of the attachments of the next message.
-    pub(super) attaching: Option<Attaching>,
-    /// Tag of the last one.
-    pub(super) last_tag: u16,
-    /// The task that waits for subscribers.
-    pub(super) waiting: Option<Waker>,
-    /// Why the link on which this publisher has offered its lane has come to nothing.
-    pub(super) failed: Option<Error>,
-    /// It is about to move to another process; and why it is not any more.
-    pub(super) leaving: Option<Leaving>,
-    pub(super) stays: Option<String>,
-}
-
-/// A segment that every subscriber has been told of.
-#[derive(Debug)]
-pub(super) struct Segment {
-    id: u32,
-    geometry: Geometry,
-    memory: SharedFd,
-}
-
-impl Segment {
-    fn notice(&self) -> NoticeRef<'_> {
-        NoticeRef::Added {
-            id: self.id,
-            chunks: self.geometry.chunks,
-            chunk_size: self.geometry.chunk_size,
-            memory: &self.memory,
-        }
-    }
-}
-
-/// A ring that every subscriber has been told of.
-#[derive(Debug)]
-pub(super) struct Ring {
-    id: u32,
-    memory: SharedFd,
-}
-
-impl Ring {
-    fn notice(&self) -> NoticeRef<'_> {
-        NoticeRef::Ring {
-            id: self.id,
-            memory: &self.memory,
-        }
-    }
-}
-
-impl State {
-    /// What subscribers have to know of the publisher's memory, and how they are told.
-    pub(super) fn parts(&self) -> impl Iterator<Item = (Part, NoticeRef<'_>)> + Clone {
-        let rings = self.rings.iter();
-        let segments = self.segments.iter();
-        let rings = rings.map(|ring| (Part::Ring(ring.id), ring.notice()));
-        rings.chain(segments.map(|segment| (Part::Segment(segment.id), segment.notice())))
-    }
-
-    /// The subscribers that have not departed, and those that are about to take the place of one.
-    pub(super) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
-        self.links
-            .values()
-            .filter_map(|connection| match connection {
-                Connection::Joined { peer, place, .. } => place.is_own().then_some(peer),
-                Connection::Arriving { peer, .. } => Some(peer),
-                Connection::Greeting(_) => None,
-            })
-    }
-
-    /// Whether one that is waited for has departed, and its successor is not there yet.
-    pub(super) fn keeps_a_place(&self) -> bool {
-        self.links.values().any(|connection| match connection {
-            Connection::Joined { peer, place, .. } => {
-                let kept = !place.is_own() && place.is_kept();
-                kept && !peer.is_lossy() && !peer.dismissed()
-            }
-            _ => false,
-        })
-    }
-
-    /// A number that no connection has, and none had lately.
-    pub(super) fn next_source(&mut self) -> u32 {
-        loop {
-            self.last_source = self.last_source.wrapping_add(1);
-            if self.last_source != LISTENER && !self.links.contains_key(&self.last_source) {
-                return self.last_source;
-            }
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(super) enum Connection {
-    Greeting(Box<Greeter>),
-    Joined {
-        id: u64,
-        peer: Arc<Peer>,
-        /// Tells of its death where something else holds a copy of its link.
-        process: Option<OwnedFd>,
-        place: Place,
-    },
-    /// It has shaken hands, and waits for the place of the subscriber with this source.
-    Arriving {
-        peer: Arc<Peer>,
-        predecessor: u32,
-    },
-}
-
-/// A link whose subscriber has not introduced itself yet.
-#[derive(Debug)]
-pub(super) struct Greeter {
-    pub(super) link: Arc<Link>,
-    /// The process that connected; of a link that was made elsewhere, whose maker is not its user, the one that was given.
-    pub(super) process: Option<OwnedFd>,
-    pub(super) since: Instant,
-    /// Its version has come, and is ours.
-    pub(super) opened: bool,
-    pub(super) comes: Comes,
-}
-
-/// How a link came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Comes {
-    /// It was accepted, or given to this side.
-    ToSubscribe,
-    /// This side has connected, and offered its lane.
-    Offered,
-    /// It is that of another lane as well, the other way.
-    Shared,
-    /// This side has made it, for whoever takes the place of the subscriber with this source, and sends on it. What is
-    /// said to that one goes over a socket that it brings along.
-    ToSucceed(u32),
-}
-
 impl Control {
     pub(super) fn new(
         epoll: Arc<OwnedFd>,
@@ -281,7 +124,7 @@ impl Control {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn token(&self, source: u32) -> EventData {
+    pub(super) fn token(&self, source: u32) -> EventData {
         EventData::new_u64(u64::from(self.id) << 32 | u64::from(source))
     }
 
@@ -352,76 +195,6 @@ impl Control {
         self.wait_for(deadline, |state| Control::outcome(state, &self.roster))
     }
 
-    /// Tells every subscriber of a segment, before the first message in it is sent. What is loaned and dropped is no
-    /// business of theirs: so no segment's notice waits on a link without a message that needs it.
-    #[cold]
-    pub(super) fn add(&self, added: &pool::Segment<'_>) {
-        let mut state = self.state();
-        if state.segments.iter().any(|known| known.id == added.id) {
-            return;
-        }
-        let segment = Segment {
-            id: added.id,
-            geometry: added.geometry,
-            memory: added.descriptor.clone().into(),
-        };
-        self.tell(&state, &segment.notice());
-        state.segments.push(segment);
-    }
-
-    /// Tells every subscriber of a ring, before the publisher goes on in it.
-    pub(super) fn add_ring(&self, id: u32, memory: OwnedFd) {
-        let mut state = self.state();
-        let memory = memory.into();
-        let ring = Ring { id, memory };
-        self.tell(&state, &ring.notice());
-        state.rings.push(ring);
-    }
-
-    /// Tells every subscriber that a ring is given up.
-    pub(super) fn remove_ring(&self, id: u32) {
-        let mut state = self.state();
-        state.rings.retain(|ring| ring.id != id);
-        self.tell(&state, &NoticeRef::RingRemoved { id });
-        // One that sleeps would keep the memory for as long.
-        state.peers().for_each(|peer| peer.wake_again());
-    }
-
-    /// Tells every subscriber. A link that has no room for it is watched until it has, if its subscriber is one that nobody waits
-    /// for.
-    fn tell(&self, state: &State, notice: &NoticeRef<'_>) {
-        for (source, connection) in &state.links {
-            match connection {
-                Connection::Joined { peer, place, .. } if place.is_own() => {
-                    if peer.tell(notice) {
-                        self.watch_joined(peer, *source, *place, true);
-                    }
-                }
-                // One that has heard nothing yet has room.
-                Connection::Arriving { peer, .. } => {
-                    peer.tell(notice);
-                }
-                Connection::Joined { .. } | Connection::Greeting(_) => {}
-            }
-        }
-    }
-
-    /// Watches a link for what its subscriber says, for its end, and for room if there is more to say: edge-triggered, since what it
-    /// has room for may not be enough.
-    pub(super) fn watch_joined(&self, peer: &Peer, source: u32, place: Place, for_room: bool) {
-        let flags = match for_room {
-            true => place.events() | EventFlags::OUT | EventFlags::ET,
-            false => place.events(),
-        };
-        peer.with_link(|link| match link.sends_over() {
-            None => epoll::modify(&*self.epoll, link, self.token(source), flags),
-            Some(out) => {
-                let room = (EventFlags::OUT | EventFlags::ET) & flags;
-                epoll::modify(&*self.epoll, out, self.token(source), room)
-            }
-        });
-    }
-
     /// Watches a link: for its hang-up on both of its sockets, if it has two.
     pub(super) fn watch_link(
         &self,
@@ -441,35 +214,6 @@ impl Control {
         let _ = epoll::delete(&*self.epoll, link);
         if let Some(out) = link.sends_over() {
             let _ = epoll::delete(&*self.epoll, out);
-        }
-    }
-
-    /// Tells a subscriber that has fallen behind what it has not been told. It is woken then: it may wait for just that.
-    fn tell_rest(&self, state: &State, source: u32) {
-        let Some(Connection::Joined { peer, place, .. }) = state.links.get(&source) else {
-            return;
-        };
-        if peer.is_behind() && !peer.catch_up(state.parts()) {
-            self.watch_joined(peer, source, *place, false);
-            peer.wake_again();
-        }
-    }
-
-    /// Tells every subscriber what has been given up that they know of.
-    pub(super) fn announce(&self, pool: &mut Pool) {
-        let mut state = self.state();
-        for change in pool.take_changes() {
-            let Change::Removed(id) = change else {
-                continue;
-            };
-            let known = state.segments.len();
-            state.segments.retain(|segment| segment.id != id);
-            if state.segments.len() == known {
-                continue;
-            }
-            self.tell(&state, &NoticeRef::Removed { id });
-            // One that sleeps would keep the memory for as long.
-            state.peers().for_each(|peer| peer.wake_again());
         }
     }
 

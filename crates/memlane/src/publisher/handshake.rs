@@ -12,9 +12,10 @@ use memlane_transport::{Error as LinkError, Fd, FdRef, Link, dispose};
 use rustix::event::epoll::EventFlags;
 
 use super::{
-    control::{Comes, Connection, Control, Greeter, Pattern, State},
+    control::{Control, Pattern},
     moving::Place,
     peer::Peer,
+    state::{Comes, Connection, Greeter, State},
 };
 use crate::{
     Error, Overflow, PayloadType,

@@ -14,10 +14,11 @@ use memlane_transport::{Error as LinkError, Fd, FdRef, Link};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{
-    control::{Connection, Control, State},
+    control::Control,
     moving::Place,
     passage::{self, HandsOverRef, LIMITS, LinkRef, SubscriberRef, TakesOver},
     peer::Peer,
+    state::{Connection, State},
 };
 use crate::{
     Error,

@@ -12,8 +12,9 @@ use memlane_transport::{Error as LinkError, FdRef, Link};
 use rustix::event::epoll::EventFlags;
 
 use super::{
-    control::{Comes, Connection, Control, State},
+    control::Control,
     peer::Peer,
+    state::{Comes, Connection, State},
 };
 use crate::{
     error::NO_HOLDER,

@@ -7,10 +7,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{
-    control::{Connection, Control},
-    peer::Peer,
-};
+use super::{control::Control, peer::Peer, state::Connection};
 
 /// What no doorbell tells of (who has left, loans that were dropped) is looked for this often.
 const AGAIN: Duration = Duration::from_millis(2);

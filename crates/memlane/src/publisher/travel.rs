@@ -13,9 +13,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     Publisher, PublisherBuilder,
-    control::{Comes, Connection, Control, State},
+    control::Control,
     moving,
     passage::{Going, GreeterRef, HandsOverRef, Place},
+    state::{Comes, Connection, State},
 };
 use crate::{Error, after, error::NO_TICKET, protocol::MAX_RINGS};
 

@@ -3,6 +3,7 @@
 pub(crate) mod arriving;
 pub(crate) mod gather;
 pub(crate) mod joining;
+mod lanes;
 pub(crate) mod leaving;
 mod more;
 pub(crate) mod travel;

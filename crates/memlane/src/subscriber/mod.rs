@@ -27,6 +27,7 @@ mod travel;
 mod trust;
 mod waiting;
 mod watch;
+mod watch_builder;
 
 use std::{io, marker::PhantomData, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -60,7 +61,8 @@ use travel::Travel;
 pub use travel::{Stays, Ticket};
 pub use trust::{Trust, Trusted, Untrusted};
 use waiting::Spun;
-pub use watch::{WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats};
+pub use watch::{WatchError, WatchReceiver, WatchReceiverStats};
+pub use watch_builder::WatchReceiverBuilder;
 
 use crate::{
     Error, RecvError, RecvTimeoutError, TryRecvError, after,
