@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 #[derive(Debug)]
 pub struct Shortage {
     before: Rlimit,
-    fillers: Vec<OwnedFd>,
+    _fillers: Vec<OwnedFd>,
 }
 
 impl Shortage {
@@ -35,12 +35,18 @@ impl Shortage {
             fillers.push(filler);
         }
         limit(highest + 1 + spare);
-        Shortage { before, fillers }
+        Shortage {
+            before,
+            _fillers: fillers,
+        }
     }
 
     /// One more is left.
     pub fn relent(&mut self) {
-        self.fillers.pop().expect("a filler");
+        let current = getrlimit(Resource::Nofile).current;
+        let current = current.map(|limit| limit + 1);
+        let before = self.before;
+        setrlimit(Resource::Nofile, Rlimit { current, ..before }).expect("a lower limit");
     }
 }
 
