@@ -5,14 +5,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use memlane::{
     Encoded, Fds, Link, Overflow, Plain, Publisher, PublisherTicket, Received, Receiver,
-    ReceiverTicket, Subscriber, Subscriptions, SubscriptionsTicket,
+    ReceiverTicket, Subscriber, Subscriptions, SubscriptionsTicket, Typed,
 };
-use memlane_tests::{Dice, PATIENCE, Scene, alive, attachments, check_attachments, wait_until};
+use memlane_tests::{
+    Dice, PATIENCE, Scene, alive, attachments, check_attachments, departing, wait_until,
+};
 use memlane_transport::Error as LinkError;
 
 /// Messages with attachments are sent while it moves: each is received once, with its own.
@@ -108,7 +111,11 @@ fn attachments_on_their_way() {
 #[test]
 fn typed_ones_move() {
     let _scene = Scene::new();
-    let typed = || Subscriber::builder().of::<Encoded<String>>();
+    let typed = || {
+        Subscriber::builder()
+            .timeout(PATIENCE)
+            .of::<Encoded<String>>()
+    };
     let mut receiver = typed().unbound().unwrap();
     let (ours, theirs) = Link::pair().unwrap();
     receiver.get_mut().attach(ours).unwrap();
@@ -123,25 +130,62 @@ fn typed_ones_move() {
     for round in 0..10 {
         sender.send(&format!("{round}")).unwrap();
         let ticket = receiver.ticket().unwrap();
-        let arriving = std::thread::spawn(move || match round {
+        if round == 5 {
             // One that expects something else does not get the lane.
-            5 => {
-                let builder = Subscriber::builder().of::<Plain<u64>>();
-                drop(builder.arrive_receiver(ticket).unwrap());
-                None
-            }
-            _ => Some(typed().arrive_receiver(ticket).unwrap()),
-        });
-        match receiver.depart() {
-            Ok(()) => receiver = arriving.join().unwrap().unwrap(),
-            Err(remains) => {
-                assert_eq!(round, 5);
-                assert!(remains.to_string().contains("refused"), "{remains}");
-                receiver = remains.end;
-                assert!(arriving.join().unwrap().is_none());
+            let builder = Subscriber::builder().timeout(PATIENCE);
+            let builder = builder.of::<Plain<u64>>();
+            let arriving = std::thread::spawn(|| builder.arrive_receiver(ticket).unwrap());
+            let arrives = || arriving.join().unwrap();
+            let goes_on = |other: &mut Typed<Receiver, Plain<u64>>| {
+                assert!(other.try_recv().is_err());
+            };
+            let (_, departed) = departing(receiver, |end| end.depart(), arrives, goes_on);
+            let remains = departed.unwrap_err();
+            assert!(remains.to_string().contains("refused"), "{remains}");
+            receiver = remains.end;
+            assert_eq!(receiver.recv().unwrap(), "5");
+            continue;
+        }
+        let arriving = std::thread::spawn(move || typed().arrive_receiver(ticket).unwrap());
+        let arrives = || arriving.join().unwrap();
+        let mut early = None;
+        let goes_on = |successor: &mut Typed<Receiver, Encoded<String>>| {
+            early = early.take().or_else(|| successor.try_recv().ok());
+        };
+        let (successor, departed) = departing(receiver, |end| end.depart(), arrives, goes_on);
+        departed.unwrap();
+        receiver = successor;
+        let received = early.unwrap_or_else(|| receiver.recv().unwrap());
+        assert_eq!(received, format!("{round}"));
+    }
+}
+
+/// Goes on where others stop.
+fn arrive(ticket: SubscriptionsTicket) -> JoinHandle<Subscriptions> {
+    std::thread::spawn(move || {
+        let builder = Subscriber::builder().timeout(PATIENCE);
+        builder.arrive_subscriptions(ticket).unwrap()
+    })
+}
+
+/// Departs, and receives what has to be received before, while the successor goes on.
+fn depart(
+    subscriptions: Subscriptions,
+    arrives: impl FnOnce() -> Subscriptions,
+    mut receive: impl FnMut(&mut Subscriptions),
+) -> Subscriptions {
+    let mut moved = departing(subscriptions, Subscriptions::depart, arrives, &mut receive);
+    let begun = Instant::now();
+    loop {
+        match moved {
+            (successor, Ok(())) => return successor,
+            (successor, Err(remains)) => {
+                assert!(begun.elapsed() < PATIENCE, "{remains}");
+                let mut rest = remains.end;
+                receive(&mut rest);
+                moved = departing(rest, Subscriptions::depart, || successor, &mut receive);
             }
         }
-        assert_eq!(receiver.recv().unwrap(), format!("{round}"));
     }
 }
 
@@ -192,28 +236,29 @@ fn subscriptions_move() {
             receive(&mut subscriptions, &mut next);
         }
         let ticket = subscriptions.ticket().unwrap();
-        let arriving = std::thread::spawn(move || ticket.arrive().unwrap());
-        while let Err(remains) = subscriptions.depart() {
-            subscriptions = remains.end;
-            receive(&mut subscriptions, &mut next);
-        }
-        subscriptions = arriving.join().unwrap();
+        let arriving = arrive(ticket);
+        subscriptions = depart(
+            subscriptions,
+            || arriving.join().unwrap(),
+            |end| receive(end, &mut next),
+        );
         receive(&mut subscriptions, &mut next);
     }
     receive(&mut subscriptions, &mut next);
     assert_eq!(next, sent);
     // Whose end has not been told of does not move.
     drop(publishers.remove(0));
-    let ticket: SubscriptionsTicket = subscriptions.ticket().unwrap();
-    let arriving = std::thread::spawn(move || ticket.arrive().unwrap());
-    let remains = subscriptions.depart().unwrap_err();
-    let mut rest = remains.end;
+    let arriving = arrive(subscriptions.ticket().unwrap());
+    let mut goes_on = |successor: &mut _| receive(successor, &mut next);
+    let arrives = || arriving.join().unwrap();
+    let (successor, departed) =
+        departing(subscriptions, Subscriptions::depart, arrives, &mut goes_on);
+    let mut rest = departed.unwrap_err().end;
     let Received::Ended(ended) = rest.recv().unwrap() else {
         panic!("there are no messages");
     };
     assert_eq!(ended.label, "left");
-    rest.depart().unwrap();
-    let subscriptions = arriving.join().unwrap();
+    let subscriptions = depart(rest, || successor, goes_on);
     assert_eq!(subscriptions.len(), 2);
     for publisher in &publishers {
         let stats = publisher.stats();
@@ -236,7 +281,7 @@ fn a_lane_that_cannot_be_passed_on() {
         publishers.push(publisher);
     }
     let ticket = subscriptions.ticket().unwrap();
-    let arriving = std::thread::spawn(move || ticket.arrive().unwrap());
+    let arriving = arrive(ticket);
     assert!(subscriptions.wait_until_awaited(PATIENCE).unwrap());
     let remains = subscriptions.depart().unwrap_err();
     assert!(remains.to_string().contains("limit"), "{remains}");

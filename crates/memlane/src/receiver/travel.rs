@@ -161,8 +161,8 @@ pub(crate) fn wait_for_departure<T: Trust>(
 impl<T: Trust> SubscriberBuilder<T> {
     /// Goes on where another receiver stops, in whatever process that is: at its name, if it has one, and on all of its lanes,
     /// each at the next message. Waits until the other [departs](Receiver::depart), or is gone, for as long as the
-    /// [`timeout`](SubscriberBuilder::timeout) allows; all that takes time is done before. Lanes come as they are departed from, and those
-    /// of senders that do not answer when they do. Options are this builder's own, whatever the other had:
+    /// [`timeout`](SubscriberBuilder::timeout) allows; all that takes time is done before. Lanes come as they are departed from, the late ones
+    /// with the calls that receive: whoever makes none keeps the other from departing. Options are this builder's own, whatever the other had:
     /// [`access`](SubscriberBuilder::access) among them.
     ///
     /// # Errors

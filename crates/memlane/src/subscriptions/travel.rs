@@ -46,7 +46,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// Goes on where other subscriptions stop, in whatever process that is: with each publisher at its next message, under the
     /// label it had and a key of its own. Waits until the others [depart](Subscriptions::depart), or are gone, for as long as the
     /// [`timeout`](SubscriberBuilder::timeout) allows. Publishers come as they are departed from, the late ones with the calls
-    /// that receive. Options are this builder's own for each, whatever the other had, but that those are
+    /// that receive: whoever makes none keeps the others from departing. Options are this builder's own for each, whatever the other had, but that those are
     /// [overwritten](SubscriberBuilder::overflow) that were.
     ///
     /// # Errors
