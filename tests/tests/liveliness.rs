@@ -115,7 +115,8 @@ fn what_is_a_sign_of_life() {
         Err(RecvError::Silent { .. })
     ));
 
-    // Told while it waits: the limit counts from there.
+    // Told while it waits: the limit counts from there. A sign before that, or the silence before would count if this thread is held up.
+    publisher.assert_alive();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let before = Instant::now();
