@@ -184,13 +184,13 @@ fn a_subscriber_moves_once_it_has_come_to_its_publisher() {
         "{stays}"
     );
     let mut subscriber = stays.subscriber.unwrap();
-    let _early = subscriber.ticket().unwrap();
-    let stays = subscriber.depart().unwrap_err();
-    assert!(
-        stays.to_string().contains("has still to receive"),
-        "{stays}"
-    );
-    let mut subscriber = stays.subscriber.unwrap();
+    for _ in 0..3 {
+        let early = subscriber.ticket().unwrap_err();
+        assert!(
+            early.to_string().contains("has still to receive"),
+            "{early}"
+        );
+    }
     assert_eq!(subscriber.recv().unwrap().to_vec(), b"before");
     assert_eq!(subscriber.recv().unwrap().to_vec(), b"after");
     let ticket = subscriber.ticket().unwrap();
@@ -201,6 +201,32 @@ fn a_subscriber_moves_once_it_has_come_to_its_publisher() {
     publisher.send(b"and on").unwrap();
     assert_eq!(subscriber.recv().unwrap().to_vec(), b"there");
     assert_eq!(subscriber.recv().unwrap().to_vec(), b"and on");
+}
+
+/// Who looks at nothing all the while, as one that is stopped, finds its way through all of them, without more rings at a time than it takes.
+#[test]
+fn a_hundred_moves_behind_the_back_of_a_subscriber() {
+    let _scene = Scene::new();
+    let mut publisher = unbound(4096).unbound().unwrap();
+    let lossy = Subscriber::builder().overflow(Overflow::Overwrite);
+    let polls = Subscriber::builder().wait(WaitPolicy::Poll);
+    let mut subscribers = [Subscriber::builder(), lossy, polls].map(|builder| {
+        let builder = builder.max_ring_bytes(3 * 4096);
+        subscribe(&publisher, builder)
+    });
+    for first in [&b"before"[..], b"and again"] {
+        publisher.send(first).unwrap();
+        for _ in 0..100 {
+            publisher = moved(publisher, unbound(4096));
+        }
+        publisher.send(b"after").unwrap();
+        for subscriber in &mut subscribers {
+            for message in [first, b"after"] {
+                assert_eq!(subscriber.recv().unwrap().to_vec(), message);
+            }
+        }
+    }
+    assert_eq!(publisher.stats().evicted, 0);
 }
 
 /// Nothing is sent between, so that each leaves a ring in which nothing is; and whoever looks then comes to the last.
@@ -438,6 +464,45 @@ fn pools_of_both_are_no_more_than_one() {
     for number in 0..sent {
         check(number, &subscriber.recv().unwrap().to_vec());
     }
+}
+
+/// Also where one looks at notices while it is in the midst of the first's: the second's are not taken before they are of use.
+#[test]
+fn what_a_successor_says_waits_until_it_is_heard() {
+    let _scene = Scene::new();
+    let builder = || {
+        let builder = unbound(1 << 14).spill_bytes(40 << 14);
+        builder.pool_bytes(4 << 20).max_message(1 << 20)
+    };
+    let mut publisher = builder().unbound().unwrap();
+    let builder_of_one = Subscriber::builder().max_pool_bytes(6 << 20);
+    let mut subscriber = subscribe(&publisher, builder_of_one);
+    let mut sent = 0;
+    let fill = |publisher: &mut Publisher, sent: &mut u64| {
+        for len in [5000; 100].into_iter().chain([200_000; 100]) {
+            let mut message = vec![0; len];
+            fill(*sent, &mut message);
+            *sent += u64::from(publisher.try_send(&message).is_ok());
+        }
+    };
+    fill(&mut publisher, &mut sent);
+    assert!(publisher.pool_bytes() > 3 << 20);
+    assert!(publisher.stats().spills > 20);
+    let mut publisher = moved(publisher, builder());
+    fill(&mut publisher, &mut sent);
+    assert!(publisher.pool_bytes() > 3 << 20);
+    assert!(publisher.stats().spills > 20);
+    for number in 0..sent {
+        assert!(!subscriber.is_awaited().unwrap());
+        check(number, &subscriber.recv().unwrap().to_vec());
+    }
+    drop(publisher);
+    assert!(matches!(
+        subscriber.recv(),
+        Err(RecvError::Disconnected {
+            reason: Reason::Closed
+        })
+    ));
 }
 
 /// A successor counts its signs of life anew: as many as the one before gave are news all the same.

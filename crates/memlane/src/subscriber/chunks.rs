@@ -93,8 +93,12 @@ impl Chunks {
     pub(super) fn farewell(&mut self, link: &Link) -> Reason {
         // All that waits: nothing is added to it any more, and what fits a socket is less than this. Attachments among it are
         // those of messages that never came.
-        self.take_until(link, u64::MAX, |_| false);
-        self.take_until(link, u64::MAX, |_| false);
+        for _ in 0..2 {
+            self.take_while(link, |chunks| {
+                chunks.attachments.forget_before(u64::MAX);
+                true
+            });
+        }
         self.farewell.clone().unwrap_or(Reason::Died)
     }
 
@@ -210,7 +214,8 @@ impl Chunks {
         self.take_until(link, position, |_| false);
     }
 
-    /// Takes all that the publisher has said, what belongs to later messages included, however much a socket holds here.
+    /// Takes all that the publisher has said, what belongs to later messages included, however much a socket holds here; but not
+    /// what another one says, which is [not heard yet](Homes::is_ahead).
     ///
     /// # Errors
     ///
@@ -218,7 +223,9 @@ impl Chunks {
     #[cold]
     pub(super) fn take_all(&mut self, link: &Link, position: u64) -> Result<(), ChunkError> {
         self.attachments.forget_before(position);
-        match (0..MAX_LOOKS).any(|_| self.take_while(link, |_| true)) {
+        let goes_on = |chunks: &mut Chunks| !chunks.homes.is_ahead();
+        let mut all = |_| self.take_while(link, goes_on) || self.homes.is_ahead();
+        match (0..MAX_LOOKS).any(&mut all) {
             true => Ok(()),
             false => Err(ChunkError {
                 why: format!(
@@ -251,11 +258,13 @@ impl Chunks {
         self.take_until(link, position, |chunks| chunks.rings.get(id).is_ok());
     }
 
-    /// Takes what there is on the link until it is enough, or has got ahead of the message at this position.
+    /// Takes what there is on the link until it is enough, or has got ahead of the message at this position, or of the publisher that
+    /// is heard.
     fn take_until(&mut self, link: &Link, position: u64, mut enough: impl FnMut(&Chunks) -> bool) {
         self.take_while(link, |chunks| {
             chunks.attachments.forget_before(position);
-            !enough(chunks) && !chunks.attachments.are_ahead_of(position)
+            let ahead = chunks.attachments.are_ahead_of(position) || chunks.homes.is_ahead();
+            !enough(chunks) && !ahead
         });
     }
 
@@ -329,10 +338,7 @@ impl Chunks {
             Notice::Farewell(farewell) => {
                 self.farewell.get_or_insert(farewell.into());
             }
-            Notice::Ring { id, memory } => {
-                self.make_room_for_ring();
-                self.rings.insert(id, memory.into());
-            }
+            Notice::Ring { id, memory } => self.rings.insert(id, memory.into()),
             Notice::RingRemoved { id } => {
                 self.rings.remove(id);
                 self.homes.forget(id);

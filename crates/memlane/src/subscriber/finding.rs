@@ -7,7 +7,9 @@ use memlane_region::{
 use memlane_transport::Link;
 
 use super::{NoMessage, Why, chunks::Chunks, lossy::Lossy, page::Page};
-use crate::protocol::MAX_RINGS;
+
+/// So many rings with nothing in them are gone through in one go: more than notices of a publisher that moves fit a link.
+const MAX_SWITCHES: usize = 1024;
 
 /// The next message, which is found, and will be found again until it is given out.
 #[derive(Clone, Copy, Debug)]
@@ -62,14 +64,15 @@ fn next_of_others(
     }
 }
 
-/// What comes next where a ring ends: it is in another. That may end there and then, if its publisher has moved on at once.
+/// What comes next where a ring ends: it is in another. That may end there and then, if its publisher has moved on at once. Where there
+/// are more of them than it goes through in one go, the ring [ends](RingReader::ends) still.
 #[cold]
 fn go_on(
     ring: &mut RingReader<Remote, Page>,
     chunks: &mut Chunks,
     link: &Link,
 ) -> Result<Option<Next>, NoMessage> {
-    for _ in 0..MAX_RINGS {
+    for _ in 0..MAX_SWITCHES {
         let Some(following) = ring.switched() else {
             return Ok(None);
         };

@@ -1,7 +1,6 @@
 //! Publishers that move to another process: where the one that is heard now has its words, and which come after it.
 
 use std::{
-    collections::VecDeque,
     io,
     os::fd::{AsFd, OwnedFd},
 };
@@ -18,8 +17,8 @@ use crate::{doorbells::Bell, protocol::MAX_RINGS};
 pub(super) struct Homes {
     /// In the order in which they were announced: each one's first ring, and what it is rung by.
     announced: Vec<(u32, Option<Bell>)>,
-    /// Those that have begun, and were not heard by then: each one's first ring, and the first ids of its own.
-    moved: VecDeque<(u32, u32, u32)>,
+    /// The one that has begun, and was not heard by then: its first ring, and the first ids of its own.
+    moved: Option<(u32, u32, u32)>,
     /// That of the publisher that is heard, once it is not the one that was subscribed to.
     here: Option<u32>,
     /// The reader has come to another one's, and its page is to know.
@@ -43,6 +42,12 @@ impl Homes {
             None => None,
             Some(_) => self.come.take(),
         }
+    }
+
+    /// Whether what is said on the link is said by a publisher that is not heard yet: this reader has still to come to it. What it has to
+    /// say can wait until then: it is of its own memory, of which there may be as much as of the other's.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.moved.is_some()
     }
 
     /// Whether another publisher is heard since this was asked last.
@@ -101,32 +106,14 @@ impl Chunks {
 
     /// Another publisher has begun, whose own ids begin with these.
     pub(super) fn moved(&mut self, home: u32, rings: u32, segments: u32) {
-        if self.homes.moved.len() == MAX_RINGS {
-            self.homes.moved.pop_front();
-        }
-        self.homes.moved.push_back((home, rings, segments));
+        self.homes.moved = Some((home, rings, segments));
         self.leave_old();
-    }
-
-    /// Makes room for a ring. Only one that is overwritten may have too many, of publishers that it has not come to: nobody counts
-    /// what it has. It misses what is in them then.
-    pub(super) fn make_room_for_ring(&mut self) {
-        let Homes {
-            moved, announced, ..
-        } = &self.homes;
-        if let (Some((_, rings, _)), true) = (moved.back(), self.rings.is_full()) {
-            let stays = |id| announced.iter().any(|(home, _)| *home == id);
-            self.rings.remove_before_but(*rings, stays);
-        }
     }
 
     /// Gives up what is the predecessor's of a publisher that has begun and is heard.
     fn leave_old(&mut self) {
         let Homes { moved, here, .. } = &mut self.homes;
-        let begun = moved.iter().position(|(home, ..)| Some(*home) == *here);
-        // Those before it are not heard any more.
-        let begun = begun.and_then(|at| moved.drain(..=at).next_back());
-        if let Some((_, rings, segments)) = begun {
+        if let Some((_, rings, segments)) = moved.take_if(|(home, ..)| Some(*home) == *here) {
             self.rings.remove_before(rings);
             self.reader.remove_before(segments);
         }

@@ -12,7 +12,8 @@ use crate::{Error, protocol::PacketRef};
 pub(super) const MAX_NOTICES: usize = 1024;
 
 impl<T: Trust> Subscriber<T> {
-    /// Asks for a ticket. False if there is no room for that now.
+    /// Asks for a ticket. False if there is no room for that now, or the publisher has moved, and what was sent before is still to be
+    /// received.
     ///
     /// # Errors
     ///
@@ -20,6 +21,9 @@ impl<T: Trust> Subscriber<T> {
     pub(crate) fn ask_for_ticket(&mut self) -> Result<bool, Error> {
         if self.chunks.is_over() {
             return Err(Error::HungUp);
+        }
+        if self.chunks.homes.is_ahead() {
+            return Ok(false);
         }
         let number = self.chunks.moving.next();
         self.travel = Travel::Stays;
@@ -42,7 +46,7 @@ impl<T: Trust> Subscriber<T> {
     ///
     /// # Errors
     ///
-    /// It is gone.
+    /// It is gone; or it has moved, and what was sent before is still to be received.
     pub(crate) fn hear_out(&mut self) -> Result<(), Error> {
         for _ in 0..MAX_NOTICES {
             match self.hear_notice(Some(Instant::now())) {

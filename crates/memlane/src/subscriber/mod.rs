@@ -312,10 +312,13 @@ impl<T: Trust> Subscriber<T> {
     }
 
     /// Whether one that has found nothing may sleep, once it is armed: nothing at all was there, and not just nothing that had
-    /// not been overwritten by the time it was copied.
+    /// not been overwritten by the time it was copied, or nothing in as many rings as one look goes through.
     #[inline]
     fn may_sleep(&self) -> bool {
-        self.lossy.as_ref().is_none_or(|lossy| lossy.is_empty())
+        match &self.lossy {
+            None => !self.ring.ends(),
+            Some(lossy) => lossy.is_empty(),
+        }
     }
 
     /// The next message, if there is one.

@@ -121,16 +121,10 @@ impl Rings {
     }
 
     /// Whether there may be no more.
-    pub(super) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         // Which one is the first is not known before there is a capacity.
         let first = usize::from(self.capacity.is_some());
         self.waiting.len() + self.mapped.len() + first >= MAX_RINGS
-    }
-
-    /// The same, but for some.
-    pub(super) fn remove_before_but(&mut self, id: u32, stays: impl Fn(u32) -> bool) {
-        self.mapped
-            .retain(|(other, _)| *other >= id || stays(*other));
     }
 
     /// One that was announced is not to be had.

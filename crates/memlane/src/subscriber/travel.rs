@@ -24,6 +24,9 @@ use crate::{
 /// For how long a subscriber waits for its publisher's control side to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Why there is no ticket to be had yet.
+const ELSEWHERE: &str = "it has still to receive what was sent before its publisher has moved";
+
 /// Whether a subscriber is about to move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Travel {
@@ -195,8 +198,8 @@ impl<T: Trust> Subscriber<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Stays`] if the publisher is short of resources; [`Error::HungUp`] if it is gone;
-    /// [`Error::NoAnswer`].
+    /// [`Error::Stays`] if the publisher is short of resources, or has itself moved, and what it had sent before has not been received
+    /// yet; [`Error::HungUp`] if it is gone; [`Error::NoAnswer`].
     ///
     /// ```
     /// use memlane::{Link, Publisher, Subscriber, Ticket};
@@ -228,6 +231,9 @@ impl<T: Trust> Subscriber<T> {
         if self.chunks.is_over() {
             return Err(Error::HungUp);
         }
+        if self.chunks.homes.is_ahead() {
+            return Err(Error::stays(ELSEWHERE));
+        }
         let deadline = after(PATIENCE);
         let number = self.chunks.moving.next();
         self.tell(&PacketRef::Ticket { number }, deadline)?;
@@ -237,7 +243,13 @@ impl<T: Trust> Subscriber<T> {
                 return Ok(ticket);
             }
             self.stays_not()?;
-            self.hear_another(deadline, &mut heard)?;
+            self.hear_another(deadline, &mut heard)
+                .inspect_err(|error| {
+                    if matches!(error, Error::Stays { .. }) {
+                        // It comes later, and is void by then.
+                        let _ = self.link.try_send(&PacketRef::Stays);
+                    }
+                })?;
         }
     }
 
@@ -455,9 +467,16 @@ impl<T: Trust> Subscriber<T> {
     }
 
     /// Waits for one more notice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stays`]: the next is one of a publisher that is not heard yet.
     pub(super) fn hear_notice(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         if self.chunks.is_over() {
             return Err(Error::HungUp);
+        }
+        if self.chunks.homes.is_ahead() {
+            return Err(Error::stays(ELSEWHERE));
         }
         match self.link.recv_timeout(left(deadline)) {
             Ok(notice) => {
