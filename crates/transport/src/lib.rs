@@ -84,7 +84,7 @@ pub use dispose::{MAX_DISPOSERS, dispose};
 pub use error::Error;
 pub use fd::{Fd, FdRef, Fds, SharedFd, WeakFds};
 pub use limits::Limits;
-pub use link::Link;
+pub use link::{Link, Room};
 pub use listener::Listener;
 pub use peer::{Credentials, Peer};
 pub use process::{Obstacle, Refusal, same_description, same_description_in, take_descriptor};

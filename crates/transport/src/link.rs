@@ -28,6 +28,7 @@ use crate::sys;
 use crate::wait::{self, Patience};
 use inbox::Inbox;
 use outbox::{Outbox, Sent};
+pub use room::Room;
 
 /// A connection between two processes: typed messages both ways, each with any number of descriptors in it, up to its
 /// [`Limits`].

@@ -5,6 +5,7 @@ mod followers;
 mod hostile;
 mod moves;
 mod senders;
+mod unread;
 
 use memlane_tests::{play, steady};
 

@@ -30,7 +30,7 @@ use crate::{
     doorbells::{self, Bell},
     error::Sides,
     left,
-    protocol::{MAX_RINGS, NoticeRef, Opening, VERSION, limits_of_publisher},
+    protocol::{NoticeRef, Opening, VERSION, limits_of_publisher},
 };
 
 /// Positions beyond this are nonsense.
@@ -129,15 +129,6 @@ fn check(at: &passage::Place, home: u32) -> Result<(), Error> {
         return Err(nonsense(format!(
             "expected ids for rings behind {home}, got {}",
             at.rings
-        )));
-    }
-    let rings = &at.left_behind;
-    if rings.len() > MAX_RINGS || rings.iter().any(|end| *end > at.position) {
-        return Err(nonsense(format!(
-            "expected at most {MAX_RINGS} rings that end at {} or before, got {}, up to {:?}",
-            at.position,
-            rings.len(),
-            rings.iter().max()
         )));
     }
     Ok(())
@@ -335,7 +326,7 @@ impl Arriving {
             publisher.writer.keep(history);
         }
         publisher.pool.begin_at(at.chunks, at.segments);
-        publisher.spill.go_on(at.left_behind, at.rings);
+        publisher.spill.number_from(at.rings);
         let control = (*publisher.control).clone();
         let mut state = control.state();
         state.last_tag = at.tag;

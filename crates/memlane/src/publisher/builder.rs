@@ -415,6 +415,7 @@ impl PublisherBuilder {
             sleeps: self.wait != WaitPolicy::Poll,
             registered: self.membarrier && memlane_signaling::register(),
             max_subscribers: self.max_subscribers,
+            waits: self.when_full == WhenFull::AsAsked && self.ask.is_none(),
             carries: self.carries,
             pattern: Pattern::Lane,
             max_attachments: self.max_attachments,

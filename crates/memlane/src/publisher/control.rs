@@ -50,6 +50,8 @@ pub(super) struct Terms {
     /// Subscribers may carry the barrier: this process is registered.
     pub(super) registered: bool,
     pub(super) max_subscribers: usize,
+    /// Subscribers that ask for it are waited for, however long that takes.
+    pub(super) waits: bool,
     /// What its messages are.
     pub(super) carries: PayloadType,
     pub(super) pattern: Pattern,

@@ -243,6 +243,16 @@ impl Control {
         let Some(peer) = peer.map(|goer| goer.peer.clone()) else {
             return;
         };
+        if self.terms.waits && peer.holds_up_moves() {
+            let who = peer.pid().map_or_else(
+                || "a subscriber".to_owned(),
+                |pid| format!("the subscriber of process {pid}"),
+            );
+            let why = format!(
+                "{who} has left so many notices unread that it cannot be told of a successor"
+            );
+            return self.stay(state, Some(why));
+        }
         let home = NoticeRef::Home {
             id,
             memory,

@@ -114,8 +114,6 @@ pub(super) struct Place {
     pub(super) rings: u32,
     /// Of the last attachments.
     pub(super) tag: u16,
-    /// Where the rings end that some have still to read.
-    pub(super) left_behind: Vec<u64>,
 }
 
 /// A subscriber that has been [told of](Subscriber), and what is on its way to it: so many notices of attachments were sent, and so

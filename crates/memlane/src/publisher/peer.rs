@@ -204,6 +204,18 @@ impl Peer {
         self.behind(told)
     }
 
+    /// Whether there is no room to tell it of a successor, and of what comes of that, though it is one that a publisher waits for. One
+    /// that was given a smaller socket to be told over is not waited for: it would have no room from the start.
+    pub(super) fn holds_up_moves(&self) -> bool {
+        let full = |link: &Link| -> Result<bool, LinkError> {
+            let room = link.room()?;
+            let made = sockopt::socket_send_buffer_size(link).unwrap_or(0);
+            Ok(!room.is_left_beside(LAST_WORDS + OF_A_MOVE) && room.size >= made)
+        };
+        let waits = self.overflow == Overflow::Block && !self.evicted();
+        waits && matches!(self.with_link(full), Some(Ok(true)))
+    }
+
     /// Tells it that the first ring of a successor is none after all, as [`tell`](Peer::tell) does.
     pub(super) fn withdraw(&self, ring: u32) -> bool {
         let behind = self.tell(&NoticeRef::RingRemoved { id: ring });
@@ -391,7 +403,7 @@ fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
 
 /// Whether there was room.
 fn send(link: &Link, notice: &NoticeRef<'_>) -> Result<bool, LinkError> {
-    if !link.has_room_beside(LAST_WORDS)? {
+    if link.sends_over().is_some() && !link.room()?.is_left_beside(LAST_WORDS) {
         return Ok(false);
     }
     match link.try_send(notice) {
@@ -409,6 +421,9 @@ const UNREAD: &str = "it has left too many notices of the pool unread";
 
 /// Bytes for them in a socket that cannot be enlarged: one or two, which are no longer than a packet may be, as the kernel counts.
 const LAST_WORDS: usize = 16 << 10;
+
+/// The same, for what is said of a move: the successor's ring, and that it has begun, or that it is none after all.
+const OF_A_MOVE: usize = 4 << 10;
 
 /// Nothing more is said.
 fn shut(link: &Link) {

@@ -18,8 +18,6 @@ pub(super) struct Spill {
     last: u32,
     /// When one was last left.
     left: Option<Instant>,
-    /// Rings of publishers before this one that somebody may still have: up to where those publishers sent, in order.
-    before: Vec<u64>,
     /// One of those that there may be is to be a successor's.
     reserved: bool,
 }
@@ -48,7 +46,6 @@ impl Spill {
             rings,
             last: 0,
             left: None,
-            before: Vec::new(),
             reserved: false,
         })
     }
@@ -62,9 +59,8 @@ impl Spill {
         self.ring_bytes
     }
 
-    /// Somebody may still have rings of publishers before this one, who has not come beyond these positions; the next id is this one.
-    pub(super) fn go_on(&mut self, before: Vec<u64>, next: u32) {
-        self.before = before;
+    /// The next id is this one: those before it are other publishers'.
+    pub(super) fn number_from(&mut self, next: u32) {
         self.last = next.saturating_sub(1);
     }
 
@@ -101,34 +97,9 @@ impl Publisher {
         }
     }
 
-    /// How many rings somebody may have who has not been dropped: those that there are, and those of a publisher before this one,
-    /// all of them, until everybody has received something from one that came after it. Where nothing was sent since, nobody can
-    /// say who has come.
-    pub(super) fn rings_left(&mut self) -> usize {
-        let Publisher { spill, writer, .. } = self;
-        spill
-            .before
-            .retain(|end| writer.is_read_before(end.saturating_add(1)));
-        let here = writer.position();
-        let before = spill.before.iter().filter(|end| **end < here);
-        before.count() + writer.rings_in_use()
-    }
-
-    /// The same, and one that is kept for a successor.
-    fn rings_in_use(&mut self) -> usize {
-        self.rings_left() + usize::from(self.spill.reserved)
-    }
-
-    /// The rings that somebody may have when a successor begins, for [`Spill::go_on`].
-    pub(super) fn left_behind(&mut self) -> Vec<u64> {
-        self.rings_left();
-        let (here, rings) = (self.writer.position(), self.writer.rings_in_use());
-        let mut left = self.spill.before.clone();
-        // Of many who have sent nothing.
-        let counted = left.partition_point(|end| *end < here);
-        left.truncate(counted.max((MAX_RINGS / 2).saturating_sub(rings)));
-        left.extend(std::iter::repeat_n(here, rings));
-        left
+    /// How many rings there are that somebody may have who has not been dropped, and one that is kept for a successor.
+    fn rings_in_use(&self) -> usize {
+        self.writer.rings_in_use() + usize::from(self.spill.reserved)
     }
 
     /// An id for a ring, which no other has.

@@ -132,9 +132,8 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// [`Error::Stays`] if subscribers have so many rings still to read
-    /// ([`spill_bytes`](PublisherBuilder::spill_bytes), and those of publishers before this one) that there can be no more;
-    /// [`Error::HungUp`] from a sender whose receiver is gone; [`Error::Os`].
+    /// [`Error::Stays`] if subscribers have so many rings still to read ([`spill_bytes`](PublisherBuilder::spill_bytes)) that there
+    /// can be no more; [`Error::HungUp`] from a sender whose receiver is gone; [`Error::Os`].
     ///
     /// ```
     /// use memlane::{Link, Publisher, PublisherTicket, Subscriber};
@@ -171,10 +170,10 @@ impl Publisher {
         if self.ended {
             return Err(Error::HungUp);
         }
-        if self.rings_left() >= MAX_RINGS {
+        if self.writer.rings_in_use() >= MAX_RINGS {
             self.set_rings_aside();
         }
-        let left = self.rings_left();
+        let left = self.writer.rings_in_use();
         if left >= MAX_RINGS {
             return Err(Error::stays(format!(
                 "subscribers have {left} rings still to read, and there are {MAX_RINGS} at most"
@@ -196,8 +195,8 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// [`Error::Stays`], once, if there will be none: whoever had the ticket is gone, or is of another kind. This publisher goes on,
-    /// and may give another ticket.
+    /// [`Error::Stays`], once, if there will be none: whoever had the ticket is gone, or is of another kind; or a subscriber that is
+    /// waited for has left so many notices unread that it cannot be told. This publisher goes on, and may give another ticket.
     pub fn is_awaited(&mut self) -> Result<bool, Error> {
         let driven = self.control.drive_if_driven();
         driven.map_err(Error::os("look for control events"))?;
@@ -339,7 +338,6 @@ impl Publisher {
         let listener = state.listener.take();
         // Nobody of theirs can begin at the successor's with what this publisher says.
         control.void_tickets(state);
-        let left_behind = self.left_behind();
         let (position, sequence) = self.writer.hand_over(leaving.home);
         // No way back.
         self.inline_end = 0;
@@ -356,7 +354,6 @@ impl Publisher {
             segments,
             rings: self.next_ring_id().unwrap_or(u32::MAX),
             tag: state.last_tag,
-            left_behind,
         });
         let told = link.send_timeout(&departs, PATIENCE);
         if let Some(listener) = &listener {

@@ -182,6 +182,7 @@ impl WatchSenderBuilder {
             sleeps: false,
             registered: false,
             max_subscribers: self.max_receivers,
+            waits: false,
             carries: self.carries,
             pattern: Pattern::Latest,
             max_attachments: 0,

@@ -309,13 +309,6 @@ impl<M: WordsMut, R: Reader> RingWriter<M, R> {
         self.slowest == self.position
     }
 
-    /// Whether any reader has still to read what lies before this position. Looks at their cursors.
-    #[cold]
-    pub fn is_read_before(&mut self, position: u64) -> bool {
-        self.refresh(0);
-        self.slowest < position
-    }
-
     /// The word to show to readers before sleeping until the ring [is drained](RingWriter::is_drained), as
     /// [`want`](RingWriter::want) is for room.
     pub fn want_drained(&self) -> u64 {

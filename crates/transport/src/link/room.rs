@@ -11,6 +11,24 @@ use crate::error::Error;
 use crate::sys;
 use crate::wait;
 
+/// Bytes of a socket's buffer, as the kernel counts them: with its own structures, some 800 for the smallest packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Room {
+    /// All there are.
+    pub size: usize,
+    /// Those of what the peer has not received yet.
+    pub taken: usize,
+}
+
+impl Room {
+    /// Whether there is room for something beside so many bytes; of a buffer that is too small for that, beside a quarter of it.
+    #[must_use]
+    pub fn is_left_beside(self, bytes: usize) -> bool {
+        self.taken.saturating_add(bytes.min(self.size / 4)) <= self.size
+    }
+}
+
 impl Link {
     /// Whether the socket says that it has room (POLLOUT), with no message begun. Three quarters of the send buffer are
     /// then free (unix_writable, net/unix/af_unix.c), and only this end can fill them.
@@ -24,22 +42,17 @@ impl Link {
         Ok(found.is_some_and(|found| found.contains(PollFlags::OUT)))
     }
 
-    /// Whether the socket it sends over, if that is [another's](Link::send_over), has so many bytes of room, as the kernel counts them,
-    /// beside what the peer has not received yet. Of its own socket a link can make the buffer larger; that of another it must not
-    /// touch: who holds it can make setsockopt(2) sleep.
+    /// The room of the socket it sends over, whichever that is. Of its own socket a link can make the buffer larger; that of
+    /// [another](Link::send_over) it must not touch: who holds it can make setsockopt(2) sleep.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn has_room_beside(&self, bytes: usize) -> Result<bool, Error> {
-        let Some(out) = self.sends_over() else {
-            return Ok(true);
-        };
+    pub fn room(&self) -> Result<Room, Error> {
         let asking = |error| Error::io("asking for a socket's room", error);
-        let size = sockopt::socket_send_buffer_size(out).map_err(asking)?;
-        let queued = sys::unreceived(out)
+        let size = sockopt::socket_send_buffer_size(self.out()).map_err(asking)?;
+        let taken = sys::unreceived(self.out())
             .map_err(|error| Error::io("asking what has been received", error))?;
-        // Where buffers are as small as that, a part is left.
-        Ok(queued.saturating_add(bytes.min(size / 4)) <= size)
+        Ok(Room { size, taken })
     }
 
     /// Messages with descriptors that the peer may not have received yet: never fewer than there are.
