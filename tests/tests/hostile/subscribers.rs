@@ -2,10 +2,14 @@
 
 use memlane::Link;
 use memlane_tests::{
-    Census, Policy, Scene, Steady, Stream, Wish, ready_to_sleep, unbound, wait_until,
+    Census, PATIENCE, Policy, Scene, Steady, Stream, Wish, ready_to_sleep, unbound, wait_until,
+    wire::{Asks, Notice, Offer, VERSION},
 };
 
-use crate::villain::{Outcome, Villainy};
+use crate::{
+    by_hand::{join, open},
+    villain::{Outcome, Villainy},
+};
 
 const LONGEST: usize = 600;
 
@@ -215,6 +219,43 @@ fn a_doorbell_that_is_a_trap() {
             }
         });
     }
+}
+
+/// One asks for tickets without end, and takes none: few descriptors are on their way to it, which count for all of its publisher's user.
+#[test]
+fn tickets_that_nobody_takes() {
+    let _scene = Scene::new();
+    let publisher = unbound(1 << 14).unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    publisher.attach(ours).unwrap();
+    open(&theirs, VERSION);
+    let offer = Offer {
+        socket: None,
+        eventfd: None,
+    };
+    let (joined, _) = join(theirs, offer, false).ok().unwrap();
+    for round in 0..3 {
+        for _ in 0..50 {
+            joined.link.send_timeout(&Asks::TICKET, PATIENCE).unwrap();
+        }
+        wait_until("it has heard them", || {
+            joined.link.room().unwrap().taken == 0
+        });
+        let mut given = Vec::new();
+        for _ in 0..50 {
+            match joined.link.recv_timeout(PATIENCE).unwrap() {
+                Notice::Ticket { link, .. } => given.push(link),
+                Notice::Stays { why, .. } => {
+                    assert!(why.contains("at most 4 tickets"), "{why}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        // It may have been about to answer the last when these were taken.
+        assert!((4..=5).contains(&given.len()), "{round}: {}", given.len());
+    }
+    drop(joined.ticket());
+    assert_eq!(publisher.stats().evicted, 0);
 }
 
 /// Hundreds connect and never say anything: the oldest make room for the newest, and whoever does speak is served.

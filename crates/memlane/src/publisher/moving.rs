@@ -28,6 +28,10 @@ const MAX_PACKETS: usize = 4;
 /// So many may still hold something whose place a subscriber has, the one after the other. Each costs what a subscriber costs.
 const MAX_PREDECESSORS: usize = 16;
 
+/// So many tickets may be on their way to a subscriber: whoever reads one asks for another at most. Each is a descriptor, of which all that
+/// this user's processes send may only have so many on their way.
+const MAX_TICKETS: u32 = 4;
+
 /// Whose a subscriber's place in the roster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -183,6 +187,12 @@ impl Control {
                 "expected at most {MAX_PREDECESSORS} that had its place before and still hold something, got {before}"
             ));
         }
+        let unread = Control::place(state, source).map_or(0, |(peer, _)| peer.unread_tickets());
+        if unread >= MAX_TICKETS {
+            return Err(format!(
+                "expected at most {MAX_TICKETS} tickets on their way to it, got another request"
+            ));
+        }
         let short = |error| format!("the publisher is short of resources: {error}");
         let (ours, theirs) = Link::pair().map_err(short)?;
         let successor = self.greet(state, ours, None, Comes::ToSucceed(source));
@@ -197,7 +207,7 @@ impl Control {
         let link = FdRef::new(&theirs);
         // Whoever is gone needs none. What takes a descriptor may find no room where a word does: in the kernel's count of those
         // on their way, or behind attachments.
-        if peer.sends(&NoticeRef::Ticket { number, link }) {
+        if peer.gives_ticket(&NoticeRef::Ticket { number, link }) {
             return Ok(());
         }
         if let Some((_, Place::Own { successor, .. })) = Control::place(state, source) {

@@ -49,6 +49,8 @@ pub(super) struct Peer {
     last_word: Mutex<Option<Farewell>>,
     /// So many packets have come of it since.
     late: AtomicU32,
+    /// So many tickets were given to it since its link was last seen with nothing unread.
+    tickets: AtomicU32,
     /// It was too slow: the publisher goes on without it.
     dismissed: AtomicBool,
     overflow: Overflow,
@@ -81,6 +83,7 @@ impl Peer {
             evicted: AtomicBool::new(false),
             last_word: Mutex::new(None),
             late: AtomicU32::new(0),
+            tickets: AtomicU32::new(0),
             dismissed: AtomicBool::new(false),
             overflow,
         }
@@ -334,7 +337,7 @@ impl Peer {
     }
 
     /// Says it, if there is room for that. False if there is not, with somebody there to be told.
-    pub(super) fn sends(&self, notice: &NoticeRef<'_>) -> bool {
+    fn sends(&self, notice: &NoticeRef<'_>) -> bool {
         if self.evicted() || self.dismissed() {
             return true;
         }
@@ -345,7 +348,23 @@ impl Peer {
         }
     }
 
-    /// The same. One that cannot be told has left others unread: it is [given up](Peer::give_up).
+    /// How many of its tickets it may have left unread, at most.
+    pub(super) fn unread_tickets(&self) -> u32 {
+        let read = |link: &Link| link.room().is_ok_and(|room| room.taken == 0);
+        if self.with_link(read) == Some(true) {
+            self.tickets.store(0, Ordering::Relaxed);
+        }
+        self.tickets.load(Ordering::Relaxed)
+    }
+
+    /// Gives it one, as it [says](Peer::sends) anything.
+    pub(super) fn gives_ticket(&self, ticket: &NoticeRef<'_>) -> bool {
+        let given = self.sends(ticket);
+        self.tickets.fetch_add(u32::from(given), Ordering::Relaxed);
+        given
+    }
+
+    /// The same as [`sends`](Peer::sends). One that cannot be told has left others unread: it is [given up](Peer::give_up).
     pub(super) fn say(&self, notice: &NoticeRef<'_>) {
         if self.evicted() || self.dismissed() {
             return;
