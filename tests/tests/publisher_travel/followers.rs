@@ -224,6 +224,27 @@ fn many_moves_without_a_message() {
     }
 }
 
+/// Nobody waits for one that is overwritten, nor for its successor.
+#[test]
+fn an_overwritten_one_that_has_departed_for_nobody_holds_up_no_move() {
+    let _scene = Scene::new();
+    let mut publisher = unbound(4096).unbound().unwrap();
+    let mut other = subscribe(&publisher, Subscriber::builder());
+    let lossy = || Subscriber::builder().overflow(Overflow::Overwrite);
+    let mut overwritten = subscribe(&publisher, lossy());
+    publisher.send(b"one").unwrap();
+    let ticket = overwritten.ticket().unwrap();
+    overwritten.depart().unwrap();
+    let mut publisher = moved(publisher, unbound(4096));
+    publisher.send(b"two").unwrap();
+    let refused = lossy().arrive(ticket).unwrap_err();
+    assert!(matches!(refused, Error::HungUp), "{refused}");
+    for message in [b"one", b"two"] {
+        assert_eq!(other.recv().unwrap().to_vec(), message);
+    }
+    assert_eq!(publisher.subscribers(), 1);
+}
+
 #[test]
 fn sixty_four_subscribers_follow() {
     let _scene = Scene::new();

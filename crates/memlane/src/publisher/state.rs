@@ -94,10 +94,19 @@ impl State {
 
     /// Whether one that is waited for has departed, and its successor is not there yet.
     pub(super) fn keeps_a_place(&self) -> bool {
+        self.keeps_place_of(|peer| !peer.is_lossy())
+    }
+
+    /// Whether one that is overwritten has.
+    pub(super) fn keeps_a_lossy_place(&self) -> bool {
+        self.keeps_place_of(Peer::is_lossy)
+    }
+
+    fn keeps_place_of(&self, one: impl Fn(&Peer) -> bool) -> bool {
         self.links.values().any(|connection| match connection {
             Connection::Joined { peer, place, .. } => {
                 let kept = !place.is_own() && place.is_kept();
-                kept && !peer.is_lossy() && !peer.dismissed()
+                kept && one(peer) && !peer.dismissed()
             }
             _ => false,
         })

@@ -14,7 +14,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{
     Publisher, PublisherBuilder,
     control::Control,
-    moving,
     passage::{Going, GreeterRef, HandsOverRef, Place},
     state::{Comes, Connection, State},
 };
@@ -22,6 +21,10 @@ use crate::{Error, after, error::NO_TICKET, protocol::MAX_RINGS};
 
 /// For how long a publisher waits for its successor to get to know those that came last.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// For how long it waits for those who have departed from it and whose successors have not come, if they are overwritten: nobody waits
+/// for them.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// It looks again after so long, whatever it hears.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -213,7 +216,7 @@ impl Publisher {
     ///
     /// As [`is_awaited`](Publisher::is_awaited).
     pub fn wait_until_awaited(&mut self, timeout: Duration) -> Result<bool, Error> {
-        let ready = self.wait_for_successor(after(timeout), |_, _| Ok(()));
+        let ready = self.wait_for_successor(after(timeout), |_, _| Ok(Some(())));
         match ready {
             Ok(ready) => Ok(ready.is_some()),
             Err(Undeparted::Stays(error) | Undeparted::Lost(error)) => {
@@ -239,7 +242,7 @@ impl Publisher {
     /// # Errors
     ///
     /// [`PublisherStays`], with the publisher, if there is no successor, or it is not ready in time; or if a subscriber is itself on its
-    /// way between two processes: then the successor still waits, and it may depart later. Or attachments are half sent: the
+    /// way between two processes, and not one that is overwritten: then the successor still waits, and it may depart later. Or attachments are half sent: the
     /// ticket is void then.
     pub fn depart(mut self) -> Result<(), Box<PublisherStays>> {
         match self.try_depart() {
@@ -263,9 +266,13 @@ impl Publisher {
         }
         // What nobody reads is not to count where this one has moved to.
         self.give_up_rings();
+        let begun = Instant::now();
         let deadline = after(PATIENCE);
         let departed = self.wait_for_successor(deadline, |publisher, state| {
-            publisher.hand_over(state, deadline)
+            if state.keeps_a_lossy_place() && begun.elapsed() < GRACE {
+                return Ok(None);
+            }
+            publisher.hand_over(state, deadline).map(Some)
         });
         match departed {
             Ok(Some(())) => Ok(()),
@@ -282,12 +289,12 @@ impl Publisher {
         }
     }
 
-    /// Waits until there is a successor that knows everybody, and does this then, before anything changes. `None` if the deadline
-    /// has passed before.
+    /// Waits until there is a successor that knows everybody, and does this then, before anything changes, unless that has still to
+    /// wait. `None` if the deadline has passed before.
     fn wait_for_successor<V>(
         &mut self,
         deadline: Option<Instant>,
-        mut then: impl FnMut(&mut Publisher, &mut State) -> Result<V, Undeparted>,
+        mut then: impl FnMut(&mut Publisher, &mut State) -> Result<Option<V>, Undeparted>,
     ) -> Result<Option<V>, Undeparted> {
         let control = (*self.control).clone();
         loop {
@@ -295,7 +302,9 @@ impl Publisher {
             driven.map_err(Error::os("look for control events"))?;
             let mut state = control.state();
             if control.is_ready_to_leave(&mut state)? {
-                return then(self, &mut state).map(Some);
+                if let Some(done) = then(self, &mut state)? {
+                    return Ok(Some(done));
+                }
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(None);
@@ -323,7 +332,7 @@ impl Publisher {
         let Some(link) = state.leaving.as_ref().map(|leaving| leaving.link.clone()) else {
             return Err(Error::stays(NO_TICKET).into());
         };
-        if state.has_travellers() {
+        if state.keeps_a_place() {
             return Err(Error::stays("a subscriber is on its way between two processes").into());
         }
         // If it comes to nothing after these, all are this publisher's as before.
@@ -363,18 +372,6 @@ impl Publisher {
         control.let_go(state);
         drop(listener);
         told.map_err(|error| Undeparted::Lost(untold(error)))
-    }
-}
-
-impl State {
-    /// Whether a subscriber has departed, and its successor has not come.
-    fn has_travellers(&self) -> bool {
-        self.links.values().any(|connection| match connection {
-            Connection::Joined { peer, place, .. } => {
-                matches!(place, moving::Place::Kept { .. }) && !peer.dismissed()
-            }
-            _ => false,
-        })
     }
 }
 
