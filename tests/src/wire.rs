@@ -58,6 +58,11 @@ pub fn of_the_future(address: &Address) -> JoinHandle<()> {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Hello(u32);
 
+impl Hello {
+    /// Of a receiver of a latest value.
+    pub const WATCH: Hello = Hello(7);
+}
+
 impl Default for Hello {
     fn default() -> Hello {
         Hello(3)

@@ -131,7 +131,7 @@ pub use server::{Answering, ReplyError, Request, Responder, Server, ServerBuilde
 pub use subscriber::Messages;
 pub use subscriber::{
     Held, Message, Stays, Subscriber, SubscriberBuilder, SubscriberStats, Ticket, Trust, Trusted,
-    Untrusted, WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats,
+    Untrusted, WatchError, WatchReceiver, WatchReceiverBuilder, WatchReceiverStats, WatchTicket,
 };
 pub use subscriptions::{Ended, Received, Subscriptions, SubscriptionsStats, SubscriptionsTicket};
 pub use watched::{End, Watched};

@@ -6,13 +6,17 @@ mod support;
 use std::{
     os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use memlane_region::{
     Error, HeapWords, Shared, Words, WordsMut,
-    latest::{LatestReader, LatestWriter, ReadError, TooLong, Update, ring_len},
+    latest::{LatestReader, LatestWriter, ReadError, TooLong, Update, Watcher, ring_len},
     page_size,
+    ring::{From, LEFT, NoSuccession, Reader},
 };
 use proptest::prelude::*;
 use support::{Numbers, held, payload};
@@ -204,6 +208,102 @@ fn values_have_types() {
     assert_eq!(reader.read_value::<[u64; 4]>(), expected(32).map(|()| None));
     assert!(reader.changed());
     assert_eq!(reader.read_value::<Pose>(), Ok(Some((7, pose(7)))));
+}
+
+/// Who goes on where another has been takes what that one has read for known, and all that is newer for new.
+#[test]
+fn a_reader_goes_on_where_another_has_been() {
+    let (mut writer, mut reader, descriptor) = cell("latest-goes-on", 100);
+    for number in 0..12 {
+        let seen = reader.sequence();
+        for written in number..number + number % 4 {
+            // It is the same whether that was before it came, or after.
+            let mut successor = open(&descriptor, 100);
+            successor.begin_at(seen);
+            assert_eq!(successor.sequence(), seen);
+            assert_eq!(successor.changed(), writer.sequence() > seen);
+            writer.write(&payload(written, 50)).unwrap();
+            assert!(successor.changed());
+            let expected = (writer.sequence(), payload(written, 50));
+            assert_eq!(read(&mut successor), Some(expected));
+            assert!(!successor.changed());
+        }
+        // What is known can be looked at again.
+        let newest = read(&mut reader);
+        let mut successor = open(&descriptor, 100);
+        successor.begin_at(reader.sequence());
+        assert!(!successor.changed());
+        assert_eq!(read(&mut successor), newest);
+    }
+    // A number that there is not, however great.
+    for number in [writer.sequence() + 1, 1 << 62, u64::MAX] {
+        let mut successor = open(&descriptor, 100);
+        successor.begin_at(number);
+        successor.changed();
+        let error = successor.read(&mut [0; 100]);
+        assert!(
+            matches!(error, Err(ReadError::Unstable { .. })),
+            "{error:?}"
+        );
+    }
+}
+
+/// One that may sleep.
+#[derive(Debug, Default)]
+struct Sleeper {
+    woken: AtomicBool,
+}
+
+impl Watcher for Sleeper {
+    fn wake(&self) {
+        self.woken.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Reader for Sleeper {
+    fn cursor(&self) -> u64 {
+        LEFT
+    }
+
+    fn corrupt(&self, found: u64) {
+        panic!("it has no cursor, and says {found}");
+    }
+}
+
+/// Its place is another's, which is woken from then on, and told what was read last. What it can have read is what was written.
+#[test]
+fn one_that_sleeps_is_succeeded() {
+    let (mut writer, _) = LatestWriter::<Shared, Sleeper>::create("latest-succeeded", 8).unwrap();
+    for value in 0..5_u64 {
+        writer.write_value(&value).unwrap();
+    }
+    let roster = writer.roster().clone();
+    let mut id = roster.join(Arc::default()).unwrap().id;
+    // It may have read less than there was when it came, and a value that is just being written.
+    for seen in [0, 3, 5, 6] {
+        let successor = Arc::<Sleeper>::default();
+        let joined = roster.succeed(id, successor.clone(), From::Seen(seen), false);
+        let joined = joined.unwrap();
+        assert_eq!((joined.sequence, roster.len()), (seen, 1));
+        id = joined.id;
+        assert!(!successor.woken.load(Ordering::Relaxed));
+    }
+    let refused = roster.succeed(id, Arc::default(), From::Seen(7), false);
+    let refused = refused.unwrap_err();
+    assert!(
+        matches!(refused, NoSuccession::Corrupt { found: 7 }),
+        "{refused}"
+    );
+    // Those who stay are woken, too, until they leave.
+    let stays = roster.joined(id).unwrap();
+    let next = roster
+        .succeed(id, Arc::default(), From::Seen(6), true)
+        .unwrap();
+    writer.write_value(&6_u64).unwrap();
+    for sleeper in [&stays, &next] {
+        assert!(sleeper.reader.woken.load(Ordering::Relaxed));
+    }
+    assert!(roster.leave(stays.id) && roster.leave(next.id) && roster.is_empty());
 }
 
 /// The sequence number in every word, and a length that goes with it.

@@ -1,11 +1,11 @@
-//! Typed ends of many lanes that move to another process.
+//! Typed ends that move to another process: of many lanes, and of a latest value.
 
 use std::time::Duration;
 
 use super::{Payload, Typed};
 use crate::{
     Error, Receiver, ReceiverTicket, Remains, SubscriberBuilder, Subscriptions,
-    SubscriptionsTicket, Trust,
+    SubscriptionsTicket, Trust, WatchReceiver, WatchTicket,
 };
 
 impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
@@ -32,9 +32,9 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
 }
 
 macro_rules! travels {
-    ($end:ident, $ticket:ident) => {
+    ([$($generics:tt)*], $end:ident, $of:ty, $ticket:ident) => {
         /// What does not depend on the values.
-        impl<T: Trust, P: Payload> Typed<$end<T>, P> {
+        impl<$($generics)*> Typed<$of, P> {
             #[doc = concat!("Makes a ticket, with which another process goes on ([`", stringify!($end), "::ticket`]).")]
             ///
             /// # Errors
@@ -62,17 +62,12 @@ macro_rules! travels {
                 self.get_mut().wait_until_awaited(timeout)
             }
 
-            #[doc = concat!("Takes its ticket back ([`", stringify!($end), "::stay`]).")]
-            pub fn stay(&mut self) {
-                self.get_mut().stay();
-            }
-
             #[doc = concat!("Stops, and leaves its place to whoever has its ticket ([`", stringify!($end), "::depart`]).")]
             ///
             /// # Errors
             ///
             /// As there.
-            pub fn depart(self) -> Result<(), Box<Remains<Typed<$end<T>, P>>>> {
+            pub fn depart(self) -> Result<(), Box<Remains<Typed<$of, P>>>> {
                 let departed = self.into_inner().depart();
                 departed.map_err(|remains| Box::new(remains.map(Typed::new)))
             }
@@ -80,5 +75,31 @@ macro_rules! travels {
     };
 }
 
-travels!(Receiver, ReceiverTicket);
-travels!(Subscriptions, SubscriptionsTicket);
+travels!([T: Trust, P: Payload], Receiver, Receiver<T>, ReceiverTicket);
+travels!([T: Trust, P: Payload], Subscriptions, Subscriptions<T>, SubscriptionsTicket);
+travels!([P: Payload], WatchReceiver, WatchReceiver, WatchTicket);
+
+impl<T: Trust, P: Payload> Typed<Receiver<T>, P> {
+    /// Takes its ticket back ([`Receiver::stay`]).
+    pub fn stay(&mut self) {
+        self.get_mut().stay();
+    }
+}
+
+impl<T: Trust, P: Payload> Typed<Subscriptions<T>, P> {
+    /// Takes its ticket back ([`Subscriptions::stay`]).
+    pub fn stay(&mut self) {
+        self.get_mut().stay();
+    }
+}
+
+impl<P: Payload> Typed<WatchReceiver, P> {
+    /// Takes its ticket back ([`WatchReceiver::stay`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn stay(&mut self) -> Result<(), Error> {
+        self.get_mut().stay()
+    }
+}

@@ -4,8 +4,8 @@ use std::{os::fd::AsFd, time::Duration};
 
 use super::{Payload, PayloadError, Typed, Values};
 use crate::{
-    Address, Async, Error, Link, Readiness, TooLong, WatchError, WatchReceiver,
-    WatchReceiverBuilder, WatchSender, WatchSenderBuilder, Watched,
+    Address, Async, Connecting, Error, Link, Readiness, TooLong, WatchError, WatchReceiver,
+    WatchReceiverBuilder, WatchSender, WatchSenderBuilder, WatchTicket, Watched,
 };
 
 impl<P: Payload> Typed<WatchSenderBuilder, P> {
@@ -112,6 +112,27 @@ impl<P: Payload> Typed<WatchReceiverBuilder, P> {
         process: impl AsFd,
     ) -> Result<Typed<WatchReceiver, P>, Error> {
         self.try_map(|builder| builder.over_process(link, process))
+    }
+
+    /// Goes on where another receiver stops ([`WatchReceiverBuilder::arrive`]).
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Error::NoSender`] says what each side carries, if that differs.
+    pub fn arrive(self, ticket: WatchTicket) -> Result<Typed<WatchReceiver, P>, Error> {
+        self.try_map(|builder| builder.arrive(ticket))
+    }
+
+    /// Begins to go on where another receiver stops, without waiting ([`WatchReceiverBuilder::begin_arrival`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn begin_arrival(
+        self,
+        ticket: WatchTicket,
+    ) -> Result<Typed<Connecting<WatchReceiver>, P>, Error> {
+        self.try_map(|builder| builder.begin_arrival(ticket))
     }
 }
 

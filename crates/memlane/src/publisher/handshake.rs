@@ -253,14 +253,17 @@ impl Control {
             let subscribers = subscribers as u32;
             return refuse(&link, Refusal::Full { subscribers });
         }
-        if let Some(predecessor) = predecessor {
+        let is_lane = self.terms.pattern == Pattern::Lane;
+        if let (Some(predecessor), true) = (predecessor, is_lane) {
             let lossy = greeting.overflow == Overflow::Overwrite;
             if let Err(refusal) = Control::compare_kinds(state, predecessor, lossy) {
                 return refuse(&link, refusal);
             }
         }
-        let moves = comes != Comes::Shared && self.terms.pattern == Pattern::Lane;
-        let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell, moves) {
+        let moves = comes != Comes::Shared;
+        // The page of a receiver goes nowhere: what has a latest value does not move.
+        let keep = moves && is_lane;
+        let (page, ringer, rings) = match self.examine(greeting.page, greeting.doorbell, keep) {
             Ok(examined) => examined,
             Err(refusal) => return refuse(&link, refusal),
         };

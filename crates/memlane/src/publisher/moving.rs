@@ -3,7 +3,8 @@
 //! The publisher makes the socket on which it hears the successor, since it receives on none that a subscriber has made, and the
 //! old end passes the other end on; so does the successor for the other direction. What the successor shakes hands over is
 //! admitted as any subscriber is, and waits; it begins where the cursor of the old one is, once that one has departed or is
-//! gone. Until then that cursor keeps the ring.
+//! gone. Until then that cursor keeps the ring. Receivers of a latest value move in the same way; they keep nothing, and instead of a
+//! cursor there is the number of the value that the old one has read last.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use memlane_transport::{Error as LinkError, FdRef, Link};
 use rustix::event::epoll::EventFlags;
 
 use super::{
-    control::Control,
+    control::{Control, Pattern},
     peer::Peer,
     state::{Comes, Connection, State},
 };
@@ -35,7 +36,7 @@ const MAX_TICKETS: u32 = 4;
 /// Whose a subscriber's place in the roster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Its own for good: it is no lane's, or another lane has its link, too, and hears what it says.
+    /// Its own for good: another lane has its link, too, and hears what it says.
     Fixed,
     /// Its own. Whoever is to take it has this source, by the last ticket, of this number.
     Own { successor: Option<u32>, ticket: u32 },
@@ -276,9 +277,10 @@ impl Control {
             );
             return;
         }
-        let from = match peer.is_lossy() {
-            false => From::Cursor(Some(sequence)),
-            true => From::Said { position, sequence },
+        let from = match (self.terms.pattern, peer.is_lossy()) {
+            (Pattern::Latest, _) => From::Seen(sequence),
+            (Pattern::Lane, false) => From::Cursor(Some(sequence)),
+            (Pattern::Lane, true) => From::Said { position, sequence },
         };
         *place = Place::Kept {
             successor,
@@ -335,6 +337,7 @@ impl Control {
         };
         let from = match *place {
             Place::Kept { from, .. } => from,
+            _ if self.terms.pattern == Pattern::Latest => From::Seen(0),
             _ if peer.is_lossy() => From::Here,
             _ => From::Cursor(None),
         };

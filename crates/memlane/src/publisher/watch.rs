@@ -95,7 +95,7 @@ impl WatchSenderBuilder {
         self
     }
 
-    /// How many receivers there may be at a time; more are refused. Default: 64. Each costs this process up to three
+    /// How many receivers there may be at a time; more are refused. Default: 64. One that moves to another process keeps its place. Each costs this process up to three
     /// descriptors and one page, and each value a load, if it may sleep.
     pub fn max_receivers(mut self, receivers: usize) -> WatchSenderBuilder {
         self.max_receivers = receivers;
@@ -273,6 +273,11 @@ impl WatchSender {
             false => self.control.wait_for_subscribers(count, after(timeout)),
             true => self.receivers() >= count,
         }
+    }
+
+    /// Receivers that go on in another process ([`WatchReceiver::depart`](crate::WatchReceiver::depart)).
+    pub fn moved(&self) -> u64 {
+        self.control.moved()
     }
 
     /// Clients that have not become receivers: not admitted, one too many, or of another version or kind. Each was told why.

@@ -59,8 +59,8 @@ impl ReceiverTicket {
     }
 }
 
-/// An end of many lanes that was to depart, and has not, or not from all ([`Receiver::depart`],
-/// [`Subscriptions::depart`](crate::Subscriptions::depart)).
+/// An end that was to depart, and has not, or of many lanes not from all ([`Receiver::depart`],
+/// [`Subscriptions::depart`](crate::Subscriptions::depart), [`WatchReceiver::depart`](crate::WatchReceiver::depart)).
 pub struct Remains<E> {
     /// Why.
     pub error: Error,

@@ -5,11 +5,13 @@ use memlane_region::{
     pool::{Chunk, ChunkRef, Geometry, HeldChunk, Holds, MAX_SEGMENTS, PoolReader, Unresolved},
     ring::Record,
 };
-use memlane_transport::{Error as LinkError, Fd, Fds, Link, dispose};
+use memlane_transport::{Error as LinkError, Fds, Link, dispose};
 
 use rustix::net::{Shutdown, shutdown};
 
-use super::{Next, attachments::Attachments, homes::Homes, page::Slots, rings::Rings};
+use super::{
+    Next, attachments::Attachments, homes::Homes, moving::Moving, page::Slots, rings::Rings,
+};
 use crate::{
     AttachmentError, ChunkError, Reason,
     protocol::{Farewell, MAX_ATTACHED, MAX_RINGS, Notice},
@@ -42,34 +44,6 @@ pub(super) struct Chunks {
     pub(super) reads: u32,
     /// What it has said of a move.
     pub(super) moving: Moving,
-}
-
-/// What a publisher says of a subscriber's move to another process, or from one.
-#[derive(Debug, Default)]
-pub(super) struct Moving {
-    /// Of the ticket that was asked for last; what is said of others is late.
-    pub(super) number: u32,
-    /// The link that was asked for.
-    pub(super) ticket: Option<Fd>,
-    /// Somebody waits to begin.
-    pub(super) awaited: bool,
-    /// Somebody else has the lane.
-    pub(super) departed: bool,
-    /// Why there is no move.
-    pub(super) stays: Option<String>,
-    /// Where to begin: position, sequence, ring.
-    pub(super) begin: Option<(u64, u64, u32)>,
-}
-
-impl Moving {
-    /// Of another ticket, from now on.
-    pub(super) fn next(&mut self) -> u32 {
-        *self = Moving {
-            number: self.number.wrapping_add(1),
-            ..Moving::default()
-        };
-        self.number
-    }
 }
 
 impl Chunks {
@@ -356,22 +330,7 @@ impl Chunks {
             Notice::Attachments { position, tag, fds } => {
                 self.attachments.keep(position, tag, fds);
             }
-            Notice::Ticket { number, link } if number == self.moving.number => {
-                self.moving.ticket = Some(link);
-            }
-            Notice::Awaited { number } if number == self.moving.number => {
-                self.moving.awaited = true;
-            }
-            Notice::Departed => self.moving.departed = true,
-            Notice::Stays { number, why } if number == self.moving.number => {
-                self.moving.stays = Some(why);
-            }
-            Notice::Ticket { .. } | Notice::Awaited { .. } | Notice::Stays { .. } => {}
-            Notice::Begin {
-                start,
-                sequence,
-                at,
-            } => self.moving.begin = Some((start, sequence, at)),
+            of_a_move => drop(self.moving.take(of_a_move)),
         }
     }
 }

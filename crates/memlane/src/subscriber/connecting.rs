@@ -49,6 +49,7 @@ enum Step<T: Trust> {
     Hear(Box<Handshake<T>>),
     /// To hear where to begin.
     Begin(Box<Subscriber<T>>),
+    /// Nothing more here. If there is still something to hear, what it has become [hears it](Meeting::advance_by).
     Over,
 }
 
@@ -98,9 +99,11 @@ impl<T: Trust> Meeting<T> {
         builder: SubscriberBuilder<T>,
         passage: Passage,
         address: Option<Address>,
+        awaits: Awaits,
     ) -> Result<Meeting<T>, Error> {
         let mut meeting = Meeting::new(builder, Step::Over)?;
         meeting.succeeds = true;
+        meeting.awaits = awaits;
         meeting.address = address;
         meeting.meet(passage.link, Some(passage.back))?;
         meeting.begin()?;
@@ -157,7 +160,8 @@ impl<T: Trust> Meeting<T> {
         self.advance_by(|meeting| meeting.hear_welcome(&mut meet))
     }
 
-    fn advance_by<V>(
+    /// What `hear` hears, once it has connected and greeted, as long as there is time for that.
+    pub(super) fn advance_by<V>(
         &mut self,
         hear: impl FnOnce(&mut Meeting<T>) -> Result<Option<V>, Error>,
     ) -> Result<Option<V>, Error> {
@@ -174,7 +178,7 @@ impl<T: Trust> Meeting<T> {
             if late {
                 let waited = self.builder.timeout;
                 return Err(match self.step {
-                    Step::Begin(_) => Error::NotDeparted { waited },
+                    Step::Begin(_) | Step::Over => Error::NotDeparted { waited },
                     _ => Error::NoAnswer { waited },
                 });
             }
@@ -307,6 +311,16 @@ impl<T: Trust> Meeting<T> {
             Step::Begin(subscriber) => Ok(Some(*subscriber)),
             _ => unreachable!("looked at above"),
         }
+    }
+
+    /// Whether it came with a ticket: after the welcome it is to hear when to begin.
+    pub(super) fn succeeds(&self) -> bool {
+        self.succeeds
+    }
+
+    /// That has been heard: before the link may be closed.
+    pub(super) fn has_begun(&self, link: &Link) {
+        self.attempts.forget(link);
     }
 
     /// Where the other side is.

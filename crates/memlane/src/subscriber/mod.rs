@@ -13,6 +13,7 @@ mod leaving;
 mod life;
 mod lossy;
 mod message;
+mod moving;
 mod nothing;
 mod page;
 mod paired;
@@ -28,6 +29,7 @@ mod trust;
 mod waiting;
 mod watch;
 mod watch_builder;
+mod watch_travel;
 
 use std::{io, marker::PhantomData, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -63,6 +65,7 @@ pub use trust::{Trust, Trusted, Untrusted};
 use waiting::Spun;
 pub use watch::{WatchError, WatchReceiver, WatchReceiverStats};
 pub use watch_builder::WatchReceiverBuilder;
+pub use watch_travel::WatchTicket;
 
 use crate::{
     Error, RecvError, RecvTimeoutError, TryRecvError, after,

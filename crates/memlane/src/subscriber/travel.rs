@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// For how long a subscriber waits for its publisher's control side to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why there is no ticket to be had yet.
 const ELSEWHERE: &str = "it has still to receive what was sent before its publisher has moved";
@@ -86,7 +86,16 @@ impl Ticket {
         Subscriber::builder().arrive(self)
     }
 
-    fn open(self) -> Result<(Passage, Option<Address>), Error> {
+    pub(super) fn new(socket: Fd, address: Option<Address>) -> Ticket {
+        Ticket {
+            version: VERSION,
+            socket,
+            address,
+        }
+    }
+
+    /// The link that it is good for, to whoever has given it: a publisher, or a sender.
+    pub(super) fn open(self, them: &'static str) -> Result<(Passage, Option<Address>), Error> {
         let Ticket {
             version,
             socket,
@@ -94,7 +103,7 @@ impl Ticket {
         } = self;
         if version != VERSION {
             dispose(socket.into());
-            return Err(Sides::new("publisher", "successor").version(version));
+            return Err(Sides::new(them, "successor").version(version));
         }
         let (mut link, back) = Link::pair().map_err(Error::os("make a link"))?;
         link.send_over(socket.into())?;
@@ -115,6 +124,19 @@ pub(super) fn send_back(link: &Link, back: &Link, timeout: Duration) -> Result<(
     unless_gone(link.send_timeout(&PacketRef::Arrives { link: link_back }, timeout))
 }
 
+/// Tells the publisher something of a move.
+pub(super) fn tell(
+    link: &Link,
+    packet: &PacketRef<'_>,
+    deadline: Option<Instant>,
+) -> Result<(), Error> {
+    match link.send_timeout(packet, left(deadline)) {
+        Err(error) if error.is_disconnected() => Err(Error::HungUp),
+        Err(LinkError::TimedOut) => Err(Error::NoAnswer { waited: PATIENCE }),
+        sent => Ok(sent?),
+    }
+}
+
 impl<T: Trust> SubscriberBuilder<T> {
     /// Goes on where another subscriber stops, in whatever process that is: waits until it has
     /// [departed](Subscriber::depart), or is gone, for as long as the [`timeout`](SubscriberBuilder::timeout) allows; then the
@@ -127,7 +149,7 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// the publisher is gone; else as [`connect`](SubscriberBuilder::connect). The ticket is void.
     pub fn arrive(self, ticket: Ticket) -> Result<Subscriber<T>, Error> {
         let deadline = after(self.timeout);
-        let (Passage { link, back }, address) = ticket.open()?;
+        let (Passage { link, back }, address) = ticket.open("publisher")?;
         let link = link.with_limits(limits_of_subscriber(self.max_attachments));
         let prepared = Prepared::new(&self)?;
         prepared.send_opening(&link, left(deadline))?;
@@ -148,8 +170,8 @@ impl<T: Trust> SubscriberBuilder<T> {
     ///
     /// As [`arrive`](SubscriberBuilder::arrive), as far as that is known at once.
     pub fn begin_arrival(self, ticket: Ticket) -> Result<Connecting<Subscriber<T>>, Error> {
-        let (passage, address) = ticket.open()?;
-        Meeting::succeeding(self, passage, address).map(Connecting::new)
+        let (passage, address) = ticket.open("publisher")?;
+        Meeting::succeeding(self, passage, address, Awaits::Welcome).map(Connecting::new)
     }
 }
 
@@ -257,11 +279,7 @@ impl<T: Trust> Subscriber<T> {
     pub(super) fn take_ticket(&mut self) -> Option<Ticket> {
         let socket = self.chunks.moving.ticket.take()?;
         self.travel = Travel::Ticketed;
-        Some(Ticket {
-            version: VERSION,
-            socket,
-            address: self.address.clone(),
-        })
+        Some(Ticket::new(socket, self.address.clone()))
     }
 
     /// Whether a successor has shaken hands, and waits for this subscriber to depart: then whatever takes time has been done.
@@ -449,11 +467,7 @@ impl<T: Trust> Subscriber<T> {
     }
 
     fn tell(&self, packet: &PacketRef<'_>, deadline: Option<Instant>) -> Result<(), Error> {
-        match self.link.send_timeout(packet, left(deadline)) {
-            Err(error) if error.is_disconnected() => Err(Error::HungUp),
-            Err(LinkError::TimedOut) => Err(Error::NoAnswer { waited: PATIENCE }),
-            sent => Ok(sent?),
-        }
+        tell(&self.link, packet, deadline)
     }
 
     /// Waits for one more notice, of a publisher that may say one after the other for ever: no longer than until the deadline, and

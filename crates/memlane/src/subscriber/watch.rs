@@ -14,20 +14,22 @@ use memlane_region::{
     latest::{LatestReader, ReadError, Update},
 };
 use memlane_signaling::{Pacer, Woken, gone};
-use memlane_transport::{Address, Error as LinkError, Link, dispose};
+use memlane_transport::{Address, Link, dispose};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::{
     Untrusted, Watching,
     handshake::{Handshake, Prepared},
+    moving::Moving,
     sleep::Sleep,
+    travel::Travel,
     watch as watch_all,
     watch_builder::WatchReceiverBuilder,
 };
 use crate::{
     Async, Error, Readiness, Reason, after,
     page::SUBSCRIBER_ARMED,
-    protocol::{Notice, PublisherDoorbell, Welcome},
+    protocol::{PublisherDoorbell, Welcome},
     watched::{Watch, polls},
 };
 
@@ -39,16 +41,16 @@ use crate::{
 /// When the sender is gone, its last value can still be read.
 #[derive(Debug)]
 pub struct WatchReceiver {
-    reader: LatestReader<Remote>,
+    pub(super) reader: LatestReader<Remote>,
     /// Its own page, which says whether it sleeps.
     mine: Shared,
     /// Before the doorbell and the link: it must not outlive what it watches.
     sleep: Option<Sleep>,
     pacer: Pacer,
-    link: Arc<Link>,
+    pub(super) link: Arc<Link>,
     process: Option<OwnedFd>,
     /// Why there is no sender any more.
-    ended: Option<Reason>,
+    pub(super) ended: Option<Reason>,
     /// The clock when the kernel was last asked whether it lives.
     asked: Timespec,
     /// Where it was, to clear the name if it died there.
@@ -56,6 +58,11 @@ pub struct WatchReceiver {
     watched: Option<Watching>,
     copy: Vec<u8>,
     stats: WatchReceiverStats,
+    pub(super) travel: Travel,
+    /// What the sender has said of that.
+    pub(super) moving: Moving,
+    /// The process that made it: in a forked child it has nothing to say.
+    pub(super) pid: u32,
 }
 
 /// What a receiver has done so far.
@@ -152,6 +159,9 @@ impl WatchReceiver {
             watched: None,
             copy: Vec::new(),
             stats: WatchReceiverStats::default(),
+            travel: Travel::default(),
+            moving: Moving::default(),
+            pid: std::process::id(),
         })
     }
 
@@ -305,21 +315,18 @@ impl WatchReceiver {
 
     #[cold]
     fn bury(&mut self) {
-        let broken = |why: String| Reason::Broken { why };
-        let reason = match self.link.try_recv::<Notice>() {
-            Ok(Notice::Farewell(farewell)) => farewell.into(),
-            Ok(Notice::Added { memory, .. } | Notice::Ring { memory, .. }) => {
-                dispose(memory.into());
-                broken("expected a farewell, got memory".to_owned())
+        self.take_notices();
+        self.end(Reason::Died);
+    }
+
+    /// There is no sender any more, for this reason, unless there has been another.
+    #[cold]
+    pub(super) fn end(&mut self, reason: Reason) {
+        if self.ended.is_none() {
+            self.ended = Some(reason);
+            if let Some(address) = &self.address {
+                let _ = memlane_transport::remove_stale(address);
             }
-            Ok(other) => broken(format!("expected a farewell, got {other:?}")),
-            Err(LinkError::WouldBlock) => Reason::Died,
-            Err(error) if error.is_disconnected() => Reason::Died,
-            Err(error) => broken(error.to_string()),
-        };
-        self.ended = Some(reason);
-        if let Some(address) = &self.address {
-            let _ = memlane_transport::remove_stale(address);
         }
     }
 

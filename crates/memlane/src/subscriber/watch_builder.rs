@@ -20,8 +20,8 @@ use crate::{
 /// Options of a [`WatchReceiver`].
 #[derive(Clone, Debug)]
 pub struct WatchReceiverBuilder {
-    lane: SubscriberBuilder,
-    max_len: usize,
+    pub(super) lane: SubscriberBuilder,
+    pub(super) max_len: usize,
 }
 
 impl Default for WatchReceiverBuilder {
@@ -132,7 +132,7 @@ impl WatchReceiverBuilder {
     pub fn begin_at(self, address: &Address) -> Result<Connecting<WatchReceiver>, Error> {
         let WatchReceiverBuilder { lane, max_len } = self;
         let meeting = Meeting::to(lane, address, Awaits::Latest)?;
-        Ok(Connecting::new(Looking { meeting, max_len }))
+        Ok(Connecting::new(Looking::new(meeting, max_len)))
     }
 
     /// Begins to watch over a link that was made elsewhere, as [`over`](WatchReceiverBuilder::over) does, without waiting.
@@ -151,7 +151,7 @@ impl WatchReceiverBuilder {
     ) -> Result<Connecting<WatchReceiver>, Error> {
         let WatchReceiverBuilder { lane, max_len } = self;
         let meeting = Meeting::over(lane, link, process, Awaits::Latest)?;
-        Ok(Connecting::new(Looking { meeting, max_len }))
+        Ok(Connecting::new(Looking::new(meeting, max_len)))
     }
 }
 
@@ -160,20 +160,59 @@ impl WatchReceiverBuilder {
 pub struct Looking {
     meeting: Meeting<Untrusted>,
     max_len: usize,
+    /// It is there, and is to hear when it may begin.
+    arriving: Option<WatchReceiver>,
+}
+
+impl Looking {
+    pub(super) fn new(meeting: Meeting<Untrusted>, max_len: usize) -> Looking {
+        Looking {
+            meeting,
+            max_len,
+            arriving: None,
+        }
+    }
+
+    /// One that came with a ticket begins when the other has departed.
+    fn advance_arriving(&mut self) -> Result<Option<WatchReceiver>, Error> {
+        let Looking {
+            meeting, arriving, ..
+        } = self;
+        let Some(receiver) = arriving else {
+            return Ok(None);
+        };
+        let begins = meeting.advance_by(|_| Ok(receiver.begin()?.then_some(())));
+        if begins.map_err(no_predecessor)?.is_none() {
+            return Ok(None);
+        }
+        meeting.has_begun(&receiver.link);
+        Ok(arriving.take())
+    }
 }
 
 impl Begun for Looking {
     type End = WatchReceiver;
 
     fn advance(&mut self) -> Result<Option<WatchReceiver>, Error> {
+        if self.arriving.is_some() {
+            return self.advance_arriving();
+        }
+        let nobody = match self.meeting.succeeds() {
+            false => no_sender,
+            true => no_predecessor,
+        };
         let met = self.meeting.advance_to_welcome(|_, _| Ok(()));
-        let Some((handshake, welcome)) = met.map_err(no_sender)? else {
+        let Some((handshake, welcome)) = met.map_err(nobody)? else {
             return Ok(None);
         };
         let receiver = WatchReceiver::new(handshake, welcome, self.max_len);
-        let mut receiver = receiver.map_err(no_sender)?;
+        let mut receiver = receiver.map_err(nobody)?;
         receiver.address = self.meeting.address().cloned();
-        Ok(Some(receiver))
+        if !self.meeting.succeeds() {
+            return Ok(Some(receiver));
+        }
+        self.arriving = Some(receiver);
+        self.advance_arriving()
     }
 
     fn descriptor(&self) -> &Arc<OwnedFd> {
@@ -184,6 +223,14 @@ impl Begun for Looking {
 fn no_sender(error: Error) -> Error {
     let idle = "if a loop of its own is to drive it, that does not";
     error.nobody("receiver", idle, |why| Error::NoSender { why })
+}
+
+/// The same, of one that came with a ticket, which may be void.
+fn no_predecessor(error: Error) -> Error {
+    match error {
+        Error::HungUp => Error::HungUp,
+        error => no_sender(error),
+    }
 }
 
 impl Connects for WatchReceiver {

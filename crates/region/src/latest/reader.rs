@@ -14,6 +14,9 @@ use crate::{
 /// How often a read begins anew before it gives up.
 const ATTEMPTS: u32 = if cfg!(memlane_loom) { 3 } else { 64 };
 
+/// The greatest number that a slot's word can tell.
+const LAST: u64 = u64::MAX >> 1;
+
 /// A value that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Update {
@@ -135,6 +138,12 @@ impl<M: Words> LatestReader<M> {
     /// The number of the update that was read last, 0 before the first.
     pub fn sequence(&self) -> u64 {
         layout::sequence(self.seen.word)
+    }
+
+    /// Goes on where another reader of this cell has been, to which the update with this number was the last: that one is no news, and
+    /// no older one is read. A number that no update reaches is [`ReadError::Unstable`] from then on.
+    pub fn begin_at(&mut self, sequence: u64) {
+        self.seen = Seen::new(sequence.min(LAST), usize::MAX, self.stride);
     }
 
     /// The memory below.

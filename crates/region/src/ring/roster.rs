@@ -423,19 +423,22 @@ impl<R: Reader> Roster<R> {
         // looks at the cursor of the other, which is as good.
         self.publish().map_err(NoSuccession::Fence)?;
         let (position, records) = self.progress();
-        let (start, sequence) = match from {
+        let (start, sequence, least) = match from {
             From::Cursor(sequence) => (
                 before.start.wrapping_add(cursor),
                 sequence.unwrap_or(before.sequence),
+                before.sequence,
             ),
-            From::Said { position, sequence } => (position, sequence),
-            From::Here => (position, records),
+            From::Said { position, sequence } => (position, sequence, before.sequence),
+            From::Here => (position, records, before.sequence),
+            // What was there when it came it need not have read.
+            From::Seen(sequence) => (position, sequence, 0),
         };
         if start < before.start || start > position + self.reach || start & LOW != 0 {
             let found = start.wrapping_sub(before.start);
             return Err(NoSuccession::Corrupt { found });
         }
-        if sequence < before.sequence || sequence > records + 1 {
+        if sequence < least || sequence > records + 1 {
             return Err(NoSuccession::Corrupt { found: sequence });
         }
         if start < state.begun {
@@ -473,4 +476,7 @@ pub enum From {
     },
     /// At the writer's next record: the other is lossy, and has said nothing.
     Here,
+    /// At the newest of [latest values](crate::latest), of which the other has read the one with this number last; 0 if it has not
+    /// said so, or has read none.
+    Seen(u64),
 }
