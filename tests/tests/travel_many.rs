@@ -10,8 +10,8 @@ use std::{
 };
 
 use memlane::{
-    Encoded, Fds, Link, Overflow, Plain, Publisher, PublisherTicket, Received, Receiver,
-    ReceiverTicket, Subscriber, Subscriptions, SubscriptionsTicket, Typed,
+    Encoded, Fds, Link, Overflow, Plain, Publisher, PublisherBuilder, PublisherTicket, Received,
+    Receiver, ReceiverTicket, Subscriber, Subscriptions, SubscriptionsTicket, Typed,
 };
 use memlane_tests::{
     Dice, PATIENCE, Scene, alive, attachments, check_attachments, departing, wait_until,
@@ -327,4 +327,54 @@ fn a_publisher_whose_subscriber_has_moved() {
     }
     drop(subscriber);
     wait_until("nobody is left", || publisher.subscribers() == 0);
+}
+
+/// A sender that has not confirmed yet has its place with the successor, who lets nobody else have it.
+#[test]
+fn lanes_on_their_way_have_their_places() {
+    let scene = Scene::new();
+    let address = scene.address("jobs");
+    let takes = || Subscriber::builder().max_senders(2).timeout(PATIENCE);
+    let mut receiver = takes().bind_to(&address).unwrap();
+    let connect = |builder: PublisherBuilder| {
+        let address = address.clone();
+        std::thread::spawn(move || builder.timeout(PATIENCE).connect_to(&address))
+    };
+    let connecting = [
+        connect(Publisher::builder()),
+        connect(Publisher::builder().driven()),
+    ];
+    wait_until("both are there", || {
+        assert!(receiver.try_recv().is_err());
+        receiver.senders() == 2
+    });
+    let [mut prompt, mut late] = connecting.map(|sender| sender.join().unwrap().unwrap());
+    let ticket = receiver.ticket().unwrap();
+    let arriving = std::thread::spawn(move || takes().arrive_receiver(ticket).unwrap());
+    wait_until("it is awaited", || {
+        late.drive().unwrap();
+        receiver.is_awaited().unwrap()
+    });
+    // Nobody drives the one, which answers nothing any more.
+    if let Err(remains) = receiver.depart() {
+        assert_eq!(remains.end.senders(), 0, "{remains}");
+    }
+    let mut successor = arriving.join().unwrap();
+    assert_eq!(successor.senders(), 1);
+    let refused = connect(Publisher::builder());
+    wait_until("there is an answer", || {
+        assert!(successor.try_recv().is_err());
+        refused.is_finished()
+    });
+    let refused = refused.join().unwrap().unwrap_err().to_string();
+    assert!(refused.contains("has 2 senders"), "{refused}");
+    wait_until("its lane begins there", || {
+        late.drive().unwrap();
+        assert!(successor.try_recv().is_err());
+        successor.senders() == 2
+    });
+    for sender in [&mut prompt, &mut late] {
+        sender.send(b"a job").unwrap();
+        assert_eq!(successor.recv().unwrap().to_vec(), b"a job");
+    }
 }

@@ -80,7 +80,7 @@ impl<T: Trust> Arriving<T> {
     /// One of its sources has something: a lane, if one begins here, and its label.
     pub(crate) fn handle(
         &mut self,
-        gather: &Gather<T>,
+        gather: &mut Gather<T>,
         token: u64,
     ) -> Option<(Subscriber<T>, String)> {
         if token == PREDECESSOR {
@@ -91,6 +91,7 @@ impl<T: Trust> Arriving<T> {
         let begun = connecting.try_finish().transpose()?;
         let (connecting, label) = self.lanes.remove(&token)?;
         gather.forget_other(&connecting);
+        gather.arriving = self.lanes.len();
         Some((begun.ok()?, label))
     }
 
@@ -123,7 +124,7 @@ impl<T: Trust> Arriving<T> {
         lanes.chain(self.link.iter().map(AsFd::as_fd))
     }
 
-    fn take_tickets(&mut self, gather: &Gather<T>) {
+    fn take_tickets(&mut self, gather: &mut Gather<T>) {
         for _ in 0..MAX_TICKETS {
             let Some(link) = &self.link else {
                 return;
@@ -134,7 +135,7 @@ impl<T: Trust> Arriving<T> {
                     lossy,
                     ticket,
                 }) => {
-                    if gather.len() + self.lanes.len() < self.most {
+                    if gather.places() < self.most {
                         // One that comes to nothing stays where it is, and that is heard there.
                         let _ = self.begin(gather, label, lossy, ticket);
                     }
@@ -153,7 +154,7 @@ impl<T: Trust> Arriving<T> {
 
     fn begin(
         &mut self,
-        gather: &Gather<T>,
+        gather: &mut Gather<T>,
         label: String,
         lossy: bool,
         ticket: Ticket,
@@ -170,6 +171,7 @@ impl<T: Trust> Arriving<T> {
             .watch_other(&connecting, self.last, EventFlags::IN)
             .map_err(Error::os("watch a link"))?;
         self.lanes.insert(self.last, (connecting, label));
+        gather.arriving = self.lanes.len();
         Ok(())
     }
 }

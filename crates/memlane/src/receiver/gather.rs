@@ -57,6 +57,9 @@ pub(crate) struct Gather<T: Trust> {
     unasked: u32,
     /// The wait that has begun has spun, in vain.
     spun: bool,
+    /// Lanes on their way here: of those who are just being let in, and of whoever leaves.
+    pub(super) joining: usize,
+    pub(super) arriving: usize,
     pub(crate) stats: GatherStats,
 }
 
@@ -132,6 +135,8 @@ impl<T: Trust> Gather<T> {
             others: VecDeque::new(),
             unasked: 0,
             spun: false,
+            joining: 0,
+            arriving: 0,
             stats: GatherStats::default(),
         })
     }
@@ -139,6 +144,11 @@ impl<T: Trust> Gather<T> {
     /// How many lanes there are.
     pub(crate) fn len(&self) -> usize {
         self.lanes.slots.len() - self.lanes.free.len()
+    }
+
+    /// How many there are, with those on their way here.
+    pub(super) fn places(&self) -> usize {
+        self.len() + self.joining + self.arriving
     }
 
     /// Adds a lane, which may have messages already.

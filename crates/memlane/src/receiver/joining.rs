@@ -157,7 +157,7 @@ impl<T: Trust> Joining<T> {
         };
         let mut spare = std::mem::take(&mut self.spare);
         let accepted = accepting::accept(&listener, &mut spare, builder, |link| {
-            if gather.len() + self.links.len() >= max {
+            if gather.places() >= max {
                 let why = match self.awaits {
                     Awaits::Client(_) => {
                         format!("the server has {max} clients, and takes no more")
@@ -186,7 +186,7 @@ impl<T: Trust> Joining<T> {
     /// Begins a handshake.
     pub(crate) fn begin(
         &mut self,
-        gather: &Gather<T>,
+        gather: &mut Gather<T>,
         link: Link,
         process: Option<OwnedFd>,
     ) -> Result<(), Error> {
@@ -202,12 +202,14 @@ impl<T: Trust> Joining<T> {
             .watch_other(&meeting, self.last, EventFlags::IN)
             .map_err(Error::os("watch a link"))?;
         self.links.insert(self.last, meeting);
+        gather.joining = self.links.len();
         Ok(())
     }
 
-    fn forget(&mut self, gather: &Gather<T>, token: u64) {
+    fn forget(&mut self, gather: &mut Gather<T>, token: u64) {
         if let Some(meeting) = self.links.remove(&token) {
             gather.forget_other(&meeting);
+            gather.joining = self.links.len();
         }
     }
 }

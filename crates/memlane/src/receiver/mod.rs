@@ -167,7 +167,7 @@ impl<T: Trust> Receiver<T> {
     ///
     /// [`Error`], if resources are short; it is closed then.
     pub fn attach(&mut self, link: Link) -> Result<(), Error> {
-        self.joining.begin(&self.gather, link, None)
+        self.joining.begin(&mut self.gather, link, None)
     }
 
     /// [`attach`](Receiver::attach), for a link whose other end a known process has: its sender is gone when that process has
@@ -178,7 +178,7 @@ impl<T: Trust> Receiver<T> {
     /// As [`attach`](Receiver::attach); [`Error::Os`] if it is no pidfd.
     pub fn attach_process(&mut self, link: Link, process: impl AsFd) -> Result<(), Error> {
         let process = pidfd_of(process)?;
-        self.joining.begin(&self.gather, link, Some(process))
+        self.joining.begin(&mut self.gather, link, Some(process))
     }
 
     /// Receives the next message, of whichever sender; waits for it, and for senders.

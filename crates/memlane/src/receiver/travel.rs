@@ -356,7 +356,7 @@ impl<T: Trust> Receiver<T> {
         let Some(arriving) = &mut self.arriving else {
             return;
         };
-        if let Some((lane, _)) = arriving.handle(&self.gather, token) {
+        if let Some((lane, _)) = arriving.handle(&mut self.gather, token) {
             self.joining.refused += u64::from(self.gather.add(lane).is_err());
         }
         if arriving.has_departed() {

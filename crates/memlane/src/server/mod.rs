@@ -190,7 +190,7 @@ impl<T: Trust> Server<T> {
     ///
     /// [`Error`], if resources are short; it is closed then.
     pub fn attach(&mut self, link: Link) -> Result<(), Error> {
-        self.joining.begin(&self.gather, link, None)
+        self.joining.begin(&mut self.gather, link, None)
     }
 
     /// [`attach`](Server::attach), for a link whose other end a known process has: its client is gone when that process has
@@ -205,7 +205,7 @@ impl<T: Trust> Server<T> {
         process: impl std::os::fd::AsFd,
     ) -> Result<(), Error> {
         let process = crate::pidfd_of(process)?;
-        self.joining.begin(&self.gather, link, Some(process))
+        self.joining.begin(&mut self.gather, link, Some(process))
     }
 
     /// Receives the next request, of whichever client; waits for it, and for clients.

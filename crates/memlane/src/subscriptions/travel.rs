@@ -174,7 +174,7 @@ impl<T: Trust> Subscriptions<T> {
         let Some(arriving) = &mut self.arriving else {
             return;
         };
-        if let Some((subscriber, label)) = arriving.handle(&self.gather, token) {
+        if let Some((subscriber, label)) = arriving.handle(&mut self.gather, token) {
             if let Ok(key) = self.gather.add(subscriber) {
                 self.labels.insert(key, label);
             }
