@@ -380,6 +380,37 @@ fn a_publisher_that_does_not_stop_talking() {
     villain.join().unwrap();
 }
 
+/// Somebody else has copies of the successor's sockets: its process is what counts, before and after it has the lane.
+#[test]
+fn a_killed_successor_whose_sockets_live_on() {
+    let scene = Scene::new();
+    for departs in [false, true] {
+        let publisher = unbound(4096).unbound().unwrap();
+        let (ours, theirs) = Link::pair().unwrap();
+        publisher.attach(ours).unwrap();
+        let mut subscriber = Subscriber::builder().over(theirs).unwrap();
+        let (to, from) = Link::pair().unwrap();
+        let successor = scene.spawn("successor", &from);
+        drop(from);
+        let ticket = subscriber.ticket().unwrap();
+        to.send(&Pass { ticket }).unwrap();
+        assert!(subscriber.wait_until_awaited(PATIENCE).unwrap());
+        let copies = successor.copies_of_its_sockets();
+        assert!(!copies.is_empty());
+        if departs {
+            subscriber.depart().unwrap();
+            successor.kill();
+            wait_until("its place is free", || publisher.subscribers() == 0);
+        } else {
+            successor.kill();
+            wait_until("nobody waits", || subscriber.is_awaited().is_err());
+            assert_eq!(publisher.subscribers(), 1);
+        }
+        successor.kill_and_reap();
+        drop(copies);
+    }
+}
+
 #[test]
 fn a_publisher_that_is_gone() {
     let _scene = Scene::new();

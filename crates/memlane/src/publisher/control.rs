@@ -475,8 +475,12 @@ impl Control {
                     }
                 }
             }
-            Connection::Arriving { peer, predecessor } => {
-                self.detach(peer, None);
+            Connection::Arriving {
+                peer,
+                process,
+                predecessor,
+            } => {
+                self.detach(peer, process.as_ref());
                 self.silence(state, peer);
                 self.orphan(state, *predecessor, source, "its successor has hung up");
             }

@@ -21,6 +21,7 @@ use crate::{
     Error, Overflow, PayloadType,
     doorbells::{self, Bell},
     error::Sides,
+    process_of,
     protocol::{
         DoorbellOffer, Greeting, Opening, Packet, PacketRef, PublisherDoorbellRef, Refusal, Rings,
         VERSION, WelcomeRef, limits_of_publisher,
@@ -128,6 +129,8 @@ impl Control {
             if !arrives {
                 return self.remove(state, source);
             }
+            // It has made the socket that it is answered on.
+            greeter.process = process_of(&greeter.link).unwrap_or_default();
             let _ = greeter.link.try_send(&Opening { version: VERSION });
         }
         let greeting = match greeter.link.try_recv::<Packet>() {
@@ -361,7 +364,11 @@ impl Control {
         // A message that is about to be committed is its first.
         let answered = answered == Some(true) && state.attach_to(&peer);
         let connection = match predecessor {
-            Some(predecessor) => Connection::Arriving { peer, predecessor },
+            Some(predecessor) => Connection::Arriving {
+                peer,
+                process,
+                predecessor,
+            },
             None => Connection::Joined {
                 id: joined.ok().flatten().map_or(u64::MAX, |joined| joined.id),
                 peer,

@@ -6,7 +6,7 @@
 //! gone. Until then that cursor keeps the ring. Receivers of a latest value move in the same way; they keep nothing, and instead of a
 //! cursor there is the number of the value that the old one has read last.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use memlane_region::ring::{From, LEFT, NoSuccession, Reader};
 use memlane_transport::{Error as LinkError, FdRef, Link};
@@ -308,10 +308,14 @@ impl Control {
 
     /// Removes a successor that has hung up.
     fn look_after(&self, state: &mut State, source: u32) {
-        let ended = |link: &Link| matches!(is_gone(link, None), Ok(true));
+        let ended = |link: &Link, process: &Option<OwnedFd>| {
+            matches!(is_gone(link, process.as_ref()), Ok(true))
+        };
         let ended = match state.links.get(&source) {
-            Some(Connection::Greeting(greeter)) => ended(&greeter.link),
-            Some(Connection::Arriving { peer, .. }) => peer.with_link(ended) != Some(false),
+            Some(Connection::Greeting(greeter)) => ended(&greeter.link, &greeter.process),
+            Some(Connection::Arriving { peer, process, .. }) => {
+                peer.with_link(|link| ended(link, process)) != Some(false)
+            }
             _ => false,
         };
         if ended {
@@ -392,7 +396,10 @@ impl Control {
 
     /// Puts a successor in the place that is kept for it, if it is there.
     fn succeed(&self, state: &mut State, source: u32) {
-        let Some(Connection::Arriving { peer, predecessor }) = state.links.get(&source) else {
+        let Some(Connection::Arriving {
+            peer, predecessor, ..
+        }) = state.links.get(&source)
+        else {
             return;
         };
         let (peer, predecessor) = (peer.clone(), *predecessor);
@@ -419,13 +426,15 @@ impl Control {
                 if peer.is_behind() {
                     self.watch_joined(&peer, source, Place::default(), true);
                 }
-                let connection = Connection::Joined {
-                    id: joined.id,
-                    peer,
-                    process: None,
-                    place: Place::default(),
-                };
-                state.links.insert(source, connection);
+                if let Some(Connection::Arriving { process, .. }) = state.links.remove(&source) {
+                    let connection = Connection::Joined {
+                        id: joined.id,
+                        peer,
+                        process,
+                        place: Place::default(),
+                    };
+                    state.links.insert(source, connection);
+                }
                 if !linked {
                     self.remove(state, predecessor);
                 }

@@ -136,6 +136,7 @@ pub(super) enum Connection {
     /// It has shaken hands, and waits for the place of the subscriber with this source.
     Arriving {
         peer: Arc<Peer>,
+        process: Option<OwnedFd>,
         predecessor: u32,
     },
 }

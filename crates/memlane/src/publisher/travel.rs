@@ -449,7 +449,9 @@ impl Control {
                 Connection::Greeting(greeter) => {
                     let _ = epoll::delete(&*self.epoll, &greeter.link);
                 }
-                Connection::Arriving { peer, .. } => self.detach(&peer, None),
+                Connection::Arriving { peer, process, .. } => {
+                    self.detach(&peer, process.as_ref());
+                }
                 Connection::Joined {
                     id,
                     peer,
