@@ -322,7 +322,9 @@ fn programs_found_by_name_are_allowed() {
     ] {
         succeed(command.files(Files::none().libraries()).spawn().unwrap());
     }
+    // Not the path of this process: a directory on it that nobody lets it search is another reason.
     let found = Command::new("memlane-true")
+        .env("PATH", "/nowhere:/usr/bin")
         .files(Files::none().libraries())
         .spawn()
         .unwrap_err();

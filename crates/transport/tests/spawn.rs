@@ -405,7 +405,11 @@ fn what_cannot_be_started_leaves_nothing() {
     let text = directory.join("text");
     fs::write(&text, "no program").unwrap();
 
-    let found = Command::new("memlane-no-such-program").spawn().unwrap_err();
+    // Not on the path of this process: a directory that nobody lets it search is another reason.
+    let found = Command::new("memlane-no-such-program")
+        .env("PATH", "/nowhere:/usr/bin")
+        .spawn()
+        .unwrap_err();
     match &found {
         SpawnError::Program { program, source } => {
             assert_eq!(program, "memlane-no-such-program");
