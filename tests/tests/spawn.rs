@@ -10,10 +10,15 @@ use std::{
 };
 
 use memlane::{
-    Child, Command, Link, Publisher, RecvError, Subscriber, WaitPolicy, parent, parent_link,
+    Child, Command, Error, Link, Publisher, RecvError, RecvTimeoutError, SendTimeoutError,
+    Subscriber, WaitPolicy, parent, parent_link,
     sandbox::{self, Files, Filter},
 };
-use memlane_tests::{PATIENCE, Scene, alive, check, fill, unbound, wait_until};
+use memlane_tests::{
+    PATIENCE, Scene, alive, check, fill, unbound, wait_stopped, wait_until,
+    wire::{Greeting, Opening, VERSION},
+};
+use rustix::process::{Pid, Signal, kill_process};
 
 const ROLE: &str = "MEMLANE_SPAWNED_AS";
 
@@ -64,6 +69,7 @@ fn spawned_process() {
         "both" => both(),
         "leaves_a_child" => leaves_a_child(),
         "holds" => holds(),
+        "of_the_future" => of_the_future(),
         other => panic!("no role {other}"),
     }
 }
@@ -334,6 +340,105 @@ fn a_subscriber_notices_a_child_whose_link_lives_on() {
     ));
     process.wait().expect("a child");
     let_go(leash);
+}
+
+/// A child that is stopped is a slow one: it is waited for, and loses nothing.
+#[test]
+fn a_child_that_is_stopped_is_not_dead() {
+    let _scene = Scene::new();
+    let mut child = worker("both")
+        .link("requests")
+        .link("answers")
+        .spawn()
+        .expect("a child");
+    let mut link = |name| child.take_link(name).expect("a link");
+    let (theirs, answers) = (link("requests"), link("answers"));
+    let process = child.process;
+    let mut requests = unbound(1 << 14).unbound().expect("a publisher");
+    requests.attach_process(theirs, &process).expect("attached");
+    let mut answers = Subscriber::builder()
+        .over_process(answers, &process)
+        .expect("a subscriber");
+    joined(&requests);
+    let signal = |signal| {
+        let pid = Pid::from_raw(process.id() as i32).expect("a process id");
+        kill_process(pid, signal).expect("a child");
+    };
+    signal(Signal::STOP);
+    wait_stopped(process.id(), process.id());
+    let short = std::time::Duration::from_millis(20);
+    let mut sent = 0_u32;
+    loop {
+        match requests.send_timeout(&sent.to_ne_bytes(), short) {
+            Ok(()) => sent += 1,
+            Err(SendTimeoutError::TimedOut) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(sent > 500, "{sent}");
+    assert_eq!(requests.subscribers(), 1);
+    signal(Signal::CONT);
+    requests.send(&sent.to_ne_bytes()).expect("room");
+    for number in 0..=sent {
+        let answer = answers.recv_timeout(PATIENCE).expect("an answer").to_vec();
+        assert_eq!(answer, number.to_ne_bytes());
+    }
+    // As a publisher, too.
+    signal(Signal::STOP);
+    wait_stopped(process.id(), process.id());
+    requests.send(b"last").expect("room");
+    assert!(matches!(
+        answers.recv_timeout(short).map(drop),
+        Err(RecvTimeoutError::TimedOut)
+    ));
+    signal(Signal::CONT);
+    assert_eq!(answers.recv().expect("an answer").to_vec(), b"last");
+    drop(requests);
+    assert!(matches!(
+        answers.recv(),
+        Err(RecvError::Disconnected { .. })
+    ));
+    succeed(process);
+}
+
+/// Says another version over each link that it is born with, and hears this one.
+fn of_the_future() {
+    for name in ["first", "second"] {
+        let link = parent_link(name).expect("a link");
+        let version = VERSION + 1;
+        link.send(&Opening { version }).expect("a parent");
+        let opening: Opening = link.recv_timeout(PATIENCE).expect("its version");
+        assert_eq!(opening.version, VERSION);
+        // It hangs up, whether it has greeted or not.
+        while link.recv_timeout::<Greeting>(PATIENCE).is_ok() {}
+    }
+}
+
+/// A child that is another program, of another version, is told from ours at once, whichever end it has.
+#[test]
+fn a_child_of_another_version() {
+    let _scene = Scene::new();
+    let mut child = worker("of_the_future")
+        .link("first")
+        .link("second")
+        .spawn()
+        .expect("a child");
+    let mut link = |name| child.take_link(name).expect("a link");
+    let (first, second) = (link("first"), link("second"));
+    let publisher = unbound(1 << 14).unbound().expect("a publisher");
+    publisher
+        .attach_process(first, &child.process)
+        .expect("attached");
+    wait_until("it is turned away", || publisher.stats().refused == 1);
+    assert_eq!(publisher.subscribers(), 0);
+    let error = Subscriber::builder()
+        .over_process(second, &child.process)
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Version { theirs, ours, .. } if (theirs, ours) == (VERSION + 1, VERSION)),
+        "{error:?}"
+    );
+    succeed(child.process);
 }
 
 #[test]
