@@ -449,6 +449,41 @@ fn contenders_that_are_killed() {
     }
 }
 
+/// A service that is stopped has its name still: nobody else gets it, and whoever connects is told that it does not answer, or waits.
+#[test]
+fn a_name_whose_owner_is_stopped() {
+    let scene = Scene::new();
+    let address = scene.address("lane");
+    let owner = scene.spawn("contender", &true);
+    owner.hear::<Outcome>().unwrap();
+    owner.stop();
+    let error = Subscriber::builder()
+        .timeout(std::time::Duration::from_millis(20))
+        .connect_to(&address)
+        .unwrap_err();
+    assert!(matches!(error, Error::NoAnswer { .. }), "{error:?}");
+    let other = scene.spawn("contender", &true);
+    let (holder, why) = other.hear::<Outcome>().unwrap_err();
+    assert_eq!(holder, Some(owner.id()), "{why}");
+    other.kill_and_reap();
+    assert_eq!(scene.services(), ["lane"]);
+    // One that waits is served when it goes on.
+    let mut subscriber = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| {
+            let builder = Subscriber::builder().timeout(PATIENCE);
+            builder.connect_to(&address)
+        });
+        owner.go_on();
+        connecting.join().unwrap().unwrap()
+    });
+    owner.tell(&());
+    let message = subscriber.recv_timeout(PATIENCE).unwrap().to_vec();
+    assert_eq!(message, owner.id().to_le_bytes());
+    owner.hear::<()>();
+    owner.tell(&false);
+    owner.finish();
+}
+
 /// A publisher and subscribers of other versions, older and newer, whatever their next packets look like: each hears the
 /// other's version, and which of the two is to be updated; the publisher goes on.
 #[test]

@@ -1,6 +1,8 @@
-//! Either side is killed.
+//! Either side is killed, or the publisher stopped while it attaches.
 
-use memlane::{Reason, RecvError, Subscriber};
+use std::time::Duration;
+
+use memlane::{Reason, RecvError, RecvTimeoutError, Subscriber};
 use memlane_tests::{Policy, Role, Scene, attachments, check_attachments, none_is_kept, unbound};
 
 /// One that is killed is not waited for, and what was on its way to it is closed.
@@ -78,4 +80,53 @@ fn a_killed_publisher_leaves_what_it_has_committed() {
         ),
         "{over}"
     );
+}
+
+/// Attaches something, and sends it when it is told to.
+pub(crate) fn hesitant(role: &Role) {
+    let address: String = role.hear();
+    let address = address.parse().expect("an address");
+    let mut publisher = unbound(1 << 14).bind_to(&address).expect("a place");
+    role.tell(&());
+    publisher.wait_for_subscribers(1).expect("one");
+    for number in 0..3_u64 {
+        let mut place = publisher.reserve(8).expect("room");
+        place.attach(&attachments(number, 2)).expect("room");
+        place.copy_from_slice(&number.to_le_bytes());
+        role.tell(&());
+        role.hear::<()>();
+        place.commit();
+    }
+    publisher.close();
+}
+
+/// One that is stopped between what it attaches and the message: neither is there before it goes on, and then both are.
+#[test]
+fn a_publisher_that_is_stopped_while_it_attaches() {
+    let scene = Scene::new();
+    let address = scene.address("lane");
+    let publisher = scene.spawn("hesitant", &address.to_string());
+    publisher.hear::<()>();
+    let mut subscriber = Subscriber::builder().connect_to(&address).unwrap();
+    for number in 0..3_u64 {
+        publisher.hear::<()>();
+        publisher.stop();
+        let empty = subscriber.recv_timeout(Duration::from_millis(5)).map(drop);
+        assert!(
+            matches!(empty, Err(RecvTimeoutError::TimedOut)),
+            "{empty:?}"
+        );
+        publisher.go_on();
+        publisher.tell(&());
+        let mut message = subscriber.recv().unwrap();
+        assert_eq!(message.to_vec(), number.to_le_bytes());
+        check_attachments(number, 2, message.take_attachments().unwrap());
+    }
+    publisher.finish();
+    assert!(matches!(
+        subscriber.recv().map(drop),
+        Err(RecvError::Disconnected {
+            reason: Reason::Closed
+        })
+    ));
 }

@@ -14,6 +14,7 @@ fn other_process() {
         ("reader", streams::reader),
         ("skipper", slow::skipper),
         ("publisher", killed::publisher),
+        ("hesitant", killed::hesitant),
         ("poor", limits::poor),
         ("commoner", limits::commoner),
     ]);

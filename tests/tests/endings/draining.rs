@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use memlane::{Async, Link, Reason, RecvError, Subscriber};
+use memlane::{Async, Link, Publisher, Reason, RecvError, Subscriber};
 use memlane_region::page_size;
 use memlane_tests::{
     Child, PATIENCE, Policy, Role, Scene, alive, block_on, thread_id, unbound, wait_asleep,
@@ -130,4 +130,59 @@ fn draining_in_a_task() {
             drop(publisher);
         });
     });
+}
+
+/// Receives what there is once it is told to, and says how much that was, and why there is no more.
+pub(crate) fn late_reader(role: &Role) {
+    let address: String = role.hear();
+    let subscriber = Subscriber::builder().connect_to(&address.parse().expect("an address"));
+    let mut subscriber = subscriber.expect("a publisher");
+    role.tell(&());
+    let mut received = 0_u64;
+    let reason = loop {
+        match subscriber.recv() {
+            Ok(_) => received += 1,
+            Err(RecvError::Disconnected { reason }) => break format!("{reason:?}"),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    role.tell(&(received, reason));
+}
+
+/// However a publisher ends, whoever is stopped then has everything that it had committed when it goes on, and the reason. One that
+/// drains does not wait for it any longer than it wants to.
+#[test]
+fn who_is_stopped_at_the_end() {
+    let scene = Scene::new();
+    let address = scene.address("lane");
+    let ends: [(fn(Publisher), Reason); 3] = [
+        (Publisher::close, Reason::Closed),
+        (drop, Reason::Closed),
+        (panics, Reason::Panicked),
+    ];
+    for (end, reason) in ends {
+        let mut publisher = unbound(1 << 14).bind_to(&address).unwrap();
+        let reader = scene.spawn("late reader", &address.to_string());
+        publisher.wait_for_subscribers(1).unwrap();
+        reader.hear::<()>();
+        reader.stop();
+        let sent = 40;
+        for number in 0..sent {
+            publisher.send(&vec![1; length(number)]).unwrap();
+        }
+        assert!(!publisher.drain(Duration::from_millis(5)).unwrap());
+        end(publisher);
+        reader.go_on();
+        let said: (u64, String) = reader.hear();
+        assert_eq!(said, (sent, format!("{reason:?}")));
+        reader.finish();
+    }
+}
+
+fn panics(publisher: Publisher) {
+    let panicking = std::thread::spawn(move || {
+        let _publisher = publisher;
+        std::panic::resume_unwind(Box::new("as it is told"));
+    });
+    panicking.join().unwrap_err();
 }

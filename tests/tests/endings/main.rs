@@ -13,6 +13,7 @@ fn other_process() {
     play(&[
         ("publisher", publisher::publisher),
         ("reader", draining::reader),
+        ("late reader", draining::late_reader),
         ("steady", steady),
     ]);
 }

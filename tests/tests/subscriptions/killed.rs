@@ -265,3 +265,51 @@ fn one_that_sleeps_is_woken_by_any_and_finds_again_who_was_killed() {
         assert!(subscriptions.is_empty());
     }
 }
+
+/// One of them is stopped, which is not dead: the others are heard, and it is when it goes on.
+#[test]
+fn one_that_is_stopped_holds_up_nobody() {
+    let scene = Scene::new();
+    for overflow in BOTH {
+        let mut subscriptions = builder(Policy::Block, overflow).subscriptions().unwrap();
+        let all: Vec<_> = (0..3)
+            .map(|name| {
+                let address = scene.address(&format!("one-{name}"));
+                let child = scene.spawn("one", &address.to_string());
+                let () = child.hear();
+                (subscriptions.connect_to(&address).unwrap(), child)
+            })
+            .collect();
+        let (stopped, others) = all.split_first().unwrap();
+        let mut receive = |expected: Key, number: u64| match subscriptions.recv_timeout(PATIENCE) {
+            Ok(Received::Message(from, message)) => {
+                assert_eq!(
+                    (from, message.to_vec()),
+                    (expected, number.to_le_bytes().to_vec())
+                );
+            }
+            other => panic!("{:?}", other.map(drop)),
+        };
+        stopped.1.tell(&true);
+        receive(stopped.0, 0);
+        stopped.1.stop();
+        stopped.1.tell(&true);
+        for number in 0..100 {
+            for (key, child) in others {
+                child.tell(&true);
+                receive(*key, number);
+            }
+        }
+        stopped.1.go_on();
+        receive(stopped.0, 1);
+        assert_eq!(subscriptions.len(), 3);
+        for (_, child) in all {
+            child.tell(&false);
+            child.finish();
+        }
+        for _ in 0..3 {
+            let received = subscriptions.recv().unwrap();
+            assert!(matches!(received, Received::Ended(_)));
+        }
+    }
+}
