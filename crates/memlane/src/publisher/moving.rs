@@ -29,9 +29,9 @@ const MAX_PACKETS: usize = 4;
 /// So many may still hold something whose place a subscriber has, the one after the other. Each costs what a subscriber costs.
 const MAX_PREDECESSORS: usize = 16;
 
-/// So many tickets may be on their way to a subscriber: whoever reads one asks for another at most. Each is a descriptor, of which all that
-/// this user's processes send may only have so many on their way.
-const MAX_TICKETS: u32 = 4;
+/// So many tickets may be on their way to a subscriber, as far as the kernel knows: whoever takes one asks for another. Each is a
+/// descriptor, of which all that this user's processes send may only have so many on their way.
+const MAX_TICKETS: usize = 8;
 
 /// Whose a subscriber's place in the roster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use memlane_region::{
     ring::{self, End, LEFT},
 };
 use memlane_signaling::{CARRIED, Doorbell, Look, Ringer, Rung};
-use memlane_transport::{Error as LinkError, Link};
+use memlane_transport::{Error as LinkError, Link, Room};
 use rustix::net::sockopt;
 
 use super::{
@@ -349,12 +349,13 @@ impl Peer {
     }
 
     /// How many of its tickets it may have left unread, at most.
-    pub(super) fn unread_tickets(&self) -> u32 {
-        let read = |link: &Link| link.room().is_ok_and(|room| room.taken == 0);
-        if self.with_link(read) == Some(true) {
+    pub(super) fn unread_tickets(&self) -> usize {
+        let packets = |link: &Link| link.room().map_or(usize::MAX, Room::packets);
+        let unread = self.with_link(packets).unwrap_or(0);
+        if unread == 0 {
             self.tickets.store(0, Ordering::Relaxed);
         }
-        self.tickets.load(Ordering::Relaxed)
+        unread.min(self.tickets.load(Ordering::Relaxed) as usize)
     }
 
     /// Gives it one, as it [says](Peer::sends) anything.

@@ -151,7 +151,7 @@ struct Flight {
 
 /// The least that a packet costs in a socket's accounting, beside its bytes: the kernel counts its own structures, 768 bytes
 /// on x86-64 (sk_buff and skb_shared_info, SKB_TRUESIZE).
-const OVERHEAD: usize = 512;
+pub(super) const OVERHEAD: usize = 512;
 
 impl Flight {
     fn admit(&mut self, socket: BorrowedFd<'_>, limit: usize) -> Result<(), Stop> {

@@ -6,7 +6,7 @@ use rustix::event::PollFlags;
 use rustix::net::sockopt;
 
 use super::Link;
-use super::outbox::Stop;
+use super::outbox::{OVERHEAD, Stop};
 use crate::error::Error;
 use crate::sys;
 use crate::wait;
@@ -22,6 +22,12 @@ pub struct Room {
 }
 
 impl Room {
+    /// How many packets those can be, at most.
+    #[must_use]
+    pub fn packets(self) -> usize {
+        self.taken / OVERHEAD
+    }
+
     /// Whether there is room for something beside so many bytes; of a buffer that is too small for that, beside a quarter of it.
     #[must_use]
     pub fn is_left_beside(self, bytes: usize) -> bool {
