@@ -24,7 +24,8 @@ use rustix::{
 
 use crate::{Async, ControlThread, Error, Readiness, Subscriber, left, watched::End};
 
-/// An end that has begun to connect (`begin`, `begin_at` and `begin_over` of its builder): nothing here waits.
+/// An end that has begun to connect (`begin`, `begin_at` and `begin_over` of its builder), or to arrive where another one stops
+/// (`begin_arrival` and its like): nothing here waits.
 ///
 /// In a loop of one's own it is a descriptor, which is readable when [`try_finish`](Connecting::try_finish) may get on, or the
 /// time that the builder allows is over; level-triggered or edge-triggered. In a task it is awaited
@@ -56,7 +57,8 @@ pub struct Connecting<E: Connects = Subscriber> {
 }
 
 /// An end that connects: a [`Subscriber`], a [`Sender`](crate::Sender), a [`Client`](crate::Client) or a
-/// [`WatchReceiver`](crate::WatchReceiver).
+/// [`WatchReceiver`](crate::WatchReceiver); or that arrives where another one stops: a [`Publisher`](crate::Publisher), a
+/// [`Receiver`](crate::Receiver) or [`Subscriptions`](crate::Subscriptions), too.
 pub trait Connects: End + Sized {
     /// One on its way.
     #[doc(hidden)]
@@ -85,8 +87,8 @@ impl<E: Connects> Connecting<E> {
     ///
     /// # Errors
     ///
-    /// As the builder's `connect`; [`Error::NoAnswer`], [`Error::NoReceiver`] or [`Error::NoServer`] once the time is over. It is
-    /// over, then; drop it.
+    /// As the builder's `connect`, or `arrive`; [`Error::NoAnswer`], [`Error::NoReceiver`], [`Error::NoServer`] or
+    /// [`Error::NotDeparted`] once the time is over. It is over, then; drop it.
     ///
     /// # Panics
     ///
@@ -233,6 +235,11 @@ impl Attempts {
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         self.deadline
             .is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// The time is over then, and not before.
+    pub(crate) fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
     }
 
     pub(crate) fn later(&mut self) -> Later {

@@ -202,6 +202,29 @@ impl<T: Trust> Receiver<T> {
     }
 }
 
+/// What is the same for those of many lanes that arrive.
+macro_rules! arrives {
+    ($end:ident, $begin:literal) => {
+        impl<T: Trust> $end<T> {
+            #[doc = concat!("Finishes what [`SubscriberBuilder::", $begin, "`](crate::SubscriberBuilder::", $begin, ") has begun, in the runtime of the calling task.")]
+            ///
+            /// # Cancellation
+            ///
+            /// Dropped while it is pending, it is as one that gives up, or, once it has been departed from, that dies.
+            ///
+            /// # Errors
+            ///
+            /// As [`Connecting::try_finish`] and [`Async::with`].
+            pub async fn finish(connecting: Connecting<crate::$end<T>>) -> Result<$end<T>, Error> {
+                connecting.finish_with(Readiness::new).await
+            }
+        }
+    };
+}
+
+arrives!(Receiver, "begin_arrival_of_receiver");
+arrives!(Subscriptions, "begin_arrival_of_subscriptions");
+
 impl<T: Trust> Subscriptions<T> {
     /// Takes a subscriber of many publishers into the runtime of the calling task.
     ///
@@ -315,7 +338,8 @@ impl Publisher {
         Publisher::finish(crate::Publisher::builder().driven().begin(service)?).await
     }
 
-    /// Finishes what [`PublisherBuilder::begin`](crate::PublisherBuilder::begin) and its like began, in the runtime of the
+    /// Finishes what [`PublisherBuilder::begin`](crate::PublisherBuilder::begin) and its like, or
+    /// [`begin_arrival`](crate::PublisherBuilder::begin_arrival), began, in the runtime of the
     /// calling task, as [`register`](Publisher::register) does.
     ///
     /// # Cancellation

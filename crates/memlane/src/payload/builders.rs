@@ -207,6 +207,18 @@ impl<P: Payload> Typed<PublisherBuilder, P> {
     pub fn arrive(self, ticket: PublisherTicket) -> Result<Typed<Publisher, P>, Error> {
         self.try_map(|builder| builder.arrive(ticket))
     }
+
+    /// Begins to go on where another publisher of the same values stops, without waiting ([`PublisherBuilder::begin_arrival`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn begin_arrival(
+        self,
+        ticket: PublisherTicket,
+    ) -> Result<Typed<Connecting<Publisher>, P>, Error> {
+        self.try_map(|builder| builder.begin_arrival(ticket))
+    }
 }
 
 impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {

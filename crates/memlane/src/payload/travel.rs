@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Payload, Typed};
 use crate::{
-    Error, Receiver, ReceiverTicket, Remains, SubscriberBuilder, Subscriptions,
+    Connecting, Error, Receiver, ReceiverTicket, Remains, SubscriberBuilder, Subscriptions,
     SubscriptionsTicket, Trust, WatchReceiver, WatchTicket,
 };
 
@@ -18,6 +18,18 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
         self.try_map(|builder| builder.arrive_receiver(ticket))
     }
 
+    /// Begins to go on where another receiver stops, without waiting ([`SubscriberBuilder::begin_arrival_of_receiver`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn begin_arrival_of_receiver(
+        self,
+        ticket: ReceiverTicket,
+    ) -> Result<Typed<Connecting<Receiver<T>>, P>, Error> {
+        self.try_map(|builder| builder.begin_arrival_of_receiver(ticket))
+    }
+
     /// Goes on where other subscriptions stop ([`SubscriberBuilder::arrive_subscriptions`]).
     ///
     /// # Errors
@@ -28,6 +40,19 @@ impl<T: Trust, P: Payload> Typed<SubscriberBuilder<T>, P> {
         ticket: SubscriptionsTicket,
     ) -> Result<Typed<Subscriptions<T>, P>, Error> {
         self.try_map(|builder| builder.arrive_subscriptions(ticket))
+    }
+
+    /// Begins to go on where other subscriptions stop, without waiting
+    /// ([`SubscriberBuilder::begin_arrival_of_subscriptions`]).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn begin_arrival_of_subscriptions(
+        self,
+        ticket: SubscriptionsTicket,
+    ) -> Result<Typed<Connecting<Subscriptions<T>>, P>, Error> {
+        self.try_map(|builder| builder.begin_arrival_of_subscriptions(ticket))
     }
 }
 

@@ -9,28 +9,23 @@ use std::{
 
 use memlane_region::{Remote, page_size, ring::TAGS};
 use memlane_signaling::{Backing, Doorbell, Ringer, gone};
-use memlane_transport::{Error as LinkError, FdRef, Link, Listener, dispose};
-use rustix::{
-    event::epoll::EventFlags,
-    net::{Shutdown, shutdown},
-};
+use memlane_transport::{Link, Listener, dispose};
+use rustix::event::epoll::EventFlags;
 
 use super::{
-    Publisher, PublisherBuilder, PublisherTicket,
+    Publisher, PublisherBuilder,
     attachments::Flight,
     control::Control,
     handshake::MAX_GREETING,
     moving::Place,
-    passage::{self, Going, HandsOver, LIMITS, Subscriber, TakesOverRef, Terms},
+    passage::{self, Going, HandsOver, Subscriber, TakesOverRef, Terms},
     peer::Peer,
     state::{Comes, Connection, Greeter, State},
 };
 use crate::{
-    Error, after,
+    Error,
     doorbells::{self, Bell},
-    error::Sides,
-    left,
-    protocol::{NoticeRef, Opening, VERSION, limits_of_publisher},
+    protocol::{NoticeRef, limits_of_publisher},
 };
 
 /// Positions beyond this are nonsense.
@@ -40,6 +35,7 @@ const LAST_POSITION: u64 = 1 << 62;
 const LOOK_AT: usize = 64;
 
 /// A subscriber of the publisher before, as it will be this one's.
+#[derive(Debug)]
 struct Known {
     peer: Arc<Peer>,
     process: Option<OwnedFd>,
@@ -47,36 +43,9 @@ struct Known {
     sequence: u64,
 }
 
-impl PublisherBuilder {
-    /// Goes on where another publisher stops, in whatever process that is: waits until it has
-    /// [departed](Publisher::depart), for as long as the [`timeout`](PublisherBuilder::timeout) allows; then the first message sent
-    /// here follows the last one sent there, for each of its subscribers, and new ones find this publisher behind its name. All that
-    /// takes time is done before.
-    ///
-    /// What subscribers go by is as it was: the size of rings, how many attachments a message may have, whether they are
-    /// [trusted](PublisherBuilder::trust_subscribers). All other options are this builder's own. A
-    /// [history](PublisherBuilder::history) begins anew. A publisher that had connected ([`Sender`](crate::Sender)) goes on as one.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotDeparted`] if it has not departed in time, and stays; [`Error::NotHandedOver`] if it has said that it stays, or has died;
-    /// [`Error::Option`] if it carries something else; [`Error::Version`]; or resources are short. The ticket is void.
-    pub fn arrive(self, ticket: PublisherTicket) -> Result<Publisher, Error> {
-        let deadline = after(self.timeout);
-        let waited = self.timeout;
-        let link = ticket.into_link()?.with_limits(LIMITS).adopting();
-        let met = Arriving::meet(self, &link, deadline);
-        let arrived = met.and_then(|arriving| arriving.complete(&link, deadline));
-        match arrived {
-            Err(Error::Link(LinkError::TimedOut)) => Err(Error::NotDeparted { waited }),
-            Err(Error::Link(error)) if error.is_disconnected() => Err(Error::NotHandedOver),
-            arrived => arrived,
-        }
-    }
-}
-
 /// It is there, and hears who its subscribers are.
-struct Arriving {
+#[derive(Debug)]
+pub(super) struct Arriving {
     publisher: Publisher,
     history: usize,
     access: memlane_transport::Access,
@@ -89,7 +58,7 @@ struct Arriving {
     listener: Option<Listener>,
 }
 
-fn nonsense(why: impl Into<String>) -> Error {
+pub(super) fn nonsense(why: impl Into<String>) -> Error {
     Error::Welcome { why: why.into() }
 }
 
@@ -135,26 +104,12 @@ fn check(at: &passage::Place, home: u32) -> Result<(), Error> {
 }
 
 impl Arriving {
-    /// Agrees with the one before on what subscribers go by, and tells it of its ring.
-    fn meet(
+    /// Makes what subscribers are to go by as the one before, at the other end of the link, has it.
+    pub(super) fn meet(
         builder: PublisherBuilder,
+        terms: &Terms,
         link: &Link,
-        deadline: Option<Instant>,
     ) -> Result<Arriving, Error> {
-        let opening = Opening { version: VERSION };
-        link.send_timeout(&opening, left(deadline))?;
-        let carries = TakesOverRef::Carries(builder.carries());
-        // A publisher of another version hangs up, and has said which.
-        let _ = link.send_timeout(&carries, left(deadline));
-        let Opening { version } = link.recv_timeout(left(deadline))?;
-        if version != VERSION {
-            return Err(Sides::new("publisher before it", "publisher").version(version));
-        }
-        let HandsOver::Terms(terms) = link.recv_timeout(left(deadline))? else {
-            return Err(nonsense(
-                "expected what subscribers go by, got something else",
-            ));
-        };
         if terms.home == 0 {
             return Err(nonsense(
                 "expected a number for the successor's ring, got that of the first of all",
@@ -172,13 +127,11 @@ impl Arriving {
             });
         }
         let (history, access) = (builder.history, builder.access.clone());
-        let made = builder.succeeding(&terms);
+        let made = builder.succeeding(terms);
         let publisher = made.inspect_err(|error| {
             let why = format!("its successor could not be made: {error}");
             let _ = link.try_send(&TakesOverRef::Refuses(&why));
         })?;
-        let ring = TakesOverRef::Ring(FdRef::new(&publisher.control.terms.ring));
-        link.send_timeout(&ring, left(deadline))?;
         Ok(Arriving {
             publisher,
             history,
@@ -191,54 +144,40 @@ impl Arriving {
         })
     }
 
-    /// Gets to know subscribers until the one before departs.
-    fn complete(mut self, link: &Link, deadline: Option<Instant>) -> Result<Publisher, Error> {
-        let mut over = false;
-        loop {
-            let said = match link.recv_timeout(left(deadline)) {
-                // From here on the one before cannot depart; if it just has, that is there.
-                Err(LinkError::TimedOut) if !over => {
-                    let _ = shutdown(link.as_fd(), Shutdown::Both);
-                    over = true;
-                    continue;
-                }
-                Err(error) if over && error.is_disconnected() => Err(LinkError::TimedOut),
-                said => said,
-            };
-            match said? {
-                HandsOver::Subscriber(subscriber) => {
-                    let source = subscriber.source;
-                    self.forget_those_gone();
-                    let known = self.know(subscriber).inspect_err(|error| {
-                        let why = format!("its successor cannot take a subscriber: {error}");
-                        let _ = link.try_send(&TakesOverRef::Refuses(&why));
-                    });
-                    let (known, doorbell) = known?;
-                    let doorbell = doorbell.as_ref().map(FdRef::new);
-                    let knows = TakesOverRef::Knows { source, doorbell };
-                    match link.send_timeout(&knows, left(deadline)) {
-                        // The one before did not wait for one that is gone; what it has said last is to be heard.
-                        Err(error) if error.is_disconnected() => {}
-                        sent => sent?,
-                    }
-                    self.known.insert(source, known);
-                }
-                // One that it was not told of is gone by now.
-                HandsOver::Going(going) if !self.known.contains_key(&going.source) => {}
-                HandsOver::Going(going) => {
-                    self.going.insert(going.source, flight(&going)?);
-                }
-                HandsOver::Greeter(_) if self.greeters.len() == MAX_GREETING => {
-                    return Err(nonsense(format!(
-                        "expected at most {MAX_GREETING} links without a greeting, got more"
-                    )));
-                }
-                HandsOver::Greeter(greeter) => self.greeters.push(greeter),
-                HandsOver::Listener(listener) => self.listener = Some(listener),
-                HandsOver::Departs(at) => return self.begin(at),
-                HandsOver::Terms(_) => return Err(nonsense("expected a subscriber, got terms")),
+    /// Its first ring.
+    pub(super) fn ring(&self) -> &OwnedFd {
+        &self.publisher.control.terms.ring
+    }
+
+    /// Takes a subscriber of the one before: what that is to ring.
+    pub(super) fn get_to_know(&mut self, subscriber: Subscriber) -> Result<Option<OwnedFd>, Error> {
+        let source = subscriber.source;
+        self.forget_those_gone();
+        let (known, doorbell) = self.know(subscriber)?;
+        self.known.insert(source, known);
+        Ok(doorbell)
+    }
+
+    /// Takes all else that moves along.
+    pub(super) fn hear(&mut self, said: HandsOver) -> Result<(), Error> {
+        match said {
+            // One that it was not told of is gone by now.
+            HandsOver::Going(going) if !self.known.contains_key(&going.source) => {}
+            HandsOver::Going(going) => {
+                self.going.insert(going.source, flight(&going)?);
+            }
+            HandsOver::Greeter(_) if self.greeters.len() == MAX_GREETING => {
+                return Err(nonsense(format!(
+                    "expected at most {MAX_GREETING} links without a greeting, got more"
+                )));
+            }
+            HandsOver::Greeter(greeter) => self.greeters.push(greeter),
+            HandsOver::Listener(listener) => self.listener = Some(listener),
+            HandsOver::Terms(_) | HandsOver::Subscriber(_) | HandsOver::Departs(_) => {
+                return Err(nonsense("expected a subscriber, got terms"));
             }
         }
+        Ok(())
     }
 
     /// Lets go of subscribers that have left the one before: it may be a long time until that departs.
@@ -309,7 +248,7 @@ impl Arriving {
     }
 
     /// The one before has departed: all this is this publisher's.
-    fn begin(self, at: passage::Place) -> Result<Publisher, Error> {
+    pub(super) fn begin(self, at: passage::Place) -> Result<Publisher, Error> {
         let Arriving {
             mut publisher,
             history,

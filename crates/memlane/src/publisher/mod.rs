@@ -1,3 +1,4 @@
+mod arrival;
 mod arriving;
 mod attachments;
 mod builder;

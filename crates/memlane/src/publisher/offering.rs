@@ -10,10 +10,10 @@ use std::{
 use memlane_transport::{Address, Error as LinkError, Link};
 use rustix::event::{EventfdFlags, epoll::EventFlags, eventfd};
 
-use super::{Publisher, PublisherBuilder};
+use super::{Publisher, PublisherBuilder, arrival::Coming};
 use crate::{
     Connecting, Error, after,
-    connecting::{Attempts, Begun, Connects},
+    connecting::{Attempts, Begun},
     names::address_of,
     pidfd_of, process_of,
 };
@@ -158,7 +158,7 @@ impl Offering {
         offering.attempts.watch(&offering.told.0, EventFlags::IN)?;
         offering.get_on()?;
         offering.attempts.set_timer()?;
-        Ok(Connecting::new(offering))
+        Ok(Connecting::new(Coming::Offers(Box::new(offering))))
     }
 
     /// As far as the lane is offered.
@@ -236,10 +236,6 @@ impl Begun for Offering {
     fn descriptor(&self) -> &Arc<OwnedFd> {
         self.attempts.descriptor()
     }
-}
-
-impl Connects for Publisher {
-    type Begun = Offering;
 }
 
 /// An eventfd that is written to whoever is woken.

@@ -409,7 +409,7 @@ impl Leaving {
 }
 
 /// Waits until one of them may have something, for a short while.
-pub(super) fn wait_for_any<'a>(fds: impl Iterator<Item = BorrowedFd<'a>>) {
+fn wait_for_any<'a>(fds: impl Iterator<Item = BorrowedFd<'a>>) {
     let fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     let mut fds: Vec<PollFd<'_>> = fds.collect();
     let pause = Timespec {

@@ -1,5 +1,6 @@
 //! A queue that many processes send into.
 
+pub(crate) mod arrival;
 pub(crate) mod arriving;
 pub(crate) mod gather;
 pub(crate) mod joining;

@@ -3,6 +3,8 @@
 use std::{
     collections::HashMap,
     fmt,
+    os::fd::OwnedFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,13 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Receiver,
+    arrival::{Arrival, Arrives, More, take},
     arriving::Arriving,
-    gather::{Gather, Key},
+    gather::Gather,
     joining::Joining,
-    leaving::{Leaving, wait_for_any},
+    leaving::Leaving,
 };
 use crate::{
-    Error, Subscriber, SubscriberBuilder, Trust, after,
+    Connecting, Error, Subscriber, SubscriberBuilder, Trust, after,
+    connecting::Connects,
     error::{NO_TICKET, Sides},
     protocol::VERSION,
     subscriber::Awaits,
@@ -29,9 +33,6 @@ const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 1_000_000,
 };
-
-/// For how long a successor waits for lanes that are late, before it receives from the others.
-const GRACE: Duration = Duration::from_millis(50);
 
 /// The right to go on where a [`Receiver`] stops, in whatever process has it ([`Receiver::ticket`]).
 ///
@@ -122,42 +123,6 @@ pub(crate) fn wait_until_awaited(
     }
 }
 
-/// Waits until whoever was there before has departed; then, for a moment more, until it has nothing left.
-///
-/// # Errors
-///
-/// It has not in time, or it stays.
-pub(crate) fn wait_for_departure<T: Trust>(
-    gather: &mut Gather<T>,
-    labels: &mut HashMap<Key, String>,
-    arriving: &mut Option<Box<Arriving<T>>>,
-    waited: Duration,
-) -> Result<(), Error> {
-    let mut deadline = after(waited);
-    let mut departed = false;
-    while let Some(lanes) = arriving {
-        let more = lanes.take(gather, labels);
-        if lanes.stays() {
-            return Err(Error::HungUp);
-        }
-        if !more {
-            *arriving = None;
-            break;
-        }
-        if lanes.has_departed() && !std::mem::replace(&mut departed, true) {
-            deadline = after(GRACE);
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            match departed {
-                true => break,
-                false => return Err(Error::NotDeparted { waited }),
-            }
-        }
-        wait_for_any(lanes.sources());
-    }
-    Ok(())
-}
-
 impl<T: Trust> SubscriberBuilder<T> {
     /// Goes on where another receiver stops, in whatever process that is: at its name, if it has one, and on all of its lanes,
     /// each at the next message. Waits until the other [departs](Receiver::depart), or is gone, for as long as the
@@ -170,6 +135,19 @@ impl<T: Trust> SubscriberBuilder<T> {
     /// [`Error::NotDeparted`] if it has not departed in time, and stays; [`Error::HungUp`] if it has said that it stays;
     /// [`Error::Version`]; [`Error::Os`] if resources are short. The ticket is void.
     pub fn arrive_receiver(self, ticket: ReceiverTicket) -> Result<Receiver<T>, Error> {
+        self.begin_arrival_of_receiver(ticket)?.wait()
+    }
+
+    /// Begins to go on where another receiver stops, as [`arrive_receiver`](SubscriberBuilder::arrive_receiver) does, without waiting: for
+    /// loops and tasks. Dropped before it has finished, it is as one that gives up, or, once it has been departed from, that dies.
+    ///
+    /// # Errors
+    ///
+    /// As there, as far as that is known at once.
+    pub fn begin_arrival_of_receiver(
+        self,
+        ticket: ReceiverTicket,
+    ) -> Result<Connecting<Receiver<T>>, Error> {
         let ReceiverTicket {
             version,
             link,
@@ -181,7 +159,7 @@ impl<T: Trust> SubscriberBuilder<T> {
         let arriving = Arriving::new(&self, self.max_senders, *link, &gather)?;
         let listener = listener.map(|listener| listener.with_access(self.access.clone()));
         let joining = Joining::new(self, Awaits::Offer, listener).paused();
-        let mut receiver = Receiver {
+        let receiver = Receiver {
             gather,
             joining,
             stats: super::ReceiverStats::default(),
@@ -189,14 +167,30 @@ impl<T: Trust> SubscriberBuilder<T> {
             leaving: None,
             arriving: Some(Box::new(arriving)),
         };
+        Arrival::begin(receiver, waited)
+    }
+}
+
+impl<T: Trust> Arrives for Receiver<T> {
+    fn watches(&self) -> &Arc<OwnedFd> {
+        self.gather.descriptor()
+    }
+
+    fn take(&mut self) -> More {
         let Receiver {
             gather, arriving, ..
-        } = &mut receiver;
-        wait_for_departure(gather, &mut HashMap::new(), arriving, waited)?;
-        let resumed = receiver.joining.resume(&mut receiver.gather);
-        resumed.map_err(Error::os("watch the listener"))?;
-        Ok(receiver)
+        } = self;
+        take(gather, &mut HashMap::new(), arriving)
     }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        let resumed = self.joining.resume(&mut self.gather);
+        resumed.map_err(Error::os("watch the listener"))
+    }
+}
+
+impl<T: Trust> Connects for Receiver<T> {
+    type Begun = Arrival<Receiver<T>>;
 }
 
 impl<T: Trust> Receiver<T> {

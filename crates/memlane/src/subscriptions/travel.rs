@@ -1,19 +1,21 @@
 //! Subscribers of many publishers that move to another process, in the middle of their streams.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use memlane_transport::Link;
 use serde::{Deserialize, Serialize};
 
 use super::Subscriptions;
 use crate::{
-    Error, Remains, Subscriber, SubscriberBuilder, Trust,
+    Connecting, Error, Remains, Subscriber, SubscriberBuilder, Trust,
+    connecting::Connects,
     error::NO_TICKET,
     protocol::VERSION,
     receiver::{
+        arrival::{Arrival, Arrives, More, take},
         arriving::Arriving,
         leaving::Leaving,
-        travel::{check_version, wait_for_departure, wait_until_awaited},
+        travel::{check_version, wait_until_awaited},
     },
 };
 
@@ -57,6 +59,20 @@ impl<T: Trust> SubscriberBuilder<T> {
         self,
         ticket: SubscriptionsTicket,
     ) -> Result<Subscriptions<T>, Error> {
+        self.begin_arrival_of_subscriptions(ticket)?.wait()
+    }
+
+    /// Begins to go on where other subscriptions stop, as [`arrive_subscriptions`](SubscriberBuilder::arrive_subscriptions) does,
+    /// without waiting: for loops and tasks. Dropped before it has finished, it is as one that gives up, or, once it has been
+    /// departed from, that dies.
+    ///
+    /// # Errors
+    ///
+    /// As there, as far as that is known at once.
+    pub fn begin_arrival_of_subscriptions(
+        self,
+        ticket: SubscriptionsTicket,
+    ) -> Result<Connecting<Subscriptions<T>>, Error> {
         let SubscriptionsTicket { version, link } = ticket;
         check_version(version)?;
         let waited = self.timeout;
@@ -64,14 +80,36 @@ impl<T: Trust> SubscriberBuilder<T> {
         let Subscriptions {
             gather,
             builder,
-            labels,
             arriving,
             ..
         } = &mut subscriptions;
         *arriving = Some(Box::new(Arriving::new(builder, usize::MAX, *link, gather)?));
-        wait_for_departure(gather, labels, arriving, waited)?;
-        Ok(subscriptions)
+        Arrival::begin(subscriptions, waited)
     }
+}
+
+impl<T: Trust> Arrives for Subscriptions<T> {
+    fn watches(&self) -> &Arc<OwnedFd> {
+        self.gather.descriptor()
+    }
+
+    fn take(&mut self) -> More {
+        let Subscriptions {
+            gather,
+            labels,
+            arriving,
+            ..
+        } = self;
+        take(gather, labels, arriving)
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl<T: Trust> Connects for Subscriptions<T> {
+    type Begun = Arrival<Subscriptions<T>>;
 }
 
 impl<T: Trust> Subscriptions<T> {
