@@ -463,6 +463,29 @@ fn in_a_loop() {
     assert!(matches!(empty, Err(RecvTimeoutError::TimedOut)));
 }
 
+/// What has been sent before a call is found by it, whatever time it has, also on lanes that ring.
+#[test]
+fn a_call_without_time_finds_what_is_there() {
+    let _scene = Scene::new();
+    for policy in Policy::ALL {
+        let (mut receiver, mut senders) = queue(policy, 5);
+        for round in 0..20_u64 {
+            for sender in senders.iter_mut().rev() {
+                if policy != Policy::Poll {
+                    let sleeps = receiver.stats().sleeps;
+                    while receiver.stats().sleeps == sleeps {
+                        let short = std::time::Duration::from_millis(1);
+                        assert!(receiver.recv_timeout(short).is_err());
+                    }
+                }
+                sender.send(&round.to_ne_bytes()).unwrap();
+                let found = receiver.recv_timeout(std::time::Duration::ZERO);
+                assert_eq!(found.unwrap().to_vec(), round.to_ne_bytes());
+            }
+        }
+    }
+}
+
 #[test]
 fn in_a_task() {
     let _scene = Scene::new();

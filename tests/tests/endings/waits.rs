@@ -1,5 +1,7 @@
 //! Subscribers that wait in every way, and hear of the end.
 
+use std::time::Duration;
+
 use memlane::{
     Async, Link, Publisher, Reason, RecvError, RecvTimeoutError, Subscriber, TryRecvError,
     WaitPolicy, Watched,
@@ -16,18 +18,22 @@ enum Waits {
     Adaptive,
     Polling,
     InTime,
+    InNoTime,
     Looking,
     Watched,
+    WatchedInNoTime,
     InATask,
 }
 
-const WAITS: [Waits; 7] = [
+const WAITS: [Waits; 9] = [
     Waits::Asleep,
     Waits::Adaptive,
     Waits::Polling,
     Waits::InTime,
+    Waits::InNoTime,
     Waits::Looking,
     Waits::Watched,
+    Waits::WatchedInNoTime,
     Waits::InATask,
 ];
 
@@ -63,6 +69,14 @@ impl Waits {
                     Err(error) => panic!("{error}"),
                 }
             },
+            Waits::InNoTime => loop {
+                match subscriber.recv_timeout(Duration::ZERO) {
+                    Ok(message) => take(&message.to_vec()),
+                    Err(RecvTimeoutError::TimedOut) => std::thread::yield_now(),
+                    Err(RecvTimeoutError::Disconnected { reason }) => break reason,
+                    Err(error) => panic!("{error}"),
+                }
+            },
             Waits::Looking => loop {
                 match subscriber.try_recv() {
                     Ok(message) => take(&message.to_vec()),
@@ -81,6 +95,19 @@ impl Waits {
                         Err(TryRecvError::Disconnected { reason }) => break reason,
                         Err(error) => panic!("{error}"),
                     }
+                }
+            }
+            Waits::WatchedInNoTime => {
+                let mut subscriber = Watched::new(subscriber).expect("it sleeps");
+                loop {
+                    match subscriber.recv_timeout(Duration::ZERO) {
+                        Ok(message) => take(&message.to_vec()),
+                        Err(RecvTimeoutError::TimedOut) => std::thread::yield_now(),
+                        Err(RecvTimeoutError::Disconnected { reason }) => break reason,
+                        Err(error) => panic!("{error}"),
+                    }
+                    // Whoever waits for it would miss nothing.
+                    poll(&mut [PollFd::new(&subscriber, PollFlags::IN)], None).expect("poll");
                 }
             }
             Waits::InATask => {
