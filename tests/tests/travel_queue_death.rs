@@ -222,17 +222,17 @@ fn predecessor(role: &Role) {
         }
     };
     role.tell(&(left.is_none(), ledger.clone()));
-    // Those it has kept it goes on with.
-    while role.has_said::<()>().is_none() {
-        alive();
-        match &mut left {
-            Some(receiver) => {
-                if let Ok(message) = receiver.recv_timeout(Duration::from_millis(1)) {
-                    ledger.note(&message.to_vec());
-                }
+    // Those it has kept it goes on with, until it has received what had been sent when it is told to stop.
+    if let Some(receiver) = &mut left {
+        while role.has_said::<()>().is_none() {
+            alive();
+            if let Ok(message) = receiver.recv_timeout(Duration::from_millis(1)) {
+                ledger.note(&message.to_vec());
             }
-            None => std::thread::sleep(Duration::from_millis(1)),
         }
+        ledger.empty(receiver);
+    } else {
+        let () = role.hear();
     }
     role.tell(&ledger);
 }
@@ -339,7 +339,6 @@ fn killed_at_any_moment() {
                 again = Some(sender);
             }
             let counts: Vec<_> = streams.into_iter().map(Stream::stop).collect();
-            std::thread::sleep(Duration::from_millis(20));
             predecessor.tell(&());
             old = predecessor.hear::<Ledger>();
             drop(again);
