@@ -186,6 +186,7 @@ fn every_end_for_one_who_looks_later() {
 /// However often one asks.
 #[test]
 fn the_reason_stays() {
+    let _scene = Scene::new();
     let (ours, theirs) = Link::pair().unwrap();
     let publisher = Publisher::builder().unbound().unwrap();
     publisher.attach(ours).unwrap();
