@@ -2,6 +2,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs,
+    io::ErrorKind,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{
@@ -43,15 +44,7 @@ impl Scene {
         prepare();
         alive();
         let name = std::thread::current().name().unwrap_or_default().to_owned();
-        let directory = std::env::temp_dir().join(format!(
-            "memlane-test-{}-{}",
-            std::process::id(),
-            SCENES.fetch_add(1, Ordering::Relaxed)
-        ));
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&directory)
-            .expect("a runtime directory");
+        let directory = new_directory();
         // As the first to use the directory would.
         fs::DirBuilder::new()
             .mode(0o700)
@@ -96,6 +89,20 @@ impl Drop for Scene {
             assert!(new.is_empty(), "left in /dev/shm: {new:?}");
         }
         let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A process that was killed may have left one, and there are others of its number: earlier ones, and those in other namespaces.
+fn new_directory() -> PathBuf {
+    loop {
+        let number = SCENES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("memlane-test-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        match fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Ok(()) => return directory,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => panic!("a runtime directory, {}: {error}", directory.display()),
+        }
     }
 }
 

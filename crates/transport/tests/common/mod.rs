@@ -252,11 +252,17 @@ pub struct Directory(pub PathBuf);
 impl Directory {
     pub fn new() -> Directory {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("memlane-test-{}-{number}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Directory(path)
+        loop {
+            let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let path =
+                std::env::temp_dir().join(format!("memlane-test-{}-{number}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => return Directory(path),
+                // Of a process that was killed, or one of the same number in another namespace.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
     }
 
     pub fn join(&self, name: &str) -> PathBuf {
