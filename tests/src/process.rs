@@ -17,7 +17,9 @@ use rustix::process::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Census, PATIENCE, Scene, alive, wait_until,
+    Census, PATIENCE, Scene, alive,
+    shortage::allow_enough,
+    wait_until,
     watchdog::{self, Watchdog, state},
 };
 
@@ -272,6 +274,7 @@ pub fn play_after(prepare: impl FnOnce(), roles: &[(&str, Part)]) {
         return;
     };
     prepare();
+    allow_enough();
     set_parent_process_death_signal(Some(Signal::KILL)).expect("prctl");
     let _watchdog = Watchdog::start(name.clone());
     let role = Role {

@@ -14,7 +14,7 @@ use std::{
 
 use memlane::{Address, Publisher, PublisherBuilder, Watched};
 
-use crate::{Census, Policy, alive, watchdog::Watchdog};
+use crate::{Census, Policy, alive, shortage::allow_enough, watchdog::Watchdog};
 
 /// One test at a time: all count the descriptors of one process.
 static STAGE: Mutex<()> = Mutex::new(());
@@ -42,6 +42,7 @@ impl Scene {
     pub fn after(prepare: impl FnOnce()) -> Scene {
         let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
         prepare();
+        allow_enough();
         alive();
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         let directory = new_directory();

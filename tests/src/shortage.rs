@@ -1,4 +1,4 @@
-//! Processes that are short of descriptors.
+//! Processes that are short of descriptors, and tests that take many.
 
 use std::{fs, os::fd::OwnedFd};
 
@@ -53,5 +53,18 @@ impl Shortage {
 impl Drop for Shortage {
     fn drop(&mut self) {
         setrlimit(Resource::Nofile, self.before).expect("the limit of before");
+    }
+}
+
+/// What the tests with the most publishers and attachments take.
+const ENOUGH: u64 = 1024;
+
+/// Allows this process what tests take, where somebody has set a lower limit that may be raised.
+pub(crate) fn allow_enough() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(ENOUGH).min(ENOUGH);
+    if limit.current.is_some_and(|current| current < most) {
+        let current = Some(most);
+        setrlimit(Resource::Nofile, Rlimit { current, ..limit }).expect("a higher limit");
     }
 }

@@ -202,7 +202,13 @@ fn cases(cases: u32) -> ProptestConfig {
 
 /// Each value is there three times: at the sender, in flight, at the receiver.
 fn room_for_descriptors() {
+    const MOST: u64 = 8192;
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    assert!(
+        limit.maximum.is_none_or(|most| most >= MOST),
+        "expected to be allowed {MOST} descriptors (ulimit -Hn), got {:?}",
+        limit.maximum
+    );
     limit.current = limit
         .maximum
         .map_or(Some(16_384), |most| Some(most.min(16_384)));

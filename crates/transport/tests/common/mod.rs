@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use memlane_transport::{Link, Listener};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub use kinds::{Kinds, kinds};
 
@@ -41,9 +42,23 @@ pub fn worker(role: &str) -> memlane_transport::Command {
 pub fn alone() -> Alone {
     static ONE: Mutex<()> = Mutex::new(());
     let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    allow_enough();
     Alone {
         before: descriptors(),
         _turn: turn,
+    }
+}
+
+/// What most tests take; those with more say so.
+const ENOUGH: u64 = 1024;
+
+/// Allows this process as many descriptors as tests take, where somebody has set a lower limit that may be raised.
+fn allow_enough() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(ENOUGH).min(ENOUGH);
+    if limit.current.is_some_and(|current| current < most) {
+        let current = Some(most);
+        setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
     }
 }
 
