@@ -360,7 +360,10 @@ fn lanes_on_their_way_have_their_places() {
         assert_eq!(remains.end.senders(), 0, "{remains}");
     }
     let mut successor = arriving.join().unwrap();
-    assert_eq!(successor.senders(), 1);
+    wait_until("the other lane begins there", || {
+        assert!(successor.try_recv().is_err());
+        successor.senders() == 1
+    });
     let refused = connect(Publisher::builder());
     wait_until("there is an answer", || {
         assert!(successor.try_recv().is_err());
