@@ -1,6 +1,10 @@
 //! Subscribers that move while somebody dies, or is stopped.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use memlane::{Error, Link, Publisher, Reason, RecvError, Subscriber, Ticket, WhenFull};
 use memlane_region::{Shared, page_size};
@@ -526,6 +530,38 @@ fn a_publisher_that_is_stopped_or_killed() {
             reason: Reason::Died
         })
     ));
+}
+
+/// What is asked of a publisher that answers late makes void what there was: nobody has the second ticket, and nobody can have it.
+#[test]
+fn a_publisher_that_answers_late() {
+    let _scene = Scene::new();
+    let mut publisher = unbound(4096).driven().unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    publisher.attach(ours).unwrap();
+    let joining = thread::spawn(|| Subscriber::builder().over(theirs).unwrap());
+    let mut subscriber = driving(&mut publisher, joining);
+    let asking = thread::spawn(|| (subscriber.ticket().unwrap(), subscriber));
+    let (first, mut subscriber) = driving(&mut publisher, asking);
+    assert!(matches!(subscriber.ticket(), Err(Error::NoAnswer { .. })));
+    alive();
+    let departing = thread::spawn(|| subscriber.depart());
+    let stays = driving(&mut publisher, departing).unwrap_err();
+    assert!(matches!(stays.error, Error::Stays { .. }), "{stays}");
+    let mut subscriber = stays.subscriber.unwrap();
+    publisher.send(&1_u64.to_le_bytes()).unwrap();
+    assert_eq!(subscriber.recv().unwrap().to_vec(), 1_u64.to_le_bytes());
+    let arriving = thread::spawn(|| first.arrive());
+    assert!(driving(&mut publisher, arriving).is_err());
+}
+
+/// What another thread comes to, which waits for a publisher that a loop of this one's drives meanwhile.
+fn driving<T>(publisher: &mut Publisher, acting: JoinHandle<T>) -> T {
+    wait_until("it has been answered", || {
+        publisher.drive().unwrap();
+        acting.is_finished()
+    });
+    acting.join().unwrap()
 }
 
 /// A stopped old end keeps its place; a stopped successor does not get one that is not departed from.

@@ -1,6 +1,6 @@
 //! Receivers that move while somebody dies, or is stopped.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use memlane::{Error, Link, Reason, WatchError, WatchReceiver, WatchSender, WatchTicket};
 use memlane_tests::{
@@ -316,6 +316,49 @@ fn a_sender_that_is_stopped_or_killed() {
     let end = receiver.changed().unwrap_err();
     assert!(matches!(end, WatchError::Disconnected { .. }), "{end}");
     assert_eq!(look(&mut receiver), 3);
+}
+
+/// Has somebody do something that waits for a sender, which a loop of this process's drives meanwhile.
+fn driving<T: Send>(sender: &WatchSender, act: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let acting = scope.spawn(act);
+        wait_until("it has been answered", || {
+            sender.drive().unwrap();
+            acting.is_finished()
+        });
+        acting.join().unwrap()
+    })
+}
+
+/// What was said to it cannot be taken back, and what was asked of it makes void what there was.
+#[test]
+fn a_sender_that_answers_late() {
+    let _scene = Scene::new();
+    let sender = WatchSender::builder().driven().unbound().unwrap();
+    let (ours, theirs) = Link::pair().unwrap();
+    sender.attach(ours).unwrap();
+    let receiver = driving(&sender, || WatchReceiver::builder().over(theirs));
+    let mut receiver = receiver.unwrap();
+    let first = driving(&sender, || receiver.ticket()).unwrap();
+    let unanswered = receiver.ticket();
+    assert!(matches!(unanswered, Err(Error::NoAnswer { .. })));
+    alive();
+    // Nobody has the second ticket, and nobody can have it: it must not depart.
+    let remains = driving(&sender, || receiver.depart()).unwrap_err();
+    assert!(matches!(remains.error, Error::Stays { .. }), "{remains}");
+    let mut receiver = remains.end;
+    assert!(driving(&sender, || first.arrive()).is_err());
+
+    let ticket = driving(&sender, || receiver.ticket()).unwrap();
+    let remains = receiver.depart().unwrap_err();
+    assert!(matches!(remains.error, Error::NoAnswer { .. }), "{remains}");
+    alive();
+    let mut receiver = remains.end;
+    let late = receiver.stay().unwrap_err();
+    assert!(matches!(late, Error::NoAnswer { .. }), "{late}");
+    driving(&sender, || receiver.depart()).unwrap();
+    let _successor = driving(&sender, || ticket.arrive()).unwrap();
+    assert_eq!(sender.moved(), 1);
 }
 
 /// A stopped old end keeps its place; a stopped successor does not hold up the sender.

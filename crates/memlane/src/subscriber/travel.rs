@@ -212,8 +212,8 @@ impl<T: Trust> Subscriber<T> {
     /// [depart](Subscriber::depart). Or depart at once, and nobody receives until the other is there.
     ///
     /// Whoever has the ticket is admitted, whatever the publisher's [access rule](crate::PublisherBuilder::access) says. A
-    /// subscriber has one at a time: one that it had before is void. It waits for the publisher's control side, as joining does,
-    /// for up to 5 s.
+    /// subscriber has one at a time: one that it had before is void, whatever comes of this. It waits for the publisher's control
+    /// side, as joining does, for up to 5 s.
     ///
     /// If this process dies before it has departed, the other goes on at the last cursor that was exported: it may get the
     /// last messages once more, those of an eighth of the ring at most. If the other dies before that, nothing has happened.
@@ -258,6 +258,8 @@ impl<T: Trust> Subscriber<T> {
         }
         let deadline = after(PATIENCE);
         let number = self.chunks.moving.next();
+        // One that comes too late is nobody's, and that of before is void.
+        self.travel = Travel::Stays;
         self.tell(&PacketRef::Ticket { number }, deadline)?;
         let mut heard = 0;
         loop {

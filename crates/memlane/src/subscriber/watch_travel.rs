@@ -79,8 +79,8 @@ impl WatchReceiver {
     /// [waits](WatchReceiver::is_awaited); then [depart](WatchReceiver::depart). Or depart at once.
     ///
     /// Whoever has the ticket is admitted, whatever the sender's [access rule](crate::WatchSenderBuilder::access) says, and however
-    /// many receivers there are. A receiver has one at a time: one that it had before is void. It waits for the sender's control
-    /// side, as connecting does, for up to 5 s.
+    /// many receivers there are. A receiver has one at a time: one that it had before is void, whatever comes of this. It waits for the
+    /// sender's control side, as connecting does, for up to 5 s.
     ///
     /// If this process dies before it has departed, the other goes on, and takes the newest value for one that has not been read. If
     /// the other dies before that, nothing has happened.
@@ -126,6 +126,8 @@ impl WatchReceiver {
         }
         let deadline = after(PATIENCE);
         let number = self.moving.next();
+        // One that comes too late is nobody's, and that of before is void.
+        self.travel = Travel::Stays;
         tell(&self.link, &PacketRef::Ticket { number }, deadline)?;
         let mut heard = 0;
         loop {
@@ -175,13 +177,21 @@ impl WatchReceiver {
     ///
     /// # Errors
     ///
-    /// [`Error::HungUp`] if the sender is gone; [`Error::NoAnswer`].
+    /// [`Error::HungUp`] if the sender is gone; [`Error::NoAnswer`], also of one that was to [depart](WatchReceiver::depart) and came
+    /// back for want of an answer: the sender does what it was told, which cannot be taken back.
     pub fn stay(&mut self) -> Result<(), Error> {
-        if self.travel == Travel::Ticketed {
-            tell(&self.link, &PacketRef::Stays, after(PATIENCE))?;
-            self.travel = Travel::Stays;
-            self.moving.next();
+        match self.travel {
+            Travel::Stays => return Ok(()),
+            Travel::Ticketed => tell(&self.link, &PacketRef::Stays, after(PATIENCE))?,
+            Travel::Departed => match self.is_awaited() {
+                // The sender has said by now that there was nobody to go on.
+                Err(Error::Stays { .. }) => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Err(Error::NoAnswer { waited: PATIENCE }),
+            },
         }
+        self.travel = Travel::Stays;
+        self.moving.next();
         Ok(())
     }
 
