@@ -564,6 +564,34 @@ fn driving<T>(publisher: &mut Publisher, acting: JoinHandle<T>) -> T {
     acting.join().unwrap()
 }
 
+/// Whoever asks again and again whether to depart is told that there is nobody to depart from.
+#[test]
+fn nobody_waits_at_a_publisher_that_is_gone() {
+    let scene = Scene::new();
+    for killed in [false, true] {
+        let (ours, theirs) = Link::pair().unwrap();
+        let child = scene.spawn("publisher", &theirs);
+        drop(theirs);
+        let mut subscriber = Subscriber::builder().over(ours).unwrap();
+        child.tell(&20_u64);
+        let () = child.hear();
+        let ticket = subscriber.ticket().unwrap();
+        assert!(!subscriber.is_awaited().unwrap());
+        match killed {
+            true => child.kill_and_reap(),
+            false => {
+                child.tell(&0_u64);
+                child.finish();
+            }
+        }
+        wait_until("it hears", || subscriber.is_awaited().is_err());
+        let gone = subscriber.is_awaited();
+        assert!(matches!(gone, Err(Error::HungUp)), "{gone:?}");
+        expect(&mut subscriber, 0..20);
+        drop(ticket);
+    }
+}
+
 /// A stopped old end keeps its place; a stopped successor does not get one that is not departed from.
 #[test]
 fn an_old_end_that_does_not_depart() {

@@ -361,6 +361,32 @@ fn a_sender_that_answers_late() {
     assert_eq!(sender.moved(), 1);
 }
 
+/// Whoever asks again and again whether to depart is told that there is nobody to depart from.
+#[test]
+fn nobody_waits_at_a_sender_that_is_gone() {
+    let scene = Scene::new();
+    for killed in [false, true] {
+        let (ours, theirs) = Link::pair().unwrap();
+        let child = scene.spawn("sender", &theirs);
+        drop(theirs);
+        let mut receiver = WatchReceiver::builder().over(ours).unwrap();
+        let ticket = receiver.ticket().unwrap();
+        assert!(!receiver.is_awaited().unwrap());
+        match killed {
+            true => child.kill_and_reap(),
+            false => {
+                child.tell(&false);
+                let _: (usize, u64) = child.hear();
+                child.finish();
+            }
+        }
+        wait_until("it hears", || receiver.is_awaited().is_err());
+        let gone = receiver.is_awaited();
+        assert!(matches!(gone, Err(Error::HungUp)), "{gone:?}");
+        drop(ticket);
+    }
+}
+
 /// A stopped old end keeps its place; a stopped successor does not hold up the sender.
 #[test]
 fn ends_that_are_stopped() {

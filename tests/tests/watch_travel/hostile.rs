@@ -119,12 +119,21 @@ fn nonsense_beside_a_move() {
     let _scene = Scene::new();
     let (link, _memory, mut receiver) = sender_by_hand();
     link.send(&Notice::Removed { id: 3 }).unwrap();
-    assert!(!receiver.is_awaited().unwrap());
+    assert!(matches!(receiver.is_awaited(), Err(Error::HungUp)));
     let error = receiver.changed().unwrap_err();
     let broken = matches!(&error, WatchError::Disconnected { reason: Reason::Broken { why } }
         if why == "expected a farewell, got Removed { id: 3 }");
     assert!(broken, "{error}");
     assert!(link.recv::<Opening>().unwrap_err().is_disconnected());
+    // What cannot be read as a notice is no better.
+    let (link, _memory, mut receiver) = sender_by_hand();
+    link.send("nonsense").unwrap();
+    assert!(matches!(receiver.is_awaited(), Err(Error::HungUp)));
+    let end = link.recv_timeout::<Opening>(PATIENCE).unwrap_err();
+    assert!(end.is_disconnected(), "{end}");
+    let error = receiver.changed().unwrap_err();
+    let broken = matches!(&error, WatchError::Disconnected { reason } if matches!(reason, Reason::Broken { .. }));
+    assert!(broken, "{error}");
     // Nor does it help to say it before an end.
     let (link, _memory, mut receiver) = sender_by_hand();
     link.send(&Notice::Awaited { number: 0 }).unwrap();

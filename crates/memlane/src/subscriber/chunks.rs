@@ -38,6 +38,8 @@ pub(super) struct Chunks {
     refused: Option<(Option<u32>, String)>,
     /// What the publisher said last, or why nothing more is heard of it.
     farewell: Option<Reason>,
+    /// The link has ended, with or without a word.
+    hung_up: bool,
     /// With which ring it ends, where, and why, if the publisher goes on without it by then.
     dismissed: Option<(u32, u64, String)>,
     /// The number of the ring that is read.
@@ -57,6 +59,7 @@ impl Chunks {
             homes: Homes::default(),
             refused: None,
             farewell: None,
+            hung_up: false,
             dismissed: None,
             reads: 0,
             moving: Moving::default(),
@@ -85,6 +88,11 @@ impl Chunks {
     /// received, or is held, is the publisher's from then on: so nothing is read behind a farewell.
     pub(super) fn is_over(&self) -> bool {
         self.farewell.is_some()
+    }
+
+    /// Whether the end of the link was met.
+    pub(super) fn has_hung_up(&self) -> bool {
+        self.hung_up
     }
 
     /// Why the publisher goes on without this subscriber, if it has said so.
@@ -254,7 +262,10 @@ impl Chunks {
             match link.try_recv::<Notice>() {
                 Ok(notice) => self.take(notice),
                 Err(LinkError::WouldBlock) => return true,
-                Err(error) if error.is_disconnected() => return true,
+                Err(error) if error.is_disconnected() => {
+                    self.hung_up = true;
+                    return true;
+                }
                 Err(error) => {
                     self.break_off(link, &error);
                     return true;

@@ -290,11 +290,14 @@ impl<T: Trust> Subscriber<T> {
     /// # Errors
     ///
     /// [`Error::Stays`], once, if there will be none: whoever had the ticket is gone, or was refused. This subscriber goes on,
-    /// and may get another ticket.
+    /// and may get another ticket. [`Error::HungUp`] if the publisher is gone: what it had committed is still to be received here.
     pub fn is_awaited(&mut self) -> Result<bool, Error> {
         let position = self.position();
         self.chunks.take_notices(&self.link, position);
         self.stays_not()?;
+        if self.life.gone || self.chunks.is_over() || self.chunks.has_hung_up() {
+            return Err(Error::HungUp);
+        }
         Ok(self.chunks.moving.awaited)
     }
 
@@ -302,7 +305,7 @@ impl<T: Trust> Subscriber<T> {
     ///
     /// # Errors
     ///
-    /// As [`is_awaited`](Subscriber::is_awaited); [`Error::HungUp`] if the publisher is gone.
+    /// As [`is_awaited`](Subscriber::is_awaited).
     pub fn wait_until_awaited(&mut self, timeout: Duration) -> Result<bool, Error> {
         let deadline = after(timeout);
         let mut heard = 0;
@@ -371,9 +374,6 @@ impl<T: Trust> Subscriber<T> {
         }
         let deadline = after(PATIENCE);
         self.is_awaited()?;
-        if self.chunks.is_over() {
-            return Err(Error::HungUp);
-        }
         let departed = self.say_where()?;
         self.tell(&departed, deadline)?;
         self.travel = Travel::Departed;

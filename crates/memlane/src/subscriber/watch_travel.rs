@@ -146,18 +146,21 @@ impl WatchReceiver {
     /// # Errors
     ///
     /// [`Error::Stays`], once, if there will be none: whoever had the ticket is gone, or was refused. This receiver goes on,
-    /// and may get another ticket.
+    /// and may get another ticket. [`Error::HungUp`] if the sender is gone.
     pub fn is_awaited(&mut self) -> Result<bool, Error> {
         self.take_notices();
         self.stays_not()?;
-        Ok(self.moving.awaited)
+        match self.ended {
+            None => Ok(self.moving.awaited),
+            Some(_) => Err(Error::HungUp),
+        }
     }
 
     /// Waits until a successor waits, no longer than `timeout`; whether one does.
     ///
     /// # Errors
     ///
-    /// As [`is_awaited`](WatchReceiver::is_awaited); [`Error::HungUp`] if the sender is gone.
+    /// As [`is_awaited`](WatchReceiver::is_awaited).
     pub fn wait_until_awaited(&mut self, timeout: Duration) -> Result<bool, Error> {
         let deadline = after(timeout);
         let mut heard = 0;
@@ -223,9 +226,6 @@ impl WatchReceiver {
             Travel::Stays => return Err(Error::stays(NO_TICKET)),
             Travel::Ticketed => {
                 self.is_awaited()?;
-                if self.ended.is_some() {
-                    return Err(Error::HungUp);
-                }
                 tell(&self.link, &self.last_word(), deadline)?;
                 self.travel = Travel::Departed;
             }
@@ -329,12 +329,13 @@ impl WatchReceiver {
 
     /// The link has ended by this.
     fn break_off(&mut self, error: &LinkError) {
-        self.end(match error.is_disconnected() {
-            true => Reason::Died,
-            false => Reason::Broken {
-                why: error.to_string(),
-            },
-        });
+        if error.is_disconnected() {
+            return self.end(Reason::Died);
+        }
+        // The sender does not know yet: it would keep a place for this receiver, and ring it.
+        self.link.hang_up();
+        let why = error.to_string();
+        self.end(Reason::Broken { why });
     }
 }
 
