@@ -46,10 +46,10 @@ pub enum Error {
         /// Its version.
         ours: u32,
     },
-    /// The publisher hung up before it had welcomed this subscriber.
+    /// The publisher hung up, or whoever this end was to be connected to, or to succeed: before there was a lane, or a move.
     #[error(
-        "the publisher hung up before it had welcomed this subscriber: it has ended, or many others came at once; try again, or \
-         see whether it runs"
+        "the other end hung up: it has ended, or many others came at once, or the ticket is void that was used; see whether it \
+         runs, and try again, with another ticket if there was one"
     )]
     HungUp,
     /// The publisher turned this subscriber away.
