@@ -247,7 +247,7 @@ impl PublisherBuilder {
     }
 
     /// How many subscribers there may be at a time; more are refused. Default: 64. Each costs this process up
-    /// to five descriptors and one page.
+    /// to five descriptors, six once it has moved to another process, and one page.
     pub fn max_subscribers(mut self, subscribers: usize) -> PublisherBuilder {
         self.max_subscribers = subscribers;
         self

@@ -95,8 +95,8 @@ impl WatchSenderBuilder {
         self
     }
 
-    /// How many receivers there may be at a time; more are refused. Default: 64. One that moves to another process keeps its place. Each costs this process up to three
-    /// descriptors and one page, and each value a load, if it may sleep.
+    /// How many receivers there may be at a time; more are refused. Default: 64. One that moves to another process keeps its place.
+    /// Each costs this process up to three descriptors, four once it has moved, and one page, and each value a load, if it may sleep.
     pub fn max_receivers(mut self, receivers: usize) -> WatchSenderBuilder {
         self.max_receivers = receivers;
         self
