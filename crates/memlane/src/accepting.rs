@@ -6,10 +6,10 @@ use std::{
 };
 
 use memlane_transport::{Access, Address, Error as LinkError, Link, Listener, who_listens};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::{
-    Error,
+    Error, NOW,
     protocol::{Opening, PacketRef, Refusal, VERSION},
 };
 
@@ -59,6 +59,12 @@ fn room(listener: &Listener) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether somebody waits to be accepted.
+fn has_client(listener: &Listener) -> bool {
+    let found = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&NOW));
+    !matches!(found, Ok(0))
+}
+
 /// What came of accepting.
 pub(crate) struct Accepted {
     /// So many clients were turned away: the access rule did not admit them, or there are no descriptors for them.
@@ -78,7 +84,10 @@ pub(crate) fn accept(
     let mut refused = 0;
     let mut more = true;
     for _ in 0..MAX_ACCEPTS {
-        let short = room(listener).err();
+        // Where nobody waits, as a rule when somebody has left, others of this process are not to find their descriptors gone for a
+        // moment, nor the spare one to be lost to them.
+        let waits = has_client(listener);
+        let short = waits.then(|| room(listener).err()).flatten();
         if short.is_some() {
             spare.give();
         }
@@ -95,7 +104,13 @@ pub(crate) fn accept(
             };
             refuse(link, refusal);
         };
-        match (listener.try_accept_or(deny), short) {
+        let accepted = listener.try_accept_or(deny);
+        let short = match accepted {
+            // It has come just now.
+            Ok(_) if !waits => room(listener).err(),
+            _ => short,
+        };
+        match (accepted, short) {
             // Whatever goes wrong afterwards, that one link is closed and the next has its turn.
             (Ok(link), None) => meet(link),
             (Ok(link), Some(error)) => {
