@@ -10,6 +10,7 @@ pub mod raw;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -272,7 +273,11 @@ impl Directory {
             let path =
                 std::env::temp_dir().join(format!("memlane-test-{}-{number}", std::process::id()));
             match fs::create_dir(&path) {
-                Ok(()) => return Directory(path),
+                Ok(()) => {
+                    // Other users enter it, whatever the umask is.
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+                    return Directory(path);
+                }
                 // Of a process that was killed, or one of the same number in another namespace.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => panic!("{}: {error}", path.display()),
