@@ -40,7 +40,7 @@ fn a_stopped_publisher_is_silent() {
             .liveliness(LIMIT)
             .connect_to(&address)
             .expect("the publisher");
-        child.signal(Signal::STOP);
+        child.stop();
         for _ in 0..3 {
             match subscriber.recv() {
                 Err(RecvError::Silent { silence }) => assert!(silence >= LIMIT),

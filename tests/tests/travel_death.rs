@@ -502,7 +502,7 @@ fn a_publisher_that_is_stopped_or_killed() {
     let () = child.hear();
     expect(&mut subscriber, 0..5);
     let first = subscriber.ticket().unwrap();
-    child.signal(Signal::STOP);
+    child.stop();
     alive();
     assert!(matches!(subscriber.ticket(), Err(Error::NoAnswer { .. })));
     expect(&mut subscriber, 5..6);

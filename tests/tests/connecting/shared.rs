@@ -12,9 +12,8 @@ use memlane::{
 };
 use memlane_tests::{
     Control, Dice, PATIENCE, Role, Scene, Smol, Tasks, Tokio, alive, fill, length, poll_and_drop,
-    thread_id, wait_stopped, yield_now,
+    yield_now,
 };
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,7 +37,7 @@ pub(crate) fn server(role: &Role) {
         .reply_timeout(PATIENCE)
         .bind_to(&address.parse().unwrap())
         .unwrap();
-    role.tell(&thread_id());
+    role.tell(&());
     let mut dice = Dice::new();
     let mut kept: Vec<(Vec<u8>, Responder)> = Vec::new();
     let mut answered = 0_u64;
@@ -105,7 +104,7 @@ fn everybody_gets_what_is_theirs<K: Tasks>(scene: &Scene, requests: usize, keeps
         keeps,
     };
     let server = scene.spawn("server", &serves);
-    let _: u32 = server.hear();
+    let () = server.hear();
     const TASKS: u64 = 30;
     const CALLS: u64 = 20;
     K::run(async {
@@ -151,7 +150,7 @@ fn in_tasks_on_many_threads() {
         keeps: 5,
     };
     let server = scene.spawn("server", &serves);
-    let _: u32 = server.hear();
+    let () = server.hear();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(3)
         .enable_all()
@@ -269,13 +268,12 @@ fn all_are_told<K: Tasks>(scene: &Scene) {
         keeps: 1000,
     };
     let server = scene.spawn("server", &serves);
-    let thread: u32 = server.hear();
+    let () = server.hear();
     K::run(async {
         let client = options().begin_at(&address).unwrap();
         let client = client.finish_with(K::readiness).await.unwrap().shared();
         ask(&client, 1).await;
-        server.signal(Signal::STOP);
-        wait_stopped(server.id(), thread);
+        server.stop();
         // Some wait for their turn, and some for room; their time is over.
         let short = Duration::from_millis(10);
         let late = join_all((0..30).map(|number| {
@@ -384,7 +382,7 @@ fn a_request_that_is_dropped_is_told_to_its_task_alone() {
         keeps: 3,
     };
     let server = scene.spawn("server", &serves);
-    let _: u32 = server.hear();
+    let () = server.hear();
     Control::run(async {
         let client = options().begin_at(&address).unwrap();
         let client = client.finish().await.unwrap().shared();

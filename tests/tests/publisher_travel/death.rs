@@ -7,7 +7,6 @@ use memlane::{
 };
 use memlane_tests::{
     Child, Dice, PATIENCE, Role, Scene, alive, check, fill, number, thread_id, unbound,
-    wait_stopped,
 };
 use memlane_transport::remove_stale;
 use rustix::{event::epoll, process::Signal};
@@ -256,9 +255,8 @@ fn nobody_notices_that_a_predecessor_is_gone() {
 fn a_subscriber_that_is_stopped_all_the_while_follows() {
     let scene = Scene::new();
     let stage = Stage::set(&scene, Departs::Told);
-    let (stopped, thread) = &stage.subscribers[0];
-    stopped.signal(Signal::STOP);
-    wait_stopped(stopped.id(), *thread);
+    let (stopped, _) = &stage.subscribers[0];
+    stopped.stop();
     stage.predecessor.tell(&());
     stage.successor.hear::<Result<u64, String>>().unwrap();
     stage.predecessor.hear::<Result<u64, String>>().unwrap();
@@ -281,8 +279,7 @@ fn a_stopped_successor_holds_nobody_up() {
     let child = scene.spawn("successor", &from);
     drop(from);
     let () = child.hear();
-    child.signal(Signal::STOP);
-    wait_stopped(child.id(), child.id());
+    child.stop();
     to.send(&publisher.ticket().unwrap()).unwrap();
     let mut next = 0;
     for _ in 0..100 {
@@ -318,8 +315,7 @@ fn a_stopped_predecessor_stays() {
     predecessor.tell(&0_usize);
     let ticket: PublisherTicket = from.adopting().recv().unwrap();
     let () = predecessor.hear();
-    predecessor.signal(Signal::STOP);
-    wait_stopped(predecessor.id(), predecessor.id());
+    predecessor.stop();
     let builder = Publisher::builder().timeout(Duration::from_millis(20));
     let error = builder.arrive(ticket).unwrap_err();
     assert!(matches!(error, Error::NotDeparted { .. }), "{error}");
