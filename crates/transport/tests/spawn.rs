@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use common::{all_writers_closed, alone, descriptors, inode, memfd, role, worker};
+use common::{all_writers_closed, alone, descriptors, inode, memfd, role, until, worker};
 use memlane_transport::spawn::Step;
 use memlane_transport::{Child, Command, Error, Fd, Link, SpawnError, parent, parent_link};
 use rustix::io::Errno;
@@ -71,9 +71,9 @@ fn no_children() {
 /// After one was dropped: where the machine is busy, its end takes longer than that waits, and a thread waits for it.
 fn no_children_soon() {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    while waitid(WaitId::All, options).err() != Some(Errno::CHILD) {
-        thread::yield_now();
-    }
+    until("there are no children", || {
+        waitid(WaitId::All, options).err() == Some(Errno::CHILD)
+    });
 }
 
 /// Says everything again until the parent has left.
