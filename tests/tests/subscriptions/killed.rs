@@ -313,3 +313,37 @@ fn one_that_is_stopped_holds_up_nobody() {
         }
     }
 }
+
+/// Who does not wait hears of an end as soon as one who does, whichever way it does not wait.
+#[test]
+fn one_that_does_not_wait_is_told_at_once() {
+    let scene = Scene::new();
+    for policy in Policy::SLEEPY {
+        for waits in [Some(Duration::ZERO), None] {
+            let mut subscriptions = builder(policy, BOTH[0]).subscriptions().unwrap();
+            let address = scene.address("one");
+            let child = scene.spawn("one", &address.to_string());
+            let () = child.hear();
+            subscriptions.connect_to(&address).unwrap();
+            child.tell(&true);
+            let Received::Message(..) = subscriptions.recv().unwrap() else {
+                panic!("it is there");
+            };
+            child.kill_and_reap();
+            let mut calls = 0;
+            loop {
+                let received = match waits {
+                    Some(time) => subscriptions.recv_timeout(time).ok(),
+                    None => subscriptions.try_recv().ok(),
+                };
+                match received {
+                    Some(Received::Ended(ended)) => break died(&ended),
+                    Some(Received::Message(..)) => panic!("it has sent one"),
+                    None => calls += 1,
+                }
+                assert!(calls < 10, "{policy:?}, {waits:?}");
+            }
+            let _ = memlane::transport::remove_stale(&address);
+        }
+    }
+}
