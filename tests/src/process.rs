@@ -249,6 +249,16 @@ impl Role {
         self.link.recv_timeout(PATIENCE).expect("the parent")
     }
 
+    /// Tells the parent that a step is reached, if it is the one at which it wants to do something to this process; goes on when the
+    /// parent says so.
+    #[track_caller]
+    pub fn halt<S: PartialEq>(&self, at: S, until: S) {
+        if at == until {
+            self.tell(&());
+            self.hear::<()>();
+        }
+    }
+
     /// What the parent has said, if anything.
     pub fn has_said<T: DeserializeOwned>(&self) -> Option<T> {
         match self.link.try_recv() {

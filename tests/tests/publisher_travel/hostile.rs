@@ -21,13 +21,13 @@ use memlane_tests::{
     },
 };
 use memlane_transport::Fd;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::death::attached;
 
 /// What a successor says, by hand.
-#[derive(Debug, Serialize)]
-enum Says {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Says {
     Carries(Type),
     Ring(Fd),
     Knows(u32, Option<Fd>),
@@ -35,14 +35,14 @@ enum Says {
     Refuses(String),
 }
 
-#[derive(Debug, Serialize)]
-struct Type {
-    encoding: u32,
-    name: String,
-    version: u32,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Type {
+    pub(crate) encoding: u32,
+    pub(crate) name: String,
+    pub(crate) version: u32,
 }
 
-fn bytes() -> Says {
+pub(crate) fn bytes() -> Says {
     Says::Carries(Type {
         encoding: 0,
         name: String::new(),
@@ -143,8 +143,8 @@ fn a_hostile_successor_is_as_a_hostile_publisher() {
 }
 
 /// What a publisher says to its successor, by hand.
-#[derive(Debug, Serialize)]
-enum Hands {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Hands {
     Terms {
         capacity: u64,
         home: u32,
@@ -177,14 +177,14 @@ enum Hands {
     Departs(Place),
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Place {
-    position: u64,
-    sequence: u64,
-    chunks: u64,
-    segments: u32,
-    rings: u32,
-    tag: u16,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) position: u64,
+    pub(crate) sequence: u64,
+    pub(crate) chunks: u64,
+    pub(crate) segments: u32,
+    pub(crate) rings: u32,
+    pub(crate) tag: u16,
 }
 
 /// After 64 bytes, in ring 0, with 4 messages; the successor's ring is 1.
@@ -438,7 +438,7 @@ impl Lane {
 }
 
 /// The header of a ring's end.
-fn switch(ring: u32) -> u64 {
+pub(crate) fn switch(ring: u32) -> u64 {
     u64::from(ring) | 3 << 32
 }
 

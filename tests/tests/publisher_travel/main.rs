@@ -5,6 +5,7 @@ mod followers;
 mod hostile;
 mod moves;
 mod senders;
+mod steps;
 mod unread;
 
 use memlane_tests::{play, steady};
@@ -18,5 +19,7 @@ fn other_process() {
         ("predecessor", death::predecessor),
         ("successor", death::successor),
         ("subscriber", death::subscriber),
+        ("predecessor by hand", steps::predecessor),
+        ("successor by hand", steps::successor),
     ]);
 }
