@@ -7,6 +7,7 @@ mod old_ends;
 mod publishers;
 mod receivers;
 mod senders;
+mod subscriptions;
 mod successors;
 
 use std::ops::Range;

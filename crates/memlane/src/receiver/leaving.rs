@@ -210,7 +210,7 @@ impl Leaving {
                         ticket,
                         since: Instant::now(),
                     },
-                    Err(error) => Stage::Stays(error.to_string()),
+                    Err(error) => Stage::Stays(why(&error)),
                 },
                 Stage::Asked { asked, .. } => match lane.ask_for_ticket() {
                     Ok(true) => {
@@ -218,7 +218,7 @@ impl Leaving {
                         continue;
                     }
                     Ok(false) => break,
-                    Err(error) => Stage::Stays(error.to_string()),
+                    Err(error) => Stage::Stays(why(&error)),
                 },
                 Stage::Ticket { ticket, .. } => {
                     let lossy = lane.is_lossy();
@@ -240,11 +240,11 @@ impl Leaving {
                 Stage::Passed { .. } => match lane.is_awaited() {
                     Ok(true) => Stage::Awaited,
                     Ok(false) => break,
-                    Err(error) => Stage::Stays(error.to_string()),
+                    Err(error) => Stage::Stays(why(&error)),
                 },
                 Stage::Awaited => match lane.is_awaited() {
                     Ok(_) => break,
-                    Err(error) => Stage::Stays(error.to_string()),
+                    Err(error) => Stage::Stays(why(&error)),
                 },
                 Stage::Departing { .. } | Stage::Stays(_) => break,
             };
@@ -348,7 +348,7 @@ impl Leaving {
                 }
                 (Err(error), Ok(false)) => {
                     lane.return_from_departure();
-                    self.lanes.insert(key, Stage::Stays(error.to_string()));
+                    self.lanes.insert(key, Stage::Stays(why(error)));
                 }
                 (Ok(()), Ok(false)) if since.elapsed() > PATIENCE => {
                     // It does as it was told when it gets on.
@@ -365,7 +365,7 @@ impl Leaving {
             // What it has sent is received here.
             return match buries && lane.is_empty() {
                 true => Step::Over,
-                false => Step::Remains(error.to_string()),
+                false => Step::Remains(why(&error)),
             };
         }
         self.pass_on(lane, key, labels);
@@ -380,7 +380,7 @@ impl Leaving {
                     return Step::Waits;
                 }
                 Ok(false) => return Step::Waits,
-                Err(error) => error.to_string(),
+                Err(error) => why(&error),
             },
             Some(Stage::Passed { since }) if since.elapsed() > PATIENCE && !self.arrives => {
                 UNATTENDED.to_owned()
@@ -405,6 +405,15 @@ impl Leaving {
             }
             !departing
         });
+    }
+}
+
+/// Why a lane stays: what is made of that says so, too.
+fn why(error: &Error) -> String {
+    match error {
+        Error::Stays { why } => why.clone(),
+        Error::HungUp => "whoever is at the other end of a lane has hung up".to_owned(),
+        error => error.to_string(),
     }
 }
 
