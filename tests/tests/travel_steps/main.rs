@@ -9,6 +9,7 @@ mod receivers;
 mod senders;
 mod subscriptions;
 mod successors;
+mod versions;
 
 use std::ops::Range;
 

@@ -107,12 +107,20 @@ impl Control {
                 Err(LinkError::WouldBlock) => return,
                 // Of another version, which it can tell from ours, or no subscriber at all.
                 other => {
+                    let comes = greeter.comes;
                     let refused = u64::from(other.is_ok());
                     self.refused.fetch_add(refused, Ordering::Relaxed);
-                    if let (Ok(Opening { version }), true) =
-                        (other, greeter.comes == Comes::Offered)
-                    {
-                        state.failed = Some(Sides::new("receiver", "sender").version(version));
+                    match (other, comes) {
+                        (Ok(Opening { version }), Comes::Offered) => {
+                            state.failed = Some(Sides::new("receiver", "sender").version(version));
+                        }
+                        (Ok(Opening { version }), Comes::ToSucceed(predecessor)) => {
+                            let why = format!(
+                                "its successor is of version {version}, and this publisher of version {VERSION}"
+                            );
+                            self.orphan(state, predecessor, source, &why);
+                        }
+                        _ => {}
                     }
                     return self.remove(state, source);
                 }
