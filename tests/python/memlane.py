@@ -141,3 +141,6 @@ if __name__ == "__main__":
         parts[sys.argv[1]](*sys.argv[2:])
     except Refused as refused:
         say("refused", *refused.args)
+    except Violation as violation:
+        say("failed", violation)
+        sys.exit(1)

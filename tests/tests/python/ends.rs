@@ -9,17 +9,19 @@ use std::{
     },
     sync::atomic::Ordering,
     thread::{self},
+    time::Duration,
 };
 
 use memlane::{
-    Address, Encoded, Link, Publisher, Reason, RecvError, Subscriber, transport::remove_stale,
+    Address, Encoded, Link, Publisher, Reason, RecvError, RecvTimeoutError, Subscriber,
+    transport::remove_stale,
 };
 use memlane_region::{Remote, Shared, page_size};
 use memlane_tests::{
     PATIENCE, Policy, Role, Scene, thread_id, unbound, wait_asleep, wait_stopped, wait_until,
     wire::{
         ARMED, Answer, CURSOR, Farewell, Greeting, Notice, Offer, Opening, Refusal, VERSION,
-        Welcome,
+        Welcome, of_the_future,
     },
 };
 use memlane_transport::{Fd, Listener};
@@ -105,6 +107,98 @@ fn either_side_is_killed() {
         "{end:?}"
     );
     remove_stale(&address).unwrap();
+}
+
+/// One that is stopped is not dead, as a publisher either.
+#[test]
+fn it_is_stopped() {
+    let scene = Scene::new();
+    if !python() {
+        return;
+    }
+    let address = scene.address("lane");
+    let mut python = Python::start("publish", &address, &[]);
+    python.says("bound");
+    let mut subscriber = Subscriber::builder().connect_to(&address).unwrap();
+    python.says("joined 1");
+    python.send(0..3);
+    python.sent(3);
+    python.signal(Signal::STOP);
+    wait_stopped(python.id(), python.id());
+    (0..3).for_each(|number| check(number, &subscriber.recv().unwrap().to_vec()));
+    python.send(3..6);
+    let empty = subscriber.recv_timeout(Duration::from_millis(5)).map(drop);
+    assert!(
+        matches!(empty, Err(RecvTimeoutError::TimedOut)),
+        "{empty:?}"
+    );
+    python.signal(Signal::CONT);
+    (3..6).for_each(|number| check(number, &subscriber.recv().unwrap().to_vec()));
+    python.sent(3);
+    drop(python.input.take());
+    assert!(matches!(
+        subscriber.recv().map(drop),
+        Err(RecvError::Disconnected {
+            reason: Reason::Closed
+        })
+    ));
+    drop(subscriber);
+    python.slept();
+    python.finish();
+}
+
+/// Whoever it meets of another version it tells from its own, and so do they.
+#[test]
+fn others_are_of_another_version() {
+    let scene = Scene::new();
+    if !python() {
+        return;
+    }
+    let address = scene.address("lane");
+    let expected =
+        |version: u32| format!("failed expected version {VERSION} of the protocol, got {version}");
+    // It connects.
+    for part in ["subscribe", "offer"] {
+        let future = of_the_future(&address);
+        let mut python = Python::start(part, &address, &[]);
+        python.says(&expected(VERSION + 1));
+        future.join().unwrap();
+        assert_eq!(python.end().code(), Some(1));
+    }
+    // It is connected to, and goes on.
+    for part in ["publish", "receive"] {
+        let mut python = Python::start(part, &address, &[]);
+        python.says("bound");
+        for version in [VERSION - 1, VERSION + 1, 0, u32::MAX] {
+            let link = Link::connect(&address).unwrap();
+            link.send(&Opening { version }).unwrap();
+            python.says(&expected(version));
+            let opening: Opening = link.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(opening.version, VERSION);
+        }
+        match part {
+            "publish" => {
+                let mut subscriber = Subscriber::builder().connect_to(&address).unwrap();
+                python.says("joined 1");
+                python.send([0]);
+                python.sent(1);
+                check(0, &subscriber.recv().unwrap().to_vec());
+                drop(python.input.take());
+                assert!(subscriber.recv().is_err());
+                drop(subscriber);
+                python.slept();
+            }
+            _ => {
+                let mut sender = unbound(1 << 14).connect_to(&address).unwrap();
+                python.says("offered");
+                sender.send(&message(0)).unwrap();
+                python.has(&message(0));
+                drop(sender);
+                python.says("ended closed");
+            }
+        }
+        python.finish();
+    }
 }
 
 #[test]
