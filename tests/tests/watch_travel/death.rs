@@ -123,12 +123,17 @@ fn killed_at_any_moment() {
             predecessor.kill();
             // It may have said what it has seen before.
             let said: Option<Option<u64>> = predecessor.hear_if_alive();
+            let said = said.flatten();
             predecessor.kill_and_reap();
+            if said.is_some() {
+                // Before the sender closes: it may have departed with nobody there yet.
+                wait_until("the other is there", || sender.moved() == 1);
+            }
             send(&mut sender);
             let sent = send(&mut sender);
             sender.close();
             let arrived: Option<(u64, u64)> = successor.hear();
-            match (said.flatten(), arrived) {
+            match (said, arrived) {
                 (Some(seen), Some((known, last))) => {
                     assert_eq!((known, last), (seen, sent));
                     moved += 1;
